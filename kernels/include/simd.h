@@ -1,0 +1,174 @@
+// Short vectors of the instruction set this file is compiled for (GCC and Clang vector extensions).
+//
+// A kernel source is compiled once per instruction set with -DSEGFAST_ISA=<name>; everything lands in
+// namespace segfast::<name>. Nothing here may become a weak symbol: the linker would be free to pick
+// the AVX-512 copy of an inline function for every caller. Hence templates and inline functions live
+// in an anonymous namespace and no standard-library function is instantiated.
+#pragma once
+
+#include <cstdint>
+#include <utility>  // integer_sequence: a type, it emits no code
+
+#ifndef SEGFAST_ISA
+#define SEGFAST_ISA baseline
+#endif
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+#define SEGFAST_INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kVectorRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kVectorRegisters = 16;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 16;
+#endif
+
+template <typename T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <typename T, int N>
+struct VecType {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <typename T, int N>
+using Vec = typename VecType<T, N>::type;
+
+template <typename T>
+struct IntOfType;
+template <>
+struct IntOfType<float> {
+  using type = int32_t;
+};
+template <>
+struct IntOfType<double> {
+  using type = int64_t;
+};
+template <typename T>
+using IntOf = typename IntOfType<T>::type;
+
+template <int N, typename T>
+SEGFAST_INLINE Vec<T, N> load(const T* p) {
+  Vec<T, N> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <int N, typename T>
+SEGFAST_INLINE void store(T* p, Vec<T, N> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+template <typename T, int N>
+SEGFAST_INLINE Vec<T, N> broadcast(T x) {
+  return x - Vec<T, N>{};
+}
+
+// Calls f(offset, width tag) over [0, count): full vectors, then one half, then one quarter vector.
+// count must be a multiple of kRowMultiple<T>.
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
+template <typename T>
+constexpr int kRowMultiple = 16 / sizeof(T);
+
+template <typename T, typename F>
+SEGFAST_INLINE void for_each_vector(int64_t count, const F& f) {
+  constexpr int kFull = kLanes<T>;
+  int64_t i = 0;
+  for (; i + kFull <= count; i += kFull) f(i, Width<kFull>{});
+  if constexpr (kFull / 2 >= kRowMultiple<T>) {
+    if (i + kFull / 2 <= count) {
+      f(i, Width<kFull / 2>{});
+      i += kFull / 2;
+    }
+  }
+  if constexpr (kFull / 4 >= kRowMultiple<T>) {
+    if (i + kFull / 4 <= count) f(i, Width<kFull / 4>{});
+  }
+}
+
+template <typename V>
+SEGFAST_INLINE V maximum(V a, V b) {
+  return a > b ? a : b;
+}
+
+// exp(x) for x <= 0 (0 below the smallest normal result); NaN propagates. About 1 ulp.
+//   x = n ln 2 + r, |r| <= ln 2 / 2;   exp(x) = 2^n exp(r), exp(r) by its Taylor series.
+template <int N>
+SEGFAST_INLINE Vec<float, N> exp_nonpositive(Vec<float, N> x) {
+  using I = Vec<int32_t, N>;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec<float, N> shifted = x * 1.44269504088896341f + kRound;
+  const Vec<float, N> n = shifted - kRound;
+  const Vec<float, N> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec<float, N> p = r * (1.0f / 5040) + (1.0f / 720);
+  p = p * r + (1.0f / 120);
+  p = p * r + (1.0f / 24);
+  p = p * r + (1.0f / 6);
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const I exponent = (((I)shifted - (I)broadcast<float, N>(kRound)) + 127) << 23;
+  return x < -87.0f ? Vec<float, N>{} : p * (Vec<float, N>)exponent;
+}
+
+template <int N>
+SEGFAST_INLINE Vec<double, N> exp_nonpositive(Vec<double, N> x) {
+  using I = Vec<int64_t, N>;
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  const Vec<double, N> shifted = x * 1.4426950408889634074 + kRound;
+  const Vec<double, N> n = shifted - kRound;
+  const Vec<double, N> r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  Vec<double, N> p = broadcast<double, N>(1.0 / 6227020800.0);
+  constexpr double kInverseFactorial[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                                          1.0 / 40320,     1.0 / 5040,     1.0 / 720,     1.0 / 120,
+                                          1.0 / 24,        1.0 / 6,        0.5,           1.0,
+                                          1.0};
+  for (double c : kInverseFactorial) p = p * r + c;
+  const I exponent = (((I)shifted - (I)broadcast<double, N>(kRound)) + 1023) << 52;
+  return x < -708.0 ? Vec<double, N>{} : p * (Vec<double, N>)exponent;
+}
+
+template <int N>
+constexpr int from_pair(int lane, int step, bool high) {
+  if (high) return (lane & step) ? N + lane : lane + step;
+  return (lane & step) ? N + lane - step : lane;
+}
+
+template <int Step, bool High, typename V, int... K>
+SEGFAST_INLINE V exchange(V a, V b, std::integer_sequence<int, K...>) {
+  constexpr int N = sizeof...(K);
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, from_pair<N>(K, Step, High)...);
+#else
+  using I = Vec<IntOf<std::remove_cvref_t<decltype(a[0])>>, N>;
+  return __builtin_shuffle(a, b, I{from_pair<N>(K, Step, High)...});
+#endif
+}
+
+// Transposes the N x N block held in rows[0..N): log2 N rounds of exchanging half blocks.
+template <typename T, int N, int Step = N / 2>
+SEGFAST_INLINE void transpose(Vec<T, N>* rows) {
+  if constexpr (Step >= 1) {
+    constexpr auto lanes = std::make_integer_sequence<int, N>{};
+    for (int i = 0; i < N; ++i) {
+      if (i & Step) continue;
+      const Vec<T, N> a = rows[i], b = rows[i + Step];
+      rows[i] = exchange<Step, false>(a, b, lanes);
+      rows[i + Step] = exchange<Step, true>(a, b, lanes);
+    }
+    transpose<T, N, Step / 2>(rows);
+  }
+}
+
+}  // namespace
+}  // namespace SEGFAST_ISA
+}  // namespace segfast

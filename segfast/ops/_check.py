@@ -1,0 +1,53 @@
+"""Argument checks shared by the operators: a message names the argument, the contract, what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def describe(value: object) -> str:
+    """A short description of an argument for an error message."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__} {value!r}"[:120]
+
+
+def require_tensor(name: str, value: object, contract: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor {contract}, got {describe(value)}")
+
+
+def require_floating(name: str, value: Tensor, contract: str) -> None:
+    require_tensor(name, value, contract)
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating-point tensor {contract}, got {describe(value)}")
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {describe(value)}")
+
+
+def require_count(name: str, value: object, minimum: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {describe(value)}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def positive_floats(name: str, value: object, counts: Sequence[int]) -> list[float]:
+    """One positive number, or a sequence of as many as ``counts`` allows -> list of counts[0]."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value] * counts[0]
+    sizes = " or ".join(str(count) for count in counts)
+    if len(values) not in counts:
+        raise ValueError(f"{name} must be one number or {sizes} of them, got {describe(value)}")
+    for number in values:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise TypeError(f"{name} must be a number or {sizes} of them, got {describe(value)}")
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{name} must be positive and finite, got {describe(value)}")
+    return [float(number) for number in values]

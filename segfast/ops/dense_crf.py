@@ -1,0 +1,299 @@
+"""Dense CRF: Gaussian filtering in feature space, and mean-field inference built on it.
+
+    y_i = sum_j exp(-1/2 |f_i - f_j|^2) v_j                                  (gaussian_filter)
+    scores = logits - mu sum_m W_m K~_m Q,   Q = softmax(scores)             (mean_field)
+
+Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
+NIPS 2011; the normalisations of "Parameter Learning and Convergent Inference for Dense Random
+Fields", ICML 2013. Derivations: kernels/dense_crf/README.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segfast._native import native
+from segfast.ops import _check
+from segfast.ops._dense_crf_op import GaussianFilter, MeanField
+
+NORMALIZATIONS = ("none", "before", "after", "symmetric")
+METHODS = ("lattice", "exact", "auto")
+SPATIAL = ("conv", "lattice")
+MAX_FEATURES = 32
+# "auto" sums every pair up to this many pixels (128 x 128): there it costs about what the lattice does.
+AUTO_EXACT_PIXELS = 128 * 128
+UINT8_COLOR_SIGMA = 13.0
+
+Weight = float | Tensor  # a number, [L] or [L, L]
+Sigma = float | Sequence[float]
+
+
+def gaussian_filter(
+    values: Tensor,  # [B, C, N]
+    features: Tensor,  # [B, F, N]
+    method: str = "exact",
+    normalization: str = "none",
+    tolerance: float = 1e-7,
+) -> Tensor:
+    r"""Gaussian filter in an arbitrary feature space.
+
+    .. math:: y_i = \sum_j \exp(-\tfrac12 |f_i - f_j|^2)\, v_j \quad (j = i \text{ included})
+
+    Args:
+        values: [B, C, N], any float dtype (half and bfloat16 are computed in float32).
+        features: [B, F, N] already divided by the bandwidths, 1 <= F <= 32.
+        method: ``"exact"`` sums every pair; ``"lattice"`` is the permutohedral lattice (Adams et
+            al. 2010), an approximation whose raw mass is about half the true one in five
+            dimensions (use a normalisation with it); ``"auto"`` is exact for at most 16384
+            positions and wherever the normalisation is "none" or "before", else the lattice.
+        normalization: with n = K 1: ``"none"`` K v, ``"before"`` K (v/n), ``"after"`` (K v)/n,
+            ``"symmetric"`` n^-1/2 K (n^-1/2 v).
+        tolerance: exact method only. Far tiles are skipped as long as the kernel mass dropped per
+            row is proven to be at most this: \|y - exact\| <= tolerance * max\|v\|. 0 skips none.
+
+    Returns:
+        [B, C, N], the dtype and device of ``values``.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> import torch, segfast
+        >>> features = torch.linspace(0, 3, 50).reshape(1, 1, 50)
+        >>> segfast.ops.gaussian_filter(torch.ones(1, 2, 50), features, normalization="after").shape
+        torch.Size([1, 2, 50])
+    """
+    contract = "[B, C, N]"
+    _check.require_floating("values", values, contract)
+    _check.require_floating("features", features, "[B, F, N]")
+    if values.dim() != 3:
+        raise ValueError(f"values must have shape {contract}, got {_check.describe(values)}")
+    if features.dim() != 3 or (features.shape[0], features.shape[2]) != (
+        values.shape[0],
+        values.shape[2],
+    ):
+        raise ValueError(
+            f"features must have shape [B, F, N] = [{values.shape[0]}, F, {values.shape[2]}] like "
+            f"values, got {_check.describe(features)}"
+        )
+    if not 1 <= features.shape[1] <= MAX_FEATURES:
+        raise ValueError(
+            f"features must have 1 to {MAX_FEATURES} dimensions, got {_check.describe(features)}"
+        )
+    _require_same_device("features", features, "values", values)
+    _check.require_choice("method", method, METHODS)
+    _check.require_choice("normalization", normalization, NORMALIZATIONS)
+    tolerance = _checked_tolerance(tolerance)
+    method = resolve_method(method, values.shape[2], normalization)
+    return GaussianFilter.apply(values, features, method, normalization, tolerance)
+
+
+def mean_field(
+    logits: Tensor,  # [B, L, H, W]
+    image: Tensor,  # [B, C, H, W]
+    *,
+    spatial_weight: Weight = 3.0,
+    spatial_sigma: Sigma = 3.0,
+    bilateral_weight: Weight = 10.0,
+    bilateral_sigma: Sigma = 80.0,
+    color_sigma: Sigma | None = None,
+    compatibility: Tensor | None = None,
+    iterations: int = 10,
+    normalization: str = "symmetric",
+    method: str = "lattice",
+    spatial: str = "conv",
+    tolerance: float = 1e-7,
+    return_steps: bool = False,
+) -> Any:
+    r"""Mean-field inference in a fully connected CRF with Gaussian edge potentials.
+
+    .. math:: s^{t+1} = \text{logits} - \mu \sum_m W_m \tilde K_m \operatorname{softmax}(s^t)
+
+    with a spatial kernel exp(-\|p_i - p_j\|^2 / 2 sigma_gamma^2) and a bilateral kernel
+    exp(-\|p_i - p_j\|^2 / 2 sigma_alpha^2 - \|I_i - I_j\|^2 / 2 sigma_beta^2). The self-message
+    (j = i) is kept, as in the published code.
+
+    Args:
+        logits: [B, L, H, W] log-probabilities up to a constant per pixel (minus the unary energy),
+            any float dtype, any L >= 1. Unbatched [L, H, W] is taken with an unbatched image.
+        image: [B, C, H, W], uint8 or any real dtype, any C.
+        spatial_weight, bilateral_weight: W_m: a number, [L] (per label) or [L, L].
+        spatial_sigma: sigma_gamma in pixels, one number or (y, x).
+        bilateral_sigma: sigma_alpha in pixels, one number or (y, x).
+        color_sigma: sigma_beta in image units, one number or one per channel. None means 13 for
+            uint8 images; it must be given for every other dtype.
+        compatibility: mu [L, L], the penalty, used as given; None = Potts (minus the identity, equal
+            to 1 - I up to a constant per pixel).
+        iterations: number of parallel updates; 0 returns the logits.
+        normalization: of each kernel, see :func:`gaussian_filter`. "symmetric" is pydensecrf's
+            default, "after" DeepLab's and CRF-RNN's.
+        method: bilateral kernel by ``"lattice"`` (the published approximation), ``"exact"`` (every
+            pair, within ``tolerance``), or ``"auto"`` (see :func:`gaussian_filter`).
+        spatial: with the lattice, the spatial kernel is an exact separable convolution (``"conv"``,
+            radius 5.5 sigma) or a two-dimensional lattice as in pydensecrf (``"lattice"``). The
+            exact method always convolves.
+        tolerance: exact method: kernel mass that may be dropped per pixel.
+        return_steps: also return the state after each iteration.
+
+    Returns:
+        scores [B, L, H, W] before the softmax, in the dtype of ``logits``; with ``return_steps``
+        ``(scores, steps)`` where steps is a list of ``(scores, belief)``, one per iteration.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+        NotImplementedError: on backward or forward-mode differentiation (inference only so far).
+
+    Warns:
+        UserWarning: logits that sum to 1 over labels (probabilities passed by mistake); a float
+        image whose range is far below ``color_sigma``.
+
+    Example:
+        >>> import torch, segfast
+        >>> logits, image = torch.randn(1, 3, 20, 30), torch.randint(0, 256, (1, 3, 20, 30)).byte()
+        >>> segfast.ops.mean_field(logits, image).argmax(1).shape
+        torch.Size([1, 20, 30])
+    """
+    unbatched = isinstance(logits, Tensor) and logits.dim() == 3
+    _check.require_floating("logits", logits, "[B, L, H, W]")
+    _check.require_tensor("image", image, "[B, C, H, W]")
+    if unbatched and image.dim() == 3:
+        logits, image = logits[None], image[None]
+    labels = _checked_shapes(logits, image)
+    _check.require_choice("normalization", normalization, NORMALIZATIONS)
+    _check.require_choice("method", method, METHODS)
+    _check.require_choice("spatial", spatial, SPATIAL)
+    _check.require_count("iterations", iterations)
+    spatial_y_x = _check.positive_floats("spatial_sigma", spatial_sigma, (2,))
+    bilateral_y_x = _check.positive_floats("bilateral_sigma", bilateral_sigma, (2,))
+    color = _checked_color_sigma(color_sigma, image)
+    tolerance = _checked_tolerance(tolerance)
+    weights = [
+        _checked_weight("spatial_weight", spatial_weight, labels, logits),
+        _checked_weight("bilateral_weight", bilateral_weight, labels, logits),
+    ]
+    if compatibility is not None:
+        _check.require_floating("compatibility", compatibility, "[L, L]")
+        if tuple(compatibility.shape) != (labels, labels):
+            raise ValueError(
+                f"compatibility must have shape [L, L] = [{labels}, {labels}], "
+                f"got {_check.describe(compatibility)}"
+            )
+        _require_same_device("compatibility", compatibility, "logits", logits)
+    method = resolve_method(method, logits.shape[2] * logits.shape[3], normalization)
+    steps = MeanField.apply(
+        logits, image, weights[0], weights[1], compatibility, spatial_y_x, bilateral_y_x, color,
+        iterations, normalization, method, spatial, tolerance, return_steps,
+    )  # fmt: skip  # [S, B, L, H, W]
+    if unbatched:
+        steps = steps[:, 0]
+    if not return_steps:
+        return steps[0]
+    beliefs = torch.softmax(steps, dim=-3)
+    scores = steps[-1] if iterations > 0 else (logits[0] if unbatched else logits).clone()
+    return scores, list(zip(steps, beliefs, strict=True))
+
+
+def resolve_method(method: str, positions: int, normalization: str) -> str:
+    """What ``"auto"`` stands for. Never decided by device or training mode.
+
+    =====================================  =========
+    normalization "none" or "before"       exact (the lattice's raw mass is half the true one)
+    at most 16384 positions                exact
+    else                                   lattice
+    =====================================  =========
+    """
+    if method != "auto":
+        return method
+    if normalization in ("none", "before") or positions <= AUTO_EXACT_PIXELS:
+        return "exact"
+    return "lattice"
+
+
+def served_by() -> dict[str, str]:
+    """Which kernel serves the operator, per device."""
+    module = native()
+    cpu = (
+        "PyTorch reference (kernels/dense_crf/reference.py)"
+        if module is None
+        else f"lattice_cpu.cpp, exact_cpu.cpp ({module.instruction_set()})"
+    )
+    return {"cpu": cpu, "cuda": f"copied to the CPU: {cpu}"}
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _require_same_device(name: str, value: Tensor, other: str, like: Tensor) -> None:
+    if value.device != like.device:
+        raise ValueError(
+            f"{name} must be on the device of {other}, {like.device}, got {value.device}"
+        )
+
+
+def _checked_tolerance(tolerance: float) -> float:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+        raise TypeError(f"tolerance must be a number, got {_check.describe(tolerance)}")
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance must be finite and not negative, got {tolerance}")
+    return float(tolerance)
+
+
+def _checked_shapes(logits: Tensor, image: Tensor) -> int:
+    if logits.dim() != 4 or logits.shape[1] < 1:
+        raise ValueError(
+            f"logits must have shape [B, L, H, W], L >= 1, got {_check.describe(logits)}"
+        )
+    if image.dtype.is_complex or image.dtype == torch.bool:
+        raise TypeError(
+            f"image must be uint8, another integer or a float dtype, got {_check.describe(image)}"
+        )
+    batch, labels, height, width = logits.shape
+    if image.dim() != 4 or (image.shape[0], *image.shape[2:]) != (batch, height, width):
+        raise ValueError(
+            f"image must have shape [B, C, H, W] = [{batch}, C, {height}, {width}] like logits, "
+            f"got {_check.describe(image)}"
+        )
+    if image.shape[1] + 2 > MAX_FEATURES:
+        raise ValueError(
+            f"image must have at most {MAX_FEATURES - 2} channels, got {image.shape[1]}"
+        )
+    _require_same_device("image", image, "logits", logits)
+    return labels
+
+
+def _checked_color_sigma(color_sigma: Sigma | None, image: Tensor) -> list[float]:
+    channels = image.shape[1]
+    if color_sigma is None:
+        if image.dtype != torch.uint8:
+            raise ValueError(
+                f"color_sigma must be given for {image.dtype} images, in the units of the image "
+                f"(13 suits values of 0 to 255, about 0.05 values of 0 to 1)"
+            )
+        color_sigma = UINT8_COLOR_SIGMA
+    return _check.positive_floats("color_sigma", color_sigma, (channels,))
+
+
+def _checked_weight(name: str, weight: Weight, labels: int, logits: Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        if not weight.dtype.is_floating_point:
+            raise TypeError(
+                f"{name} must be a floating-point tensor, got {_check.describe(weight)}"
+            )
+        if tuple(weight.shape) not in ((), (labels,), (labels, labels)):
+            raise ValueError(
+                f"{name} must be a number, [L] = [{labels}] or [L, L], got {_check.describe(weight)}"
+            )
+        _require_same_device(name, weight, "logits", logits)
+        return weight
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise TypeError(
+            f"{name} must be a number or a tensor [L] or [L, L], got {_check.describe(weight)}"
+        )
+    if not math.isfinite(weight):
+        raise ValueError(f"{name} must be finite, got {weight}")
+    return torch.full((), float(weight), dtype=torch.float64, device=logits.device)
