@@ -1,0 +1,209 @@
+"""The fully connected CRF as a module, and the parameter sets that were published for it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from segfast.ops import _check, mean_field
+from segfast.ops.dense_crf import METHODS, NORMALIZATIONS, SPATIAL
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published parameter set; `color_sigma` is in the units of an image of 0 to 255."""
+
+    spatial_weight: float
+    spatial_sigma: float
+    bilateral_weight: float
+    bilateral_sigma: float
+    color_sigma: float
+    iterations: int
+    normalization: str
+    source: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything but `source`: the arguments of `DenseCRF` and `segfast.ops.mean_field`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "source"}
+
+
+# DeepLab and CRF-RNN ran the NIPS 2011 code, which divides the filtered value ("after"); people
+# who reproduce them with pydensecrf run "symmetric": pass normalization="symmetric" for that.
+# fmt: off
+PRESETS: dict[str, Preset] = {
+    # name: spatial weight, sigma; bilateral weight, sigma, color sigma; iterations; normalisation
+    "krahenbuhl2011": Preset(
+        3, 3, 10, 60, 20, 10, "after",
+        "Kraehenbuehl and Koltun, NIPS 2011: the example of the code released with the paper"),
+    "pydensecrf": Preset(
+        3, 3, 10, 80, 13, 5, "symmetric",
+        "pydensecrf, README and examples/inference.py; also the example of the densecrf 2 library"),
+    "deeplab-v1": Preset(
+        3, 3, 5, 50, 10, 10, "after",
+        "Chen et al., ICLR 2015, DeepLab-CRF, as listed by public re-implementations"),
+    "deeplab-v1-largefov": Preset(
+        3, 3, 4, 121, 5, 10, "after",
+        "Chen et al., ICLR 2015, DeepLab-CRF-LargeFOV, as listed by public re-implementations"),
+    "deeplab-v2-vgg16": Preset(
+        2, 2, 4, 65, 3, 10, "after",
+        "Chen et al., TPAMI 2018, VGG-16, as configured by public re-implementations"),
+    "deeplab-v2-resnet101": Preset(
+        3, 1, 4, 67, 3, 10, "after",
+        "Chen et al., TPAMI 2018, ResNet-101: kazuto1011/deeplab-pytorch, configs/voc12.yaml"),
+    "crf-rnn": Preset(
+        3, 3, 5, 160, 3, 10, "after",
+        "Zheng et al., ICCV 2015: the released layer before training, 10 iterations at test time"),
+}
+# fmt: on
+
+
+class DenseCRF(nn.Module):
+    """Mean-field inference in a fully connected CRF: `segfast.ops.mean_field` as a module.
+
+        scores = logits - mu sum_m W_m K~_m softmax(scores of the iteration before)
+
+    Inference only for now: nothing is learned. Arguments mean what they mean for
+    `segfast.ops.mean_field`, which checks them against the inputs; what can be refused without
+    the inputs is refused here.
+
+    Args:
+        spatial_weight, bilateral_weight: a number, [L] or [L, L].
+        spatial_sigma, bilateral_sigma: pixels; one number, or (y, x).
+        color_sigma: image units; one number or one per channel. None: 13, for uint8 images only.
+        compatibility: None (Potts) or the penalty mu [L, L], used as given.
+        iterations: number of mean-field updates; 0 returns the logits.
+        normalization: "symmetric", "after", "before" or "none".
+        method: "lattice", "exact" or "auto" (the bilateral kernel).
+        spatial: "conv" (exact) or "lattice" (as pydensecrf).
+        tolerance: bound on what the exact method may leave out.
+
+    Shape:
+        logits [B, L, H, W], image [B, C, H, W] -> scores [B, L, H, W], before the softmax.
+
+    Tensors among the arguments are buffers: they follow the module to its device and are part of
+    its state.
+
+    Raises:
+        ValueError, TypeError: an argument that no input could make valid.
+
+    Example:
+        >>> import torch
+        >>> crf = DenseCRF.from_preset("deeplab-v2-resnet101", iterations=5)
+        >>> image = torch.randint(0, 256, (1, 3, 24, 32), dtype=torch.uint8)
+        >>> crf(torch.randn(1, 21, 24, 32), image).softmax(1).shape
+        torch.Size([1, 21, 24, 32])
+    """
+
+    spatial_weight: float | Tensor
+    bilateral_weight: float | Tensor
+    compatibility: Tensor | None
+
+    def __init__(
+        self,
+        spatial_weight: float | Tensor = 3.0,
+        spatial_sigma: float | Sequence[float] = 3.0,
+        bilateral_weight: float | Tensor = 10.0,
+        bilateral_sigma: float | Sequence[float] = 80.0,
+        color_sigma: float | Sequence[float] | None = None,
+        compatibility: Tensor | None = None,
+        iterations: int = 10,
+        normalization: str = "symmetric",
+        method: str = "lattice",
+        spatial: str = "conv",
+        tolerance: float = 1e-7,
+    ) -> None:
+        super().__init__()
+        _check.positive_floats("spatial_sigma", spatial_sigma, (2,))
+        _check.positive_floats("bilateral_sigma", bilateral_sigma, (2,))
+        if color_sigma is not None:
+            channels = len(color_sigma) if isinstance(color_sigma, (tuple, list)) else 1
+            _check.positive_floats("color_sigma", color_sigma, (channels,))
+        _check.require_count("iterations", iterations)
+        _check.require_choice("normalization", normalization, NORMALIZATIONS)
+        _check.require_choice("method", method, METHODS)
+        _check.require_choice("spatial", spatial, SPATIAL)
+        self._keep("spatial_weight", spatial_weight, "a number, [L] or [L, L]", (0, 1, 2))
+        self._keep("bilateral_weight", bilateral_weight, "a number, [L] or [L, L]", (0, 1, 2))
+        self._keep("compatibility", compatibility, "None or [L, L]", (2,))
+        self.spatial_sigma = spatial_sigma
+        self.bilateral_sigma = bilateral_sigma
+        self.color_sigma = color_sigma
+        self.iterations = iterations
+        self.normalization = normalization
+        self.method = method
+        self.spatial = spatial
+        self.tolerance = tolerance
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> DenseCRF:
+        """A published parameter set by name, see `PRESETS` for each one's source.
+
+        Args:
+            name: a key of `PRESETS`.
+            overrides: constructor arguments that replace the preset's.
+
+        Raises ValueError for an unknown name, TypeError for an unknown override.
+
+        Example:
+            >>> DenseCRF.from_preset("crf-rnn").bilateral_sigma
+            160
+        """
+        if name not in PRESETS:
+            raise ValueError(f"name must be one of {', '.join(PRESETS)}; got {name!r}")
+        return cls(**{**PRESETS[name].parameters, **overrides})
+
+    def forward(self, logits: Tensor, image: Tensor) -> Tensor:
+        """logits [B, L, H, W], image [B, C, H, W] -> scores [B, L, H, W] (before the softmax)."""
+        return mean_field(
+            logits,
+            image,
+            spatial_weight=self.spatial_weight,
+            spatial_sigma=self.spatial_sigma,
+            bilateral_weight=self.bilateral_weight,
+            bilateral_sigma=self.bilateral_sigma,
+            color_sigma=self.color_sigma,
+            compatibility=self.compatibility,
+            iterations=self.iterations,
+            normalization=self.normalization,
+            method=self.method,
+            spatial=self.spatial,
+            tolerance=self.tolerance,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, in the constructor's order; tensors by their shape."""
+        shown = []
+        for name in _ARGUMENTS:
+            value = getattr(self, name)
+            text = f"[{', '.join(map(str, value.shape))}]" if isinstance(value, Tensor) else value
+            shown.append(f"{name}={text!r}" if isinstance(text, str) else f"{name}={text}")
+        return ", ".join(shown)
+
+    def _keep(self, name: str, value: Any, wanted: str, dims: Sequence[int]) -> None:
+        """Stores a number (or None) as it is, a tensor as a buffer."""
+        if isinstance(value, Tensor):
+            square = value.dim() != 2 or value.shape[0] == value.shape[1]
+            if not value.dtype.is_floating_point or value.dim() not in dims or not square:
+                raise ValueError(f"{name} must be {wanted}, floating, got {_check.describe(value)}")
+            if value.requires_grad:
+                raise ValueError(
+                    f"{name} must not require a gradient (DenseCRF learns nothing yet): "
+                    f"pass {name}.detach()"
+                )
+            self.register_buffer(name, value.clone())
+            return
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and 0 in dims) and not (value is None and 0 not in dims):
+            raise TypeError(f"{name} must be {wanted}, got {_check.describe(value)}")
+        if number and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        setattr(self, name, value)
+
+
+_ARGUMENTS = tuple(inspect.signature(DenseCRF.__init__).parameters)[1:]
