@@ -1,0 +1,38 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from segfast import _native
+from segfast.testing import poison_empty
+
+# The same examples on every machine and no time limit: a red test stays red when it is run again.
+settings.register_profile("segfast", derandomize=True, deadline=None)
+settings.load_profile("segfast")
+
+
+@pytest.fixture
+def poisoned_empty() -> Iterator[None]:
+    """Uninitialised memory holds NaN for the length of the test."""
+    with poison_empty():
+        yield
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    """The test may call torch.set_num_threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def compiled_kernels() -> None:
+    """Skips the test, saying why, where segfast._C is not there."""
+    if _native.native() is None:
+        pytest.skip(str(_native.why_not_native()))
