@@ -205,7 +205,8 @@ def wrapped(raw: Any, backward: Any = right, jvp: Any = None) -> Callable[[Tenso
     }
     if jvp is not None:
         members["jvp"] = staticmethod(jvp)
-    return type("Square", (torch.autograd.Function,), members).apply
+    square: Any = type("Square", (torch.autograd.Function,), members)
+    return square.apply
 
 
 def zero_tangent(ctx: Any, *tangents: Tensor) -> Tensor:
