@@ -326,7 +326,8 @@ def mean_field(
         iterations: 0 returns the logits.
         normalization: "none", "before", "after" or "symmetric".
         method: the bilateral kernel: "lattice" or "exact".
-        spatial: the spatial kernel: "conv" (exact) or "lattice".
+        spatial: the spatial kernel beside a bilateral lattice: "conv" (exact) or "lattice"; beside
+            the exact method it is always the former.
 
     Returns:
         scores [L, H, W] before the softmax: the refined distribution is softmax(scores, 0).
@@ -341,7 +342,7 @@ def mean_field(
 
     features = image_features(image, bilateral_sigma, color_sigma)  # [2 + C, N]
     bilateral = Lattice(features).filter if method == "lattice" else exact_kernel(features)
-    if spatial == "conv":
+    if spatial == "conv" or method == "exact":
         smooth = separable_kernel(flat, (height, width), as_pair(spatial_sigma))
     else:
         smooth = Lattice(position_features(image, spatial_sigma)).filter
