@@ -1,0 +1,73 @@
+"""The ``segfast`` command: ``crf``, ``demo``, ``bench``, ``info``.
+
+Exit codes: 0 done, 2 something is wrong with what was asked (one line on stderr says what and what
+was expected), 130 interrupted; ``bench`` returns pytest's own code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from segfast._version import __version__
+from segfast.cli import bench, crf, demo, info
+from segfast.cli.files import UserError
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse without the usage block: a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="segfast",
+        description="Fast, exact, deterministic kernels for semantic segmentation.",
+    )
+    parser.add_argument("--version", action="version", version=f"segfast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (crf, demo, bench, info):
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line ``argv`` (default: the process's) and returns the exit code.
+
+    Example:
+        >>> from segfast.cli import main
+        >>> main(["crf", "photo.png", "missing.png", "-o", "refined.png"])
+        2
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            args = build_parser().parse_args(argv)
+            return int(args.run(args))
+    except UserError as error:
+        _say(f"error: {error}")
+        return 2
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of stdout (head, less) has gone: not our failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"warning: {message}")
+
+
+def _say(text: str) -> None:
+    print("segfast:", " ".join(text.split()), file=sys.stderr)
