@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,6 @@ __all__ = [
     "KernelType",
     "LogisticUnary",
     "NormalizationType",
-    "Number",
     "Unary",
     "eigen",
 ]
