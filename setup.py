@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020b000000000000"  # the stable ABI of torch 2.11: serves every newer torch too
-FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-ignored-attributes"]
+FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized"]
 KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 INSTRUCTION_SETS = {  # the CPU kernels are compiled once for each, and chosen at run time
     "baseline": [],
@@ -98,7 +98,8 @@ class BuildKernels(build_ext):
             for isa, flags in isas.items()
         ]
         isa_objects = [self.object_path(source, suffix) for source, _, suffix in jobs]
-        jobs += [(s, [*base, *dispatch], ".o") for s in sources("kernels/include/*.cpp")]
+        once = [s for s in sources("kernels/*/*.cpp") if not s.stem.endswith("_cpu")]
+        jobs += [(s, [*base, *dispatch], ".o") for s in once]
         libraries = [f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
         if (nvcc_path := nvcc()) is not None:
             home = cuda_home(nvcc_path)

@@ -13,10 +13,17 @@ Isa isa_selected();
 // Forces an instruction set for the whole process; false (and no change) when it is not available.
 bool isa_select(Isa isa);
 
-// A kernel table has one entry per instruction set: dispatch(baseline::kernels, avx2::kernels, ...).
+// A kernel has one table per instruction set; this is the selected one's:
+//   dispatch<Kernels>(SEGFAST_TABLES(kernels))
 template <typename Table>
 const Table& dispatch(const Table* const (&tables)[kIsaCount]) {
   return *tables[static_cast<int>(isa_selected())];
 }
+
+#ifdef SEGFAST_BASELINE_ONLY
+#define SEGFAST_TABLES(name) {&baseline::name, &baseline::name, &baseline::name}
+#else
+#define SEGFAST_TABLES(name) {&baseline::name, &avx2::name, &avx512::name}
+#endif
 
 }  // namespace segfast

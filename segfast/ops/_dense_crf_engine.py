@@ -2,20 +2,39 @@
 
     scores = logits + sum_m M_m K~_m Q,     Q = softmax(scores)
 
-M_m is the mixing of term m: -mu W_m (scalar, one weight per label, or a matrix).
+M_m is the mixing of term m: -mu W_m (a scalar, one weight per label, or a matrix). The compiled
+kernels serve where they are there, kernels/dense_crf/reference.py elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from segfast._native import native, why_not_native
 from segfast.kernels.dense_crf import reference
 
 StepCallback = Callable[[Tensor], None]
+TINY = 1e-20  # added to the norm before its reciprocal
+# Radius of the spatial convolution in sigmas: what is cut off is below the dtype's rounding.
+CONV_RADIUS = {torch.float32: 5.5, torch.float64: 8.5}
+LINE = 1024  # pixels per "line" where there is no image shape
+
+torch.library.define(
+    "segfast::_lattice_build", "(Tensor features, Tensor range, int width) -> Tensor[]"
+)
+torch.library.define(
+    "segfast::_mean_field",
+    "(Tensor logits, Tensor? belief, int width, Tensor[] lattices, Tensor[] convs, int iterations)"
+    " -> Tensor",
+)
+torch.library.define(
+    "segfast::_exact_filter", "(Tensor values, Tensor features, float tolerance) -> Tensor"
+)
 
 
 @dataclass(frozen=True)
@@ -44,37 +63,160 @@ def mix(mixing: Tensor, message: Tensor) -> Tensor:
     return mixing.reshape(-1, 1) * message
 
 
-def filter_features(
-    values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float
-) -> Tensor:
-    """K~ values for values [C, N] and features [F, N] -> [C, N]."""
-    filter_ = reference.lattice_filter if method == "lattice" else reference.gaussian_filter
-    return filter_(values, features, normalization)
+def in_out_scales(norm: Tensor, normalization: str) -> tuple[Tensor | None, Tensor | None]:
+    """What multiplies the values before and after the kernel, for n = K 1; None is one."""
+    inverse = (norm + TINY).reciprocal()
+    before = {"before": inverse, "symmetric": inverse.sqrt()}.get(normalization)
+    after = {"after": inverse, "symmetric": inverse.sqrt()}.get(normalization)
+    return before, after
+
+
+class _ExactKernel:
+    """K~ by summing every pair."""
+
+    def __init__(self, features: Tensor, normalization: str, tolerance: float) -> None:
+        self.features = features.contiguous()
+        self.tolerance = tolerance
+        self.before: Tensor | None = None
+        self.after: Tensor | None = None
+        if normalization != "none":
+            norm = self._raw(features.new_ones(1, features.shape[1]))  # [1, N]
+            self.before, self.after = in_out_scales(norm, normalization)
+
+    def _raw(self, values: Tensor) -> Tensor:
+        return torch.ops.segfast._exact_filter(values.contiguous(), self.features, self.tolerance)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """[C, N] -> [C, N]"""
+        y = self._raw(values if self.before is None else values * self.before)
+        return y if self.after is None else y * self.after
+
+
+class _NativeTerms:
+    """Lattice and convolution terms as the tensor lists that segfast::_mean_field takes."""
+
+    def __init__(self, like: Tensor, shape: tuple[int, int] | None) -> None:
+        self.like, self.shape = like, shape
+        self.width = LINE if shape is None else shape[1]
+        self.lattices: list[Tensor] = []
+        self.convs: list[Tensor] = []
+
+    def mean_field(self, logits: Tensor, belief: Tensor | None, iterations: int) -> Tensor:
+        return torch.ops.segfast._mean_field(
+            logits, belief, self.width, self.lattices, self.convs, iterations
+        )
+
+    def add(self, term: PairwiseTerm) -> None:
+        mixing = term.mixing.to(self.like.dtype).contiguous()
+        if term.method == "conv":
+            assert term.sigma is not None
+            self.convs += [*self._conv(term.sigma, term.normalization), mixing]
+        else:
+            assert term.features is not None
+            self.lattices += [*self._lattice(term.features, term.normalization), mixing]
+
+    def _conv(self, sigma: tuple[float, float], normalization: str) -> list[Tensor]:
+        assert self.shape is not None
+        taps, before, after = [], [], []
+        for size, s in zip(self.shape, sigma, strict=True):
+            radius = min(math.ceil(CONV_RADIUS[self.like.dtype] * s), size - 1)
+            r = torch.arange(radius + 1, dtype=torch.float64)
+            tap = torch.exp(-0.5 * (r / s) ** 2)
+            # n = K 1 is an outer product: per axis, the taps that stay inside.
+            sums = torch.cat([tap, tap.new_zeros(max(0, size - 1 - radius))]).cumsum(0)  # [size]
+            norm = sums + sums.flip(0) - 1
+            scales = in_out_scales(norm, normalization)
+            for kept, scale in zip((before, after), scales, strict=True):
+                kept.append(torch.ones(size) if scale is None else scale)
+            taps.append(tap)
+        return [x.to(self.like.dtype) for x in (*taps, *before, *after)]
+
+    def _lattice(self, features: Tensor, normalization: str) -> list[Tensor]:
+        features = features.contiguous()
+        low, high = torch.aminmax(features, dim=1)
+        span = torch.stack([low, high]).double()  # [2, F]
+        none = features.new_empty(0)
+        lattice = torch.ops.segfast._lattice_build(features, span, self.width)
+        if not lattice:
+            raise ValueError(
+                f"features (positions and colours divided by their sigmas) reach "
+                f"{span.abs().max():.3g}, too far for {features.dtype}: use larger sigmas or float64"
+            )
+        if normalization == "none":
+            return [*lattice, none, none]
+        ones = features.new_ones(1, features.shape[1])
+        plain = _NativeTerms(self.like, self.shape)
+        plain.lattices = [*lattice, none, none, features.new_ones(())]
+        norm = plain.mean_field(torch.zeros_like(ones), ones, 1).squeeze(0)  # [N]
+        scales = in_out_scales(norm, normalization)
+        return [*lattice, *(none if s is None else s.contiguous() for s in scales)]
 
 
 class Engine:
-    """Mean field over one image: ``run`` all iterations, or ``step`` from a given belief."""
+    """Mean field over one image: ``run`` all iterations, or ``step`` from a given belief.
+
+    Args:
+        logits: [L, N], float32 or float64, on the CPU.
+        terms: the pairwise kernels.
+        shape: (H, W) with H * W = N; "conv" terms need it.
+        tolerance: of the exact method.
+    """
 
     def __init__(
         self,
-        logits: Tensor,  # [L, N]
+        logits: Tensor,
         terms: Sequence[PairwiseTerm],
         shape: tuple[int, int] | None = None,
         tolerance: float = 1e-7,
     ) -> None:
-        self.logits = logits
+        self.logits = logits.contiguous()
         self.terms = terms
         self.shape = shape
+        self.tolerance = tolerance
+        # A NaN or infinite position has a NaN or no distance to everything: so has the message.
+        self.poisoned = any(
+            t.method == "lattice" and t.features is not None and not t.features.isfinite().all()
+            for t in terms
+        )
+        self.native = native() is not None and self.logits.numel() > 0 and not self.poisoned
+        if self.native:
+            self.group = self._native_terms([t for t in terms if t.method != "exact"])
+            self.exact = [
+                (t.mixing.to(logits.dtype), _ExactKernel(t.features, t.normalization, tolerance))
+                for t in terms
+                if t.method == "exact" and t.features is not None
+            ]
+
+    def _native_terms(self, terms: Sequence[PairwiseTerm]) -> _NativeTerms:
+        group = _NativeTerms(self.logits, self.shape)
+        for term in terms:
+            group.add(term)
+        return group
 
     def messages(self, belief: Tensor) -> list[Tensor]:
         """Per term mixing_m (K~_m belief), each [L, N]."""
-        return [mix(term.mixing, self._filter(term, belief)) for term in self.terms]
+        return [
+            Engine(torch.zeros_like(self.logits), [term], self.shape, self.tolerance).step(belief)
+            for term in self.terms
+        ]
 
     def step(self, belief: Tensor) -> Tensor:
         """logits + sum of the messages sent by ``belief`` [L, N] -> scores [L, N]."""
-        return self.logits + sum(self.messages(belief))
+        if self.poisoned:
+            return torch.full_like(self.logits, math.nan)
+        if not self.native:
+            messages = [mix(t.mixing, self._reference(t, belief)) for t in self.terms]
+            return sum(messages, self.logits)
+        belief = belief.contiguous()
+        scores = self.group.mean_field(self.logits, belief, 1)
+        for mixing, kernel in self.exact:
+            scores += mix(mixing, kernel(belief))
+        return scores
 
     def run(self, iterations: int, on_step: StepCallback | None = None) -> Tensor:
+        """Mean field from softmax(logits); ``on_step(scores)`` after each iteration."""
+        if self.native and not self.exact and on_step is None:
+            return self.group.mean_field(self.logits, None, iterations)
         scores = self.logits
         for _ in range(iterations):
             scores = self.step(torch.softmax(scores, 0))
@@ -82,12 +224,21 @@ class Engine:
                 on_step(scores)
         return scores
 
-    def _filter(self, term: PairwiseTerm, values: Tensor) -> Tensor:
+    def _reference(self, term: PairwiseTerm, values: Tensor) -> Tensor:
         if term.method == "conv":
             assert self.shape is not None
+            assert term.sigma is not None
             planes = values.reshape(-1, *self.shape)  # [L, H, W]
-            return reference.spatial_filter(planes, term.sigma, term.normalization).reshape_as(
-                values
-            )
+            y = reference.spatial_filter(planes, term.sigma, term.normalization)
+            return y.reshape_as(values)
         assert term.features is not None
-        return filter_features(values, term.features, term.method, term.normalization, 0.0)
+        filter_ = reference.lattice_filter if term.method == "lattice" else reference.gaussian_filter
+        return filter_(values, term.features, term.normalization)
+
+
+def filter_features(
+    values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float
+) -> Tensor:
+    """K~ values for values [C, N] and features [F, N] -> [C, N]."""
+    term = PairwiseTerm(features, torch.ones((), dtype=values.dtype), normalization, method)
+    return Engine(torch.zeros_like(values), [term], None, tolerance).step(values)

@@ -1,0 +1,259 @@
+// segfast::_mean_field: owns memory and threads; the arithmetic is in kernels/dense_crf.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "csrc/buffer.h"
+#include "csrc/check.h"
+#include "kernels/dense_crf/dense_crf.h"
+#include "kernels/dense_crf/tables.h"
+
+namespace segfast {
+namespace {
+
+// Tensors per term, in the order in which segfast/ops/_dense_crf_engine.py lists them.
+constexpr size_t kLatticeTensors = 10, kConvTensors = 7;
+
+struct Sizes {
+  int labels, row;
+  int64_t pixels, width, height, bands;
+};
+
+template <typename T>
+void zero(T* p, int64_t count) {
+  std::memset(static_cast<void*>(p), 0, sizeof(T) * count);
+}
+
+// [] | [L] | [L, L] -> what the kernels read: padded, the matrix transposed.
+template <typename T>
+Mixing<T> make_mixing(const Tensor& mixing, const Sizes& size, std::vector<T>* memory) {
+  const T* m = data<T>(mixing);
+  if (mixing.dim() == 0) return {MixingKind::scalar, m[0], nullptr};
+  const int rows = mixing.dim() == 1 ? 1 : size.labels;
+  check_tensor(mixing, kDtype<T>, int64_t{rows} * size.labels, "mixing");
+  memory->assign(rows * size.row, 0);
+  for (int l = 0; l < size.labels; ++l) {
+    for (int k = 0; k < rows; ++k) (*memory)[k * size.row + l] = m[l * rows + k];
+  }
+  return {rows == 1 && mixing.dim() == 1 ? MixingKind::vector : MixingKind::matrix, T(1),
+          memory->data()};
+}
+
+// One lattice with the tables that its messages pass through.
+template <typename T>
+class Lattice {
+ public:
+  Lattice(const Tensor* t, const Sizes& size, LatticeTerm<T>* term) : size_(size), term_(term) {
+    const Tensor &vertex = t[0], &weight = t[1], &local_start = t[2], &global = t[3];
+    const Tensor &merge_start = t[4], &merge_local = t[5], &neighbours = t[6];
+    STD_TORCH_CHECK(vertex.dim() == 2 && neighbours.dim() == 3, "lattice tensors are malformed");
+    corners_ = static_cast<int>(vertex.size(1));
+    vertices_ = neighbours.size(2);
+    const int64_t locals = global.numel();
+    check_tensor(vertex, ScalarType::Int, size.pixels * corners_, "vertex");
+    check_tensor(weight, kDtype<T>, size.pixels * corners_, "weight");
+    check_tensor(local_start, ScalarType::Long, size.bands + 1, "local_start");
+    check_tensor(global, ScalarType::Int, locals, "global");
+    check_tensor(merge_start, ScalarType::Long, vertices_ + 1, "merge_start");
+    check_tensor(merge_local, ScalarType::Int, locals, "merge_local");
+    check_tensor(neighbours, ScalarType::Int, 2 * corners_ * vertices_, "neighbours");
+    for (int i : {7, 8}) {
+      if (t[i].numel() > 0) check_tensor(t[i], kDtype<T>, size.pixels, "scale");
+    }
+    local_ = make_buffer<T>(locals * size.row);
+    for (auto& table : table_) {
+      table = make_buffer<T>((vertices_ + 1) * size.row);
+      zero(table.get() + vertices_ * size.row, size.row);  // what absent neighbours hold
+    }
+    merge_start_ = data<int64_t>(merge_start);
+    merge_local_ = data<int32_t>(merge_local);
+    neighbours_ = data<int32_t>(neighbours);
+    *term = {corners_,
+             data<int32_t>(vertex),
+             data<T>(weight),
+             t[7].numel() > 0 ? data<T>(t[7]) : nullptr,
+             t[8].numel() > 0 ? data<T>(t[8]) : nullptr,
+             data<int64_t>(local_start),
+             data<int32_t>(global),
+             local_.get(),
+             nullptr,
+             static_cast<T>(1 / (1 + std::ldexp(1.0, 1 - corners_))),
+             make_mixing(t[9], size, &mixing_)};
+  }
+
+  // Merges what the bands splatted and blurs it along every axis in turn.
+  void deliver() {
+    const auto& kernels = lattice_kernels<T>();
+    const int64_t grain = std::max<int64_t>(1, 32768 / size_.row);
+    int now = 0;
+    torch::stable::parallel_for(0, vertices_, grain, [&](int64_t begin, int64_t end) {
+      kernels.gather(local_.get(), merge_start_, merge_local_, begin, end, size_.row,
+                     table_[now].get());
+    });
+    for (int axis = 0; axis < corners_; ++axis, now ^= 1) {
+      const int32_t* n1 = neighbours_ + 2 * axis * vertices_;
+      torch::stable::parallel_for(0, vertices_, grain, [&](int64_t begin, int64_t end) {
+        kernels.blur(table_[now].get(), n1, n1 + vertices_, begin, end, size_.row,
+                     table_[now ^ 1].get());
+      });
+    }
+    term_->table = table_[now].get();
+  }
+
+ private:
+  Sizes size_;
+  LatticeTerm<T>* term_;
+  int corners_;
+  int64_t vertices_;
+  const int64_t* merge_start_;
+  const int32_t *merge_local_, *neighbours_;
+  Buffer<T> local_, table_[2];
+  std::vector<T> mixing_;
+};
+
+template <typename T>
+class Conv {
+ public:
+  Conv(const Tensor* t, const Sizes& size, ConvTerm<T>* term) : size_(size), term_(term) {
+    STD_TORCH_CHECK(t[0].numel() >= 1 && t[1].numel() >= 1, "taps must not be empty");
+    check_tensor(t[0], kDtype<T>, t[0].numel(), "taps_y");
+    check_tensor(t[1], kDtype<T>, t[1].numel(), "taps_x");
+    for (int i : {2, 4}) check_tensor(t[i], kDtype<T>, size.height, "scale_y");
+    for (int i : {3, 5}) check_tensor(t[i], kDtype<T>, size.width, "scale_x");
+    STD_TORCH_CHECK(size.pixels == size.width * size.height, "a convolution needs whole lines");
+    const int slack = mean_field_kernels<T>().slack;
+    const int64_t radius_y = t[0].numel() - 1, radius_x = t[1].numel() - 1;
+    const int64_t lines = size.height + 2 * radius_y + slack;
+    const int64_t belief_pitch = pitch(size.width * size.row);
+    const int64_t column_pitch = pitch((size.width + 2 * radius_x + slack) * size.row);
+    belief_ = make_buffer<T>(lines * belief_pitch);
+    columns_ = make_buffer<T>(size.height * column_pitch);
+    zero(belief_.get(), radius_y * belief_pitch);
+    zero(belief_.get() + (radius_y + size.height) * belief_pitch, (radius_y + slack) * belief_pitch);
+    for (int64_t y = 0; y < size.height; ++y) {
+      T* line = columns_.get() + y * column_pitch;
+      zero(line, radius_x * size.row);
+      zero(line + (radius_x + size.width) * size.row, (radius_x + slack) * size.row);
+    }
+    *term = {radius_y,      radius_x,      data<T>(t[0]),  data<T>(t[1]),
+             data<T>(t[2]), data<T>(t[3]), data<T>(t[4]),  data<T>(t[5]),
+             belief_pitch,  column_pitch,  belief_.get(),  columns_.get(),
+             make_mixing(t[6], size, &mixing_)};
+  }
+
+  void deliver() {
+    constexpr int64_t kStrip = 512 / sizeof(T);  // scalars: a strip's lines stay in the L1 cache
+    const auto& kernels = mean_field_kernels<T>();
+    const int64_t scalars = size_.width * size_.row;
+    torch::stable::parallel_for(
+        0, (scalars + kStrip - 1) / kStrip, 1, [&](int64_t first, int64_t last) {
+          for (int64_t s = first; s < last; ++s) {
+            kernels.conv_columns(*term_, size_.height, size_.row, s * kStrip,
+                                 std::min((s + 1) * kStrip, scalars));
+          }
+        });
+  }
+
+ private:
+  // An odd number of cache lines: walking down a column must not revisit the same cache sets.
+  static int64_t pitch(int64_t scalars) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    return ((scalars + kLine - 1) / kLine | 1) * kLine;
+  }
+
+  Sizes size_;
+  ConvTerm<T>* term_;
+  Buffer<T> belief_, columns_;
+  std::vector<T> mixing_;
+};
+
+template <typename T>
+Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
+           const std::vector<Tensor>& lattice_tensors, const std::vector<Tensor>& conv_tensors,
+           int64_t iterations) {
+  std::vector<LatticeTerm<T>> lattice_terms(lattice_tensors.size() / kLatticeTensors);
+  std::vector<ConvTerm<T>> conv_terms(conv_tensors.size() / kConvTensors);
+  std::vector<Lattice<T>> lattices;
+  std::vector<Conv<T>> convs;
+  lattices.reserve(lattice_terms.size());
+  convs.reserve(conv_terms.size());
+  for (size_t i = 0; i < lattice_terms.size(); ++i) {
+    lattices.emplace_back(&lattice_tensors[i * kLatticeTensors], size, &lattice_terms[i]);
+  }
+  for (size_t i = 0; i < conv_terms.size(); ++i) {
+    convs.emplace_back(&conv_tensors[i * kConvTensors], size, &conv_terms[i]);
+  }
+
+  Tensor scores = torch::stable::empty_like(logits);
+  const auto& kernels = mean_field_kernels<T>();
+  const int64_t scratch = kernels.scratch(size.labels);
+  const Buffer<T> memory = make_buffer<T>(size.bands * scratch);
+  MeanField<T> m{};
+  m.labels = size.labels;
+  m.row = size.row;
+  m.pixels = size.pixels;
+  m.width = size.width;
+  m.logits = data<T>(logits);
+  m.lattice_count = static_cast<int>(lattice_terms.size());
+  m.conv_count = static_cast<int>(conv_terms.size());
+  m.lattice = lattice_terms.data();
+  m.conv = conv_terms.data();
+  for (int64_t i = 0; i <= iterations; ++i) {
+    m.receive = i > 0;
+    m.send = i < iterations;
+    m.belief = i == 0 ? belief : nullptr;
+    m.scores = i == iterations ? mutable_data<T>(scores) : nullptr;
+    if (m.receive) {
+      for (auto& lattice : lattices) lattice.deliver();
+      for (auto& conv : convs) conv.deliver();
+    }
+    torch::stable::parallel_for(0, size.bands, 1, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) {
+        kernels.update(m, static_cast<int>(b), band_begin(b, size.pixels, size.width),
+                       band_begin(b + 1, size.pixels, size.width), memory.get() + b * scratch);
+      }
+    });
+  }
+  return scores;
+}
+
+// logits [L, N], belief [L, N] to start from (else softmax(logits)) -> scores [L, N].
+Tensor mean_field(const Tensor& logits, std::optional<Tensor> belief, int64_t width,
+                  const std::vector<Tensor>& lattices, const std::vector<Tensor>& convs,
+                  int64_t iterations) {
+  const ScalarType dtype = logits.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "logits must be float32 or float64");
+  STD_TORCH_CHECK(logits.dim() == 2 && logits.numel() > 0 && width > 0 && iterations >= 0,
+                  "logits must be [L, N] and not empty");
+  STD_TORCH_CHECK(lattices.size() % kLatticeTensors == 0 && convs.size() % kConvTensors == 0,
+                  "terms are malformed");
+  STD_TORCH_CHECK(logits.size(0) < (1 << 20), "too many labels");
+  check_tensor(logits, dtype, logits.numel(), "logits");
+  if (belief) check_tensor(*belief, dtype, logits.numel(), "belief");
+  Sizes size{};
+  size.labels = static_cast<int>(logits.size(0));
+  size.pixels = logits.size(1);
+  size.width = width;
+  size.height = (size.pixels + width - 1) / width;
+  size.bands = band_count(size.pixels, width);
+  const int multiple = 16 / static_cast<int>(logits.element_size());
+  size.row = (size.labels + multiple - 1) / multiple * multiple;
+  if (dtype == ScalarType::Float) {
+    return run<float>(logits, belief ? data<float>(*belief) : nullptr, size, lattices, convs,
+                      iterations);
+  }
+  return run<double>(logits, belief ? data<double>(*belief) : nullptr, size, lattices, convs,
+                     iterations);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) { m.impl("_mean_field", TORCH_BOX(&mean_field)); }
+
+}  // namespace segfast

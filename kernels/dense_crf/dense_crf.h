@@ -1,0 +1,151 @@
+// The contract of the mean-field kernels: plain pointers, sizes, no allocation, no threads, no torch.
+//
+// Symbols: N pixels in `height` lines of `width` (the last may be shorter), L labels, rows of `row`
+// scalars (L rounded up to 16 bytes, padding zero), d features, K = d + 1 vertices per pixel,
+// V lattice vertices. Derivations: README.md.
+#pragma once
+
+#include <cstdint>
+
+namespace segfast {
+
+constexpr int kMaxFeatures = 32;
+constexpr int kChunk = 64;  // pixels that a mean-field update keeps in cache from slice to splat
+
+// --- the permutohedral lattice ---------------------------------------------------------------------
+
+// How the d stored coordinates of a vertex share the 64-bit words of its key: coordinate i, less
+// origin[i], sits in word[i] at shift[i], with room for the coordinates of neighbours.
+struct KeyLayout {
+  int dims = 0;   // d
+  int words = 0;  // per key
+  int64_t origin[kMaxFeatures];
+  int word[kMaxFeatures];
+  int shift[kMaxFeatures];
+};
+
+// Open-addressing hash of vertex keys. Vertices are numbered as they are first touched.
+struct VertexTable {
+  int32_t* slots;    // [capacity] vertex or -1; capacity is a power of two
+  uint64_t* keys;    // [capacity / 2, words]
+  int64_t capacity;  // holds capacity / 2 vertices
+  int64_t count;
+};
+
+template <typename T>
+struct LatticeKernels {
+  // Embeds pixels [begin, end) of features [d, pixels]; returns the first pixel for which `table`
+  // had no room (end when all went in): grow it and call again from there.
+  int64_t (*embed)(const T* features, int64_t pixels, int64_t begin, int64_t end,
+                   const KeyLayout& layout, VertexTable* table,
+                   int32_t* vertex,  // [pixels, K]
+                   T* weight);       // [pixels, K] barycentric
+
+  // neighbours[axis][0][v] = vertex at v - 1 (+ d along axis) or V where there is none;
+  // neighbours[axis][1] is the mirror image and must come filled with V.
+  void (*neighbours)(const KeyLayout& layout, const VertexTable& table, int64_t begin, int64_t end,
+                     int32_t* neighbours);  // [K, 2, V]
+
+  // table[v] = sum of the rows that the bands splatted for v, in the order of the bands.
+  void (*gather)(const T* local,              // [M, row]
+                 const int64_t* merge_start,  // [V + 1]
+                 const int32_t* merge_local,  // [M]
+                 int64_t begin, int64_t end, int row, T* table);
+
+  // out[v] = in[v] + (in[n1] + in[n2]) / 2 along one axis; row V of `in` is zero.
+  void (*blur)(const T* in, const int32_t* n1, const int32_t* n2, int64_t begin, int64_t end,
+               int row, T* out);
+};
+
+// scale_i of the embedding, i in [0, d).
+double lattice_scale(int dims, int i);
+// Pixels are splatted band by band into a table of the band's own; the bands are merged in their
+// order. They depend on the sizes alone, so any number of threads gives the same bits.
+int64_t band_count(int64_t pixels, int64_t width);
+int64_t band_begin(int64_t band, int64_t pixels, int64_t width);  // its first pixel
+// Chooses bits per axis from the range of each feature; false when a coordinate would pass `limit`.
+bool plan_keys(const double* low, const double* high, int dims, double limit, KeyLayout* layout);
+// Empties the slots and enters keys[0..count) again.
+void rehash(VertexTable* table, int words);
+// Numbers the keys [0, count) in `global`, inserting the new ones; the table must have room.
+void merge_vertices(const uint64_t* keys, int64_t count, int words, VertexTable* table,
+                    int32_t* global);
+
+// --- one mean-field update ---------------------------------------------------------------------------
+
+enum class MixingKind : int { scalar, vector, matrix };
+
+template <typename T>
+struct Mixing {
+  MixingKind kind;
+  T scalar;
+  const T* values;  // vector: [row]; matrix: [L, row], row k holds what label k sends to every label
+};
+
+template <typename T>
+struct LatticeTerm {
+  int corners;                 // K
+  const int32_t* vertex;       // [N, K] numbered within the pixel's band
+  const T* weight;             // [N, K]
+  const T* in_scale;           // [N] or null: normalisation before the kernel
+  const T* out_scale;          // [N] or null: and after it
+  const int64_t* local_start;  // [bands + 1]
+  const int32_t* global;       // [M] vertex of a band's local one
+  T* local;                    // [M, row] what the bands splat
+  const T* table;              // [V + 1, row] splatted, merged and blurred
+  T alpha;                     // 1 / (1 + 2^-d)
+  Mixing<T> mixing;
+};
+
+// Separable Gaussian on the pixel grid: down the columns (conv_columns), then along the rows.
+template <typename T>
+struct ConvTerm {
+  int64_t radius_y, radius_x;
+  const T *taps_y, *taps_x;  // [radius + 1] exp(-r^2 / 2 sigma^2)
+  const T *in_y, *in_x;      // [height], [width]: normalisation before the kernel, an outer product
+  const T *out_y, *out_x;    // and after it
+  int64_t belief_pitch;      // scalars from line to line
+  int64_t column_pitch;
+  T* belief;   // [radius_y + height + radius_y + slack, belief_pitch]: lines of [width, row]
+  T* columns;  // [height, column_pitch]: lines of [radius_x + width + radius_x + slack, row]
+  Mixing<T> mixing;
+};
+
+template <typename T>
+struct MeanField {
+  int labels, row;
+  int64_t pixels, width;
+  const T* logits;  // [L, N]
+  const T* belief;  // [L, N] to send instead of softmax(scores), or null
+  T* scores;        // [L, N] or null
+  bool receive;     // add the messages of the terms to the logits
+  bool send;        // splat the belief for the next update
+  int lattice_count, conv_count;
+  const LatticeTerm<T>* lattice;
+  const ConvTerm<T>* conv;
+};
+
+template <typename T>
+struct MeanFieldKernels {
+  // scores = logits + messages; belief = softmax(scores); splat it: for the pixels of one band.
+  void (*update)(const MeanField<T>& problem, int band, int64_t begin, int64_t end, T* scratch);
+  // Scalars of scratch that an update needs.
+  int64_t (*scratch)(int labels);
+  // Columns pass of a ConvTerm over scalars [begin, end) of every line.
+  void (*conv_columns)(const ConvTerm<T>& term, int64_t height, int row, int64_t begin, int64_t end);
+  int slack;  // lines and pixels that the convolution may read past its padding
+};
+
+#define SEGFAST_DECLARE_KERNELS(isa)                          \
+  namespace isa {                                             \
+  extern const LatticeKernels<float> lattice_kernels_f32;     \
+  extern const LatticeKernels<double> lattice_kernels_f64;    \
+  extern const MeanFieldKernels<float> mean_field_kernels_f32; \
+  extern const MeanFieldKernels<double> mean_field_kernels_f64; \
+  }
+SEGFAST_DECLARE_KERNELS(baseline)
+SEGFAST_DECLARE_KERNELS(avx2)
+SEGFAST_DECLARE_KERNELS(avx512)
+#undef SEGFAST_DECLARE_KERNELS
+
+}  // namespace segfast

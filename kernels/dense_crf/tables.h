@@ -1,0 +1,27 @@
+// The kernels of the selected instruction set, by scalar type.
+#pragma once
+
+#include "dense_crf.h"
+#include "dispatch.h"
+
+namespace segfast {
+
+template <typename T>
+const LatticeKernels<T>& lattice_kernels() {
+  if constexpr (sizeof(T) == 4) {
+    return dispatch<LatticeKernels<float>>(SEGFAST_TABLES(lattice_kernels_f32));
+  } else {
+    return dispatch<LatticeKernels<double>>(SEGFAST_TABLES(lattice_kernels_f64));
+  }
+}
+
+template <typename T>
+const MeanFieldKernels<T>& mean_field_kernels() {
+  if constexpr (sizeof(T) == 4) {
+    return dispatch<MeanFieldKernels<float>>(SEGFAST_TABLES(mean_field_kernels_f32));
+  } else {
+    return dispatch<MeanFieldKernels<double>>(SEGFAST_TABLES(mean_field_kernels_f64));
+  }
+}
+
+}  // namespace segfast
