@@ -66,9 +66,10 @@ def test_number_vector_and_matrix_of_the_same_model_agree(problem: Any) -> None:
     for compat in (3.0, np.full(problem.labels, -3.0), -3.0 * np.eye(problem.labels)):
         crf = problem.crf(dcrf)
         crf.addPairwiseGaussian((2, 3), compat)
-        results.append(np.array(crf.inference(3)))
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
+        results.append(np.array(crf.inference(1)))
+    # w * m is fused into the sum or not: each score rounds once more, at most ulp(3 + 3) = 2^-21
+    for other in results[1:]:
+        np.testing.assert_allclose(results[0], other, rtol=0, atol=2.0**-21)
 
 
 def test_an_asymmetric_matrix_is_its_symmetric_part(problem: Any) -> None:
@@ -221,14 +222,20 @@ def test_layout_is_label_last_seen_label_first(problem: Any) -> None:
 
 
 def test_steps_equal_inference(problem: Any) -> None:
+    """To rounding: a step sends the float32 belief it is given, inference keeps it in registers."""
     crf = problem.crf(dcrf)
     crf.addPairwiseGaussian(3, 3)
     crf.addPairwiseBilateral(20, 20, problem.image, 5)
+    terms = [
+        problem.term(problem.positions(3, 3), 3.0),
+        problem.term(problem.bilateral(20, 20, 20, 20, 20), 5.0),
+    ]
     belief, tmp1, tmp2 = crf.startInference()
     view = np.asarray(belief)
     for step in range(1, 4):
         assert crf.stepInference(belief, tmp1, tmp2) is None
-        np.testing.assert_array_equal(view, np.array(crf.inference(step)))
+        check(problem, view, terms, step)
+        check(problem, crf.inference(step), terms, step)
 
 
 def test_a_step_starts_from_what_the_caller_wrote(problem: Any) -> None:

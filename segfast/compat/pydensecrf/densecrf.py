@@ -186,14 +186,10 @@ class DenseCRF:
         As in pydensecrf it is not KL(Q || P): the partition function is missing and pairwise
         energies count twice. Compare values of one CRF. Q and errors as in `stepInference`.
         """
-        belief = torch.from_numpy(np.array(self._belief(Q), copy=True, order="C"))  # [L, N]
-        engine = self._prepared()
-        energy = belief.clamp_min(SMALLEST).log_()
-        if self._logits is not None:
-            energy -= self._logits
-        for message in engine.messages(belief):
-            energy -= message
-        return float((belief.double() * energy.double()).sum())
+        belief = torch.from_numpy(np.ascontiguousarray(self._belief(Q)))  # [L, N]
+        scores = self._prepared().step(belief)  # -U - sum E_m(Q) [L, N]
+        energy = belief.clamp_min(SMALLEST).log_().sub_(scores)
+        return float(energy.mul_(belief).sum(dtype=torch.float64))
 
     def _set_energy(self, energy: Float32, name: str) -> None:
         pixels = (self._nvar,) if self._shape is None else self._shape
