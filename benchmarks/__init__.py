@@ -1,0 +1,1 @@
+"""Benchmarks: one pytest-benchmark file per operator, a report, and the one-go GPU script."""

@@ -1,0 +1,229 @@
+"""What every benchmark shares: interleaved timing, peak memory, facts about the machine.
+
+Peers run in one process on the same inputs, one after the other in every round, so that a busy
+machine slows all of them alike. A ratio is the median over rounds of ``peer / ours`` within the
+round; times are medians with the 20 and 80 % quantiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+MEMORY_TIMEOUT = 300  # seconds one fresh process may take
+Job = Callable[[], object]
+
+
+def quantiles(samples: list[float]) -> tuple[float, float, float]:
+    """20 %, 50 % and 80 % quantiles (linear between the samples)."""
+    if len(samples) < 2:
+        return samples[0], samples[0], samples[0]
+    fifths = statistics.quantiles(samples, n=10, method="inclusive")
+    return fifths[1], statistics.median(samples), fifths[7]
+
+
+def ratio(peer: list[float], ours: list[float]) -> tuple[float, float, float]:
+    """Quantiles of peer / ours, each pair taken from one round."""
+    return quantiles([a / b for a, b in zip(peer, ours, strict=True)])
+
+
+def number_of_rounds(once: float, budget: float, least: int = 3, most: int = 9) -> int:
+    """Rounds that fit into ``budget`` seconds when one round takes ``once`` seconds."""
+    return max(least, min(most, int(budget / max(once, 1e-9))))
+
+
+def timed(job: Job) -> float:
+    """Seconds of one call; the result is freed after the clock has stopped."""
+    begin = time.perf_counter()
+    result = job()
+    seconds = time.perf_counter() - begin
+    del result
+    return seconds
+
+
+def interleaved(jobs: Mapping[str, Job], rounds: int) -> dict[str, list[float]]:
+    """Seconds per job and round; every round runs every job once, the order rotating."""
+    names = list(jobs)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            samples[name].append(timed(jobs[name]))
+    return samples
+
+
+def interleaved_benchmark(
+    benchmark: Any, jobs: Mapping[str, Job], budget: float
+) -> dict[str, list[float]]:
+    """Times the first job through pytest-benchmark and, before each of its rounds, every peer.
+
+    Returns seconds per job and round; empty under ``--benchmark-disable``, where each job runs
+    once and nothing is timed.
+    """
+    (ours, job), *peers = jobs.items()
+    once = sum(timed(each) for each in jobs.values())  # warms up, too
+    samples: dict[str, list[float]] = {name: [] for name in jobs}
+
+    def run_peers() -> None:
+        for name, peer in peers:
+            samples[name].append(timed(peer))
+        peers.append(peers.pop(0)) if peers else None  # another order in the next round
+
+    benchmark.pedantic(job, setup=run_peers, rounds=number_of_rounds(once, budget), iterations=1)
+    if benchmark.stats is None:
+        return {}
+    samples[ours] = list(benchmark.stats.stats.data)
+    return samples
+
+
+# ------------------------------------------------------------------------------------------------
+# memory
+# ------------------------------------------------------------------------------------------------
+
+
+def peak_memory(operator: str, workload: str, provider: str, threads: int) -> dict[str, Any]:
+    """Peak resident memory of one job over the memory before it, in a fresh process.
+
+    Returns {"mb": float, "how": str}, or {"mb": None, "how": why it could not be measured}.
+    """
+    command = [sys.executable, "-m", "benchmarks._memory", operator, workload, provider]
+    try:
+        done = subprocess.run(
+            [*command, str(threads)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=MEMORY_TIMEOUT,
+        )
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        return {"mb": None, "how": f"not measured: over {MEMORY_TIMEOUT} s"}
+    except (IndexError, ValueError):
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"mb": None, "how": f"not measured: {reason}"}
+
+
+def _mallopt() -> Any:
+    """glibc's mallopt, or None where the C library has none."""
+    try:
+        return ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def allocator(mode: str) -> Iterator[str]:
+    """``"default"``: as users meet it.  ``"warm"``: freed memory stays with the process.
+
+    Large fresh buffers cost page faults that can hide a kernel; warm takes them out for all peers
+    alike. Yields what was really done.
+    """
+    mallopt = _mallopt()
+    if mode == "default" or mallopt is None:
+        yield "default" if mode == "default" else "default (no mallopt here)"
+        return
+    trim_threshold, mmap_max = -1, -4  # <malloc.h>
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
+    try:
+        yield "warm"
+    finally:
+        mallopt(trim_threshold, 128 * 1024)
+        mallopt(mmap_max, 65536)
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+# ------------------------------------------------------------------------------------------------
+# facts
+# ------------------------------------------------------------------------------------------------
+
+
+def version_of(*distributions: str) -> str | None:
+    """``name version`` of the first distribution that is installed."""
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return None
+
+
+def cpu_name() -> str:
+    """The processor as the kernel names it."""
+    fields: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def commit() -> str:
+    """The commit of this checkout, with ``+changes`` when tracked files differ; else unknown."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@functools.cache
+def facts() -> dict[str, Any]:
+    """Machine, versions and commit, as plain values ready for JSON."""
+    import segfast
+
+    info = segfast.info()
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "os": platform.platform(terse=True),
+        "instruction_set": info["instruction_set"] or "none: the reference serves",
+        "versions": {
+            "segfast": segfast.__version__,
+            "torch": torch.__version__,
+            "numpy": importlib.metadata.version("numpy"),
+            "python": platform.python_version(),
+            "pydensecrf": version_of("pydensecrf", "pydensecrf2"),
+        },
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+@functools.cache
+def copy_bandwidth(threads: int) -> float:
+    """GB/s of a large warm copy, bytes read plus bytes written, at ``threads`` threads.
+
+    The caller has set the thread count; it is an argument so that each is measured once.
+    """
+    source = torch.ones(32 << 20)  # 128 MB: beyond any cache here
+    target = torch.empty_like(source)
+    target.copy_(source)
+    seconds = statistics.median(timed(lambda: target.copy_(source)) for _ in range(5))
+    return 2 * 4 * source.numel() / seconds / 1e9
+
+
+def load_average() -> float | None:
+    """Mean number of runnable processes over the last minute: how noisy the machine was."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -1,0 +1,98 @@
+"""Dense CRF benchmark: the gates every provider passes before anything is timed."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from segfast.kernels.dense_crf import reference
+from torch import Tensor
+
+from benchmarks._dense_crf.providers import PROVIDERS, absent, filter_inputs
+from benchmarks._dense_crf.workloads import BY_NAME, Inputs, Workload, at, crop, inputs_of
+
+
+class WrongResult(AssertionError):
+    """Two providers disagree, so nothing is timed."""
+
+
+def gate(name: str, actual: Any, expected: Any, limit: float) -> dict[str, Any]:
+    """max |actual - expected| must not exceed `limit`; NaN never passes."""
+    actual, expected = (torch.as_tensor(each).double() for each in (actual, expected))
+    if actual.shape != expected.shape:
+        shapes = f"{tuple(actual.shape)} and {tuple(expected.shape)}"
+        raise WrongResult(f"{name}: shapes {shapes} differ; nothing was timed")
+    error = float((actual - expected).abs().max())
+    if not error <= limit:
+        raise WrongResult(f"{name}: max |difference| {error:.3g} > {limit:.3g}; nothing was timed")
+    return {"name": name, "max_abs": error, "limit": limit}
+
+
+def _oracle(workload: Workload, inputs: Inputs, method: str, spatial: str) -> Tensor:
+    """Belief [L, N] of the float64 reference."""
+    model = asdict(workload.model)
+    sigmas = {key: float(model[key]) for key in ("spatial_sigma", "bilateral_sigma", "color_sigma")}
+    scores = reference.mean_field(
+        inputs.logits.double(),
+        inputs.image.double(),
+        **(model | sigmas),
+        compatibility=None,
+        iterations=workload.iterations,
+        method=method,
+        spatial=spatial,
+    )
+    return scores.flatten(1).softmax(0)
+
+
+ONE_ITERATION = 1e-5  # max |dQ| the issue allows after one iteration
+# A float32 exponent of size e = |f|^2 / 2 (up to ~100 here) rounds by e * 6e-8 in each of its
+# F + 2 products, and K with it; un-normalised sums then carry that relative error.
+BRUTE_FORCE_RELATIVE = 1e-4
+
+
+def _run(provider: str, workload: Workload, inputs: Inputs) -> Any:
+    return PROVIDERS[provider].prepare(workload, inputs)()
+
+
+def run_gates(workload: Workload, inputs: Inputs) -> list[dict[str, Any]]:
+    """Raises WrongResult unless every provider of the workload computes the right thing."""
+    small = crop(inputs)
+    height, width = small.image.shape[1:]
+    cropped = replace(at(workload, 1), size=(height, width, workload.labels))
+    passed = []
+    if "segfast-filter" in workload.providers:
+        values, features = filter_inputs(cropped, small)
+        truth = reference.gaussian_filter(values.double(), features.double())
+        limit = BRUTE_FORCE_RELATIVE * float(truth.abs().max())
+        for provider in workload.providers:
+            name = f"{provider} against float64, {height}x{width}"
+            passed.append(gate(name, _run(provider, cropped, small), truth, limit))
+        return passed
+    oracles = {
+        "segfast": ("lattice", "conv"),
+        "segfast-lattice-spatial": ("lattice", "lattice"),
+        "segfast-exact": ("exact", "conv"),
+        "torch-brute-force": ("exact", "conv"),
+        "torch-brute-force-tuned": ("exact", "conv"),
+    }
+    for provider in workload.providers:
+        if provider in oracles:
+            truth = _oracle(cropped, small, *oracles[provider])
+            limit = BRUTE_FORCE_RELATIVE if provider.startswith("torch") else ONE_ITERATION
+            name = f"{provider} against float64, {height}x{width}, 1 iteration"
+            passed.append(gate(name, _run(provider, cropped, small), truth, limit))
+    if "pydensecrf" in workload.providers and absent("pydensecrf") is None:
+        theirs = _run("pydensecrf", at(workload, 1), inputs)
+        for provider in {"segfast-lattice-spatial", "segfast-compat"} & set(workload.providers):
+            ours = _run(provider, at(workload, 1), inputs)
+            name = f"{provider} against pydensecrf, full size, 1 iteration"
+            passed.append(gate(name, ours, theirs, ONE_ITERATION))
+    return passed
+
+
+@functools.cache
+def gates(name: str) -> list[dict[str, Any]]:
+    """`run_gates` of a workload by name, once per session."""
+    return run_gates(BY_NAME[name], inputs_of(BY_NAME[name]))

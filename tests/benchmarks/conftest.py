@@ -1,0 +1,10 @@
+"""The benchmarks are not installed: they run from a checkout, and so do their tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parents[2])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)

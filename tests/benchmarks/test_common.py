@@ -1,0 +1,183 @@
+"""What the benchmarks share: timing, memory, facts, pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import _common, _memory, _pictures
+
+linux = pytest.mark.skipif(not _memory.STATUS.exists(), reason="needs /proc")
+
+
+def test_quantiles() -> None:
+    assert _common.quantiles([3.0]) == (3.0, 3.0, 3.0)
+    assert _common.quantiles([5.0, 1.0, 4.0, 2.0, 3.0, 6.0]) == pytest.approx((2.0, 3.5, 5.0))
+
+
+def test_ratio_pairs_within_a_round() -> None:
+    """A machine that slows down by 10 in the second round changes no ratio."""
+    ours, peer = [1.0, 10.0, 1.0], [3.0, 30.0, 3.0]
+    assert _common.ratio(peer, ours) == pytest.approx((3.0, 3.0, 3.0))
+    with pytest.raises(ValueError, match="shorter"):
+        _common.ratio(peer, ours[:2])
+
+
+@pytest.mark.parametrize(("once", "rounds"), [(0.0, 9), (1.0, 8), (2.5, 3), (100.0, 3)])
+def test_number_of_rounds(once: float, rounds: int) -> None:
+    assert _common.number_of_rounds(once, budget=8.0) == rounds
+
+
+def test_interleaved_runs_everyone_in_every_round_and_rotates() -> None:
+    order: list[str] = []
+    jobs = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    samples = _common.interleaved(jobs, rounds=3)
+    assert "".join(order) == "abc" + "bca" + "cab"
+    assert {name: len(seconds) for name, seconds in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_timed_measures_the_job() -> None:
+    assert 0.02 <= _common.timed(lambda: time.sleep(0.02)) < 2
+
+
+class FakeBenchmark:
+    """As much of pytest-benchmark's fixture as is used; not enabled: --benchmark-disable."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled, self.stats = enabled, None
+
+    def pedantic(self, job, setup, rounds, iterations):  # type: ignore[no-untyped-def]
+        assert iterations == 1
+        data = []
+        for _ in range(rounds if self.enabled else 1):
+            setup()
+            data.append(_common.timed(job))
+        if self.enabled:
+            self.stats = type("", (), {"stats": type("", (), {"data": data})})  # type: ignore
+
+
+@pytest.mark.parametrize("peers", [0, 2])
+def test_interleaved_benchmark(peers: int) -> None:
+    order: list[str] = []
+    jobs = {n: (lambda n=n: order.append(n)) for n in ["ours", "p", "q"][: 1 + peers]}
+    samples = _common.interleaved_benchmark(FakeBenchmark(True), jobs, budget=1.0)
+    assert samples.keys() == jobs.keys()
+    assert {len(seconds) for seconds in samples.values()} == {9}
+    timed = "".join(name[0] for name in order[len(jobs) :])  # after the warm-up
+    assert timed == ("o" * 9 if peers == 0 else ("pqo" + "qpo") * 4 + "pqo")
+
+
+def test_interleaved_benchmark_disabled_times_nothing() -> None:
+    assert _common.interleaved_benchmark(FakeBenchmark(False), {"ours": list}, 1.0) == {}
+
+
+# ---------------------------------------------------------------------------------------- memory
+
+
+@linux
+def test_peak_memory_sees_what_is_held_only_for_a_moment() -> None:
+    megabytes = 64
+    words = megabytes * 10**6 // 8
+    kept = _memory.peak_over_baseline(lambda: np.ones(words))
+    freed = _memory.peak_over_baseline(lambda: np.ones(words).sum())
+    for result in (kept, freed):
+        # the kernel counts pages per thread in batches: a few hundred KB of slack
+        assert result["mb"] == pytest.approx(megabytes, rel=0.1)
+        assert result["how"] == "VmHWM reset before the job"
+    nothing = _memory.peak_over_baseline(lambda: None)
+    assert nothing["mb"] < 3  # the earlier peak is forgotten
+
+
+@linux
+def test_peak_memory_says_when_it_is_only_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_memory, "CLEAR_REFS", Path("/no/such/file"))
+    result = _memory.peak_over_baseline(lambda: np.ones(8 * 10**6))
+    assert result["how"] == "VmHWM not resettable: upper bound"
+    assert result["mb"] >= 0.9 * 64
+
+
+def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_memory, "STATUS", Path("/no/such/file"))
+    result = _memory.peak_over_baseline(lambda: None)
+    assert result["mb"] is None
+    assert "not measured" in result["how"]
+
+
+def test_peak_memory_in_a_fresh_process_says_why_it_failed() -> None:
+    result = _common.peak_memory("dense_crf", "no-such-workload", "segfast", 1)
+    assert result["mb"] is None
+    assert "no-such-workload" in result["how"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_warm_allocator_takes_page_faults_out() -> None:
+    def faults(mode: str) -> int:
+        import resource
+
+        with _common.allocator(mode) as really:
+            assert really in (mode, "default (no mallopt here)")
+            if really != mode:
+                pytest.skip("no mallopt here")
+            counts = []
+            for _ in range(6):  # aligned blocks may need a few rounds to find their place
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                torch.empty(16 << 20).fill_(1.0)
+                counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return min(counts)
+
+    # 64 MB fresh are 32 faults with huge pages, 16384 without; afterwards the default is restored
+    assert faults("warm") < 16 < faults("default")
+
+
+# ------------------------------------------------------------------------------ facts, pictures
+
+
+def test_facts_are_complete_and_plain() -> None:
+    import json
+
+    facts = _common.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["cores"] == os.cpu_count()
+    assert facts["versions"]["torch"] == torch.__version__
+    for key in ("cpu", "os", "instruction_set", "commit", "date"):
+        assert facts[key]
+
+
+def test_version_of_takes_the_first_that_is_there() -> None:
+    assert _common.version_of("no-such-distribution", "torch") == f"torch {torch.__version__}"
+    assert _common.version_of("no-such-distribution") is None
+
+
+def test_copy_bandwidth_is_plausible() -> None:
+    assert 0.5 < _common.copy_bandwidth(torch.get_num_threads()) < 10_000
+
+
+@pytest.mark.parametrize("name", list(_pictures.PICTURES))
+def test_pictures(name: str) -> None:
+    if name != "noise":
+        pytest.importorskip("skimage")
+    image = _pictures.PICTURES[name](64, 128)
+    assert image.shape == (3, 64, 128)
+    assert image.dtype == torch.uint8
+    assert image.float().std() > 20  # something to see
+    assert torch.equal(image, _pictures.PICTURES[name](64, 128))
+
+
+def test_logits_are_log_probabilities_and_not_trivial() -> None:
+    image = _pictures.noise(41, 67)
+    logits = _pictures.network_logits(image, labels=7)
+    assert logits.shape == (7, 41, 67)
+    assert logits.is_contiguous()
+    torch.testing.assert_close(
+        logits.logsumexp(0), torch.zeros(41, 67), rtol=0, atol=2e-6
+    )  # 20 ulp
+    assert torch.equal(logits, _pictures.network_logits(image, labels=7))
+    confidence = logits.exp().amax(0).mean()
+    assert 0.3 < confidence < 0.95  # unsure, as a network is before a CRF
+    assert len(logits.argmax(0).unique()) > 2
