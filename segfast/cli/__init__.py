@@ -14,14 +14,20 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from segfast._version import __version__
-from segfast.cli import bench, crf, demo, info
+from segfast.cli.bench import add_parser as add_bench
+from segfast.cli.crf import add_parser as add_crf
+from segfast.cli.demo import add_parser as add_demo
 from segfast.cli.files import UserError
+from segfast.cli.info import add_parser as add_info
 
 __all__ = ["main"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse without the usage block: a mistake is one line."""
+    """argparse without the usage block (a mistake is one line) and without guessed options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
@@ -34,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"segfast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (crf, demo, bench, info):
-        module.add_parser(commands)
+    for add in (add_crf, add_demo, add_bench, add_info):
+        add(commands)
     return parser
 
 
@@ -54,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(args.run(args))
     except UserError as error:
         _say(f"error: {error}")
+        return 2
+    except MemoryError:
+        _say("error: not enough memory; use a smaller image or fewer labels")
         return 2
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)

@@ -37,6 +37,7 @@ from segfast.cli.images import (
     read_photo,
 )
 from segfast.cli.labels import (
+    ARRAY_SUFFIXES,
     UNKNOWN,
     Evidence,
     label_logits,
@@ -49,7 +50,6 @@ from segfast.nn.dense_crf import DenseCRF
 from segfast.ops import mean_field
 from segfast.ops.dense_crf import UINT8_COLOR_SIGMA
 
-ARRAY_SUFFIXES = (".npy", ".npz")
 MAX_STEP_BYTES = 4 << 30
 OPTIONAL_OUTPUTS = ("save_probs", "overlay", "steps")
 
@@ -80,9 +80,14 @@ def run(args: argparse.Namespace) -> int:
     _check_options(args)
     model = _model(args)
     jobs, skipped = _plan(args)
-    if len(jobs) > 1:
+    if args.image.is_dir():
         for job in jobs:  # a bad pair stops everything before anything is written
             _load(job, args)
+        for folder in {path.parent for job in jobs for path in job.results()}:
+            make_folder(folder)
+    for job in jobs:
+        for path in job.results():
+            require_writable(path)
     files = []
     bar = tqdm(jobs, desc="refining", unit="image", delay=1, leave=False, disable=None)
     for job in bar:
@@ -106,6 +111,8 @@ def _check_options(args: argparse.Namespace) -> None:
         for option, used in given.items():
             if used:
                 raise UserError(f"{option} is for label maps, not for --input {args.input}")
+    elif args.layout is not None:
+        raise UserError("--layout is for --input probs and --input logits")
     if args.scribbles and args.confidence is not None:
         raise UserError("--confidence is for label maps; with --scribbles use --scribble-penalty")
     if args.scribble_penalty is not None:
@@ -140,7 +147,7 @@ def _as_option(error: Exception) -> str:
 
 
 def _plan(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
-    """The jobs, every input paired and every output writable; names passed over."""
+    """The jobs, every input paired and no result in the way of another; names passed over."""
     folders = args.image.is_dir()
     if folders != args.labels.is_dir():
         one, other = ("IMAGE", "LABELS") if folders else ("LABELS", "IMAGE")
@@ -170,13 +177,13 @@ def _file_job(args: argparse.Namespace) -> Job:
 
 def _folder_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
     images = files_by_stem(args.image, PHOTO_SUFFIXES, "images")
-    suffixes = ARRAY_SUFFIXES if args.input in ("probs", "logits") else (*MAP_SUFFIXES, ".npy")
+    arrays_only = args.input in ("probs", "logits")
+    suffixes = ARRAY_SUFFIXES if arrays_only else MAP_SUFFIXES + ARRAY_SUFFIXES
     labels = files_by_stem(args.labels, suffixes, "label maps")
+    without_labels, without_image = images.keys() - labels.keys(), labels.keys() - images.keys()
     lonely = {
-        f"{args.labels} has no partner for": [
-            images[s].name for s in images.keys() - labels.keys()
-        ],
-        f"{args.image} has no partner for": [labels[s].name for s in labels.keys() - images.keys()],
+        f"{args.labels} has no partner for": [images[stem].name for stem in without_labels],
+        f"{args.image} has no partner for": [labels[stem].name for stem in without_image],
     }
     problems = [f"{where} {name_some(names)}" for where, names in lonely.items() if names]
     if problems and not args.skip_missing:
@@ -186,11 +193,9 @@ def _folder_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
         raise UserError(f"no image in {args.image} has a partner in {args.labels}")
     folders = {"output": args.output}
     folders |= {name: getattr(args, name) for name in OPTIONAL_OUTPUTS if getattr(args, name)}
-    for folder in folders.values():
-        make_folder(folder)
+    extension = {"save_probs": "npz"}
     jobs = []
     for stem in stems:
-        extension = {"save_probs": "npz"}
         results = {n: f / f"{stem}.{extension.get(n, 'png')}" for n, f in folders.items()}
         jobs.append(Job(images[stem], labels[stem], **results))
     return jobs, [name for names in lonely.values() for name in names]
@@ -205,7 +210,6 @@ def _check_results(job: Job, force: bool) -> None:
         for source in (job.image, job.labels):
             if same_file(path, source) and not force:
                 raise UserError(f"{path} is an input; --force allows to replace it")
-        require_writable(path)
 
 
 # --- the work -----------------------------------------------------------------------------------
@@ -215,10 +219,6 @@ def _load(job: Job, args: argparse.Namespace) -> tuple[Array, Evidence]:
     photo = read_photo(job.image, args.max_pixels)
     height, width = photo.shape[1:]
     suffix = job.labels.suffix.lower()
-    if suffix == ".npz" and args.input is None:
-        raise UserError(
-            f"{job.labels} does not say what it holds: pass --input probs or --input logits"
-        )
     if args.input in ("probs", "logits"):
         if suffix not in ARRAY_SUFFIXES:
             raise UserError(f"--input {args.input} expects .npy or .npz, got {job.labels}")
@@ -232,6 +232,7 @@ def _load(job: Job, args: argparse.Namespace) -> tuple[Array, Evidence]:
         unknown=args.unknown_value,
         scribbles=args.scribbles,
         num_labels=args.num_labels,
+        key=args.key,
         max_pixels=args.max_pixels,
     )
     if indices.shape != (height, width):

@@ -20,6 +20,7 @@ from segfast.cli.images import (
     read_stored_map,
 )
 
+ARRAY_SUFFIXES = (".npy", ".npz")
 UNKNOWN = -1  # index of a pixel that nobody labelled
 MAX_VALUES = 256  # distinct values in a label map whose number of labels is not stated
 MAX_PLANES = 64  # an array may hold this many times --max-pixels numbers
@@ -71,6 +72,7 @@ def read_map(
     unknown: Unknown = "auto",
     scribbles: bool = False,
     num_labels: int | None = None,
+    key: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Array, LabelStyle]:
     """Indices [H, W] int64 (UNKNOWN where unlabelled) and the style to write the result in.
@@ -78,8 +80,8 @@ def read_map(
     The distinct values (or colours) that occur are the labels, in ascending order; ``num_labels``
     says instead that the values are 0..num_labels-1, whether they occur or not.
     """
-    if path.suffix.lower() == ".npy":
-        stored = StoredMap(_integer_map(path, max_pixels), "L")
+    if path.suffix.lower() in ARRAY_SUFFIXES:
+        stored = StoredMap(_integer_map(path, key, max_pixels), "L")
     else:
         stored = read_stored_map(path, max_pixels)
     unlabelled = _unlabelled(stored, unknown, scribbles, path)
@@ -138,8 +140,8 @@ def _unlabelled(stored: StoredMap, unknown: Unknown, scribbles: bool, path: Path
     return found if stored.opaque is None else found | ~stored.opaque
 
 
-def _integer_map(path: Path, max_pixels: int) -> Array:
-    array = _read_array(path, None, max_pixels)
+def _integer_map(path: Path, key: str | None, max_pixels: int) -> Array:
+    array = _read_array(path, key, max_pixels)
     if array.ndim != 2 or array.dtype.kind not in "iub":
         raise UserError(
             f"{path} holds {array.dtype} of shape {array.shape}; expected an integer label map "
