@@ -178,12 +178,11 @@ class DenseCRF(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, in the constructor's order; tensors by their shape."""
-        shown = []
-        for name in _ARGUMENTS:
-            value = getattr(self, name)
-            text = f"[{', '.join(map(str, value.shape))}]" if isinstance(value, Tensor) else value
-            shown.append(f"{name}={text!r}" if isinstance(text, str) else f"{name}={text}")
-        return ", ".join(shown)
+        values = {name: getattr(self, name) for name in _ARGUMENTS}
+        return ", ".join(
+            f"{name}={list(value.shape) if isinstance(value, Tensor) else repr(value)}"
+            for name, value in values.items()
+        )
 
     def _keep(self, name: str, value: Any, wanted: str, dims: Sequence[int]) -> None:
         """Stores a number (or None) as it is, a tensor as a buffer."""
