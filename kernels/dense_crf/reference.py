@@ -283,7 +283,7 @@ def image_features(
     if not image.is_floating_point():
         image = image.to(torch.get_default_dtype())
     sigma = torch.as_tensor(color_sigma, dtype=image.dtype, device=image.device).reshape(-1, 1)
-    colors = image.reshape(len(image), -1) / sigma  # [C, H W]
+    colors = image.flatten(1) / sigma  # [C, H W]
     return torch.cat([position_features(image, bilateral_sigma), colors])
 
 

@@ -1,0 +1,227 @@
+"""mean_field: what it must refuse with a clear message, and what it must take as it comes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from segfast.kernels.dense_crf import reference
+from segfast.ops import mean_field
+from segfast.testing import dtypes
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+Problem = Callable[..., tuple[Tensor, Tensor]]
+Oracle = Callable[..., Tensor]
+
+LOGITS, IMAGE = torch.zeros(2, 3, 8, 9), torch.zeros(2, 3, 8, 9, dtype=torch.uint8)
+NAN, INF = float("nan"), float("inf")
+
+# options of mean_field (logits and image included): (the error, what its message must say)
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "logits no tensor": ({"logits": [[1.0]]}, TypeError, "logits.*list"),
+    "logits integers": ({"logits": LOGITS.int()}, TypeError, r"logits.*floating.*int32"),
+    "logits complex": ({"logits": LOGITS.cfloat()}, TypeError, r"logits.*complex64"),
+    "logits 2-D": ({"logits": LOGITS[0, 0]}, ValueError, r"logits.*\[B, L, H, W\].*\(8, 9\)"),
+    "logits 5-D": ({"logits": LOGITS[None]}, ValueError, r"logits.*\[B, L, H, W\]"),
+    "no labels": ({"logits": LOGITS[:, :0]}, ValueError, r"logits.*L >= 1"),
+    "image no tensor": ({"image": "cat.png"}, TypeError, "image.*str"),
+    "image boolean": ({"image": IMAGE.bool()}, TypeError, r"image.*bool"),
+    "image complex": ({"image": IMAGE.cfloat(), "color_sigma": 1.0}, TypeError, "image.*complex"),
+    "image of another size": ({"image": IMAGE[..., :8]}, ValueError, r"image.*9\].*\(2, 3, 8, 8\)"),
+    "image of another batch": ({"image": IMAGE[:1]}, ValueError, r"image.*\[2, C, 8, 9\].*\(1, 3"),
+    "image with channels last": (
+        {"image": IMAGE.permute(0, 2, 3, 1)}, ValueError, r"image.*\(2, 8, 9, 3\)"),
+    "image unbatched alone": ({"image": IMAGE[0]}, ValueError, r"image.*\(3, 8, 9\)"),
+    "too many channels": (
+        {"image": IMAGE.repeat(1, 11, 1, 1)}, ValueError, "image.*30 channels.*33"),
+    "float image alone": ({"image": IMAGE.float()}, ValueError, "color_sigma must be given"),
+    "int16 image alone": ({"image": IMAGE.short()}, ValueError, "color_sigma must be given"),
+    "spatial_sigma zero": ({"spatial_sigma": 0.0}, ValueError, "spatial_sigma.*positive.*0"),
+    "spatial_sigma negative": ({"spatial_sigma": (3, -3)}, ValueError, "spatial_sigma.*positive"),
+    "spatial_sigma NaN": ({"spatial_sigma": NAN}, ValueError, "spatial_sigma.*nan"),
+    "spatial_sigma infinite": ({"spatial_sigma": INF}, ValueError, "spatial_sigma.*inf"),
+    "three spatial sigmas": ({"spatial_sigma": (1, 2, 3)}, ValueError, "spatial_sigma.*2 of them"),
+    "bilateral_sigma zero": ({"bilateral_sigma": 0}, ValueError, "bilateral_sigma.*positive"),
+    "bilateral_sigma text": ({"bilateral_sigma": "80"}, TypeError, "bilateral_sigma.*'80'"),
+    "color_sigma zero": ({"color_sigma": 0.0}, ValueError, "color_sigma.*positive"),
+    "color_sigma per channel": ({"color_sigma": (1, 2)}, ValueError, "color_sigma.*3 of them"),
+    "weight text": ({"spatial_weight": "3"}, TypeError, "spatial_weight.*'3'"),
+    "weight NaN": ({"bilateral_weight": NAN}, ValueError, "bilateral_weight.*finite.*nan"),
+    "weight per 4 labels": (
+        {"spatial_weight": torch.ones(4)}, ValueError, r"spatial_weight.*\[3\].*\(4,\)"),
+    "weight not square": (
+        {"bilateral_weight": torch.ones(3, 4)}, ValueError, r"bilateral_weight.*\(3, 4\)"),
+    "weight integers": (
+        {"bilateral_weight": torch.ones(3, 3).int()}, TypeError, "bilateral_weight.*int32"),
+    "compatibility vector": (
+        {"compatibility": torch.ones(3)}, ValueError, r"compatibility.*\[3, 3\].*\(3,\)"),
+    "compatibility of 4 labels": (
+        {"compatibility": torch.eye(4)}, ValueError, r"compatibility.*\[3, 3\].*\(4, 4\)"),
+    "compatibility number": ({"compatibility": 1.0}, TypeError, "compatibility.*float 1.0"),
+    "iterations negative": ({"iterations": -1}, ValueError, "iterations.*-1"),
+    "iterations float": ({"iterations": 2.0}, TypeError, "iterations.*2.0"),
+    "normalization": ({"normalization": "SYMMETRIC"}, ValueError, "normalization.*symmetric.*SYMM"),
+    "normalization None": ({"normalization": None}, ValueError, "normalization.*None"),
+    "method": ({"method": "permutohedral"}, ValueError, "method.*lattice, exact.*permutohedral"),
+    "spatial": ({"spatial": "exact"}, ValueError, "spatial.*conv.*exact"),
+    "tolerance": ({"tolerance": INF}, ValueError, "tolerance.*inf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input(case: str) -> None:
+    options, error, message = WRONG[case]
+    given = {"logits": LOGITS, "image": IMAGE, **options}
+    with pytest.raises(error, match=re.compile(message, re.DOTALL)):
+        mean_field(given.pop("logits"), given.pop("image"), **given)
+
+
+def test_the_good_input_of_the_test_above() -> None:
+    assert mean_field(LOGITS, IMAGE).shape == LOGITS.shape
+
+
+def test_probabilities_warn(problem: Problem) -> None:
+    logits, image = problem(4, 3, 16, 15)
+    with pytest.warns(UserWarning, match="probabilities"):
+        mean_field(logits.softmax(1), image, iterations=1)
+
+
+def test_colour_switched_off_warns(problem: Problem) -> None:
+    logits, image = problem(4, 3, 16, 15)
+    with pytest.warns(UserWarning, match=r"color_sigma"):
+        mean_field(logits, image / 255, color_sigma=13.0, iterations=1)
+
+
+def test_ordinary_input_does_not_warn(problem: Problem) -> None:
+    logits, image = problem(4, 3, 16, 15)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean_field(logits, image, iterations=1)
+        mean_field(logits.log_softmax(1), image, iterations=1)
+        mean_field(logits, image / 255, color_sigma=0.05, iterations=1)
+        mean_field(logits, torch.full_like(image, 7), iterations=1)
+        mean_field(torch.zeros(1, 1, 4, 4), torch.zeros(1, 3, 4, 4).byte(), iterations=1)
+
+
+@pytest.mark.parametrize("method", ["exact", "lattice"])
+@pytest.mark.parametrize("shape", [(0, 3, 5, 7), (2, 3, 0, 7), (2, 3, 5, 0)])
+def test_empty(method: str, shape: tuple[int, ...]) -> None:
+    image = torch.zeros(shape, dtype=torch.uint8)
+    assert mean_field(torch.zeros(shape), image, method=method).shape == shape
+    scores, steps = mean_field(torch.zeros(shape), image, iterations=2, return_steps=True)
+    assert scores.shape == shape
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("method", ["exact", "lattice"])
+def test_no_channels_is_a_second_spatial_kernel(
+    problem: Problem, oracle: Oracle, method: str
+) -> None:
+    logits, image = problem(3, 3, 11, 13)
+    options: dict[str, Any] = {"method": method, "iterations": 1, "bilateral_sigma": 4.0}
+    scores = mean_field(logits, image[:, :0], **options)
+    truth = oracle(logits, image[:, :0], color_sigma=[], **options)
+    assert (scores.softmax(1) - truth.softmax(1)).abs().max() <= 1e-5  # one iteration's promise
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
+def test_layouts(compiled_kernels: None, problem: Problem, options: dict[str, str]) -> None:
+    """Same bits whatever the strides."""
+    logits, image = problem(5, 3, 14, 18, 2)
+    expected = mean_field(logits, image, iterations=3, **options)
+    layouts = {
+        "channels_last": (
+            logits.contiguous(memory_format=torch.channels_last),
+            image.contiguous(memory_format=torch.channels_last),
+        ),
+        "transposed": (
+            logits.mT.contiguous().mT,
+            image.mT.contiguous().mT,
+        ),
+        "strided": (
+            logits.repeat_interleave(2, 3)[..., ::2],
+            image.repeat(1, 1, 2, 2)[..., 14:, 18:],
+        ),
+        "flipped back": (logits.flip(2).flip(2), image.flip(3).flip(3)),
+    }  # fmt: skip
+    for name, (x, y) in layouts.items():
+        assert torch.equal(mean_field(x, y, iterations=3, **options), expected), name
+    same = mean_field(logits[:1].expand(3, -1, -1, -1), image[:1].expand(3, -1, -1, -1), **options)
+    assert torch.equal(same[0], same[2])
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
+def test_one_channel_one_label_layouts(
+    compiled_kernels: None, problem: Problem, options: dict[str, str]
+) -> None:
+    """A size of one has no stride to speak of: PyTorch reports any."""
+    logits, image = problem(1, 1, 9, 1)
+    expected = mean_field(logits, image, **options)
+    logits = logits.as_strided(logits.shape, (1, 77, 1, 5))
+    image = image.as_strided(image.shape, (3, 1, 1, 2))
+    assert torch.equal(mean_field(logits, image, **options), expected)
+
+
+def test_inputs_are_left_alone(problem: Problem) -> None:
+    logits, image = problem(3, 3, 14, 18)
+    before = logits.clone(), image.clone()
+    scores = mean_field(logits, image, iterations=2)
+    scores.zero_()
+    assert torch.equal(logits, before[0])
+    assert torch.equal(image, before[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
+@dtypes(torch.float32, torch.float64)
+def test_minus_infinity_rules_a_label_out(
+    problem: Problem, oracle: Oracle, options: dict[str, str], dtype: torch.dtype
+) -> None:
+    logits, image = problem(4, 3, 15, 17)
+    logits[0, 1, 3:9] = -INF
+    logits[0, 2] = -INF
+    found = mean_field(logits.to(dtype), image, iterations=1, **options)
+    truth = oracle(logits, image, iterations=1, **options)
+    assert torch.equal(found == -INF, truth == -INF)
+    assert (found.double().softmax(1) - truth.softmax(1)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
+@pytest.mark.parametrize("special", [NAN, INF])
+def test_nan_and_infinity_show(problem: Problem, options: dict[str, str], special: float) -> None:
+    """softmax of NaN or +inf is NaN: so is everything that hears from that pixel."""
+    logits, image = problem(4, 3, 15, 17)
+    logits[0, 2, 7, 8] = special
+    found = mean_field(logits, image, iterations=2, **options)
+    assert found[0, :, 7, 8].isnan().all()
+    reach = mean_field(torch.zeros(1, 4, 15, 17), image, iterations=1, **options)
+    assert reach.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["exact", "lattice"])
+def test_nan_in_the_image_shows(problem: Problem, method: str) -> None:
+    logits, image = problem(4, 3, 15, 17)
+    broken = image.float()
+    broken[0, 1, 7, 8] = NAN
+    found = mean_field(logits, broken, color_sigma=13.0, method=method, iterations=2)
+    assert found[0, :, 7, 8].isnan().all()
+
+
+@pytest.mark.parametrize("normalization", reference.NORMALIZATIONS)
+def test_huge_logits_do_not_overflow(problem: Problem, normalization: str) -> None:
+    logits, image = problem(4, 3, 15, 17)
+    scores = mean_field(1e30 * logits, image, normalization=normalization)
+    assert scores.isfinite().all()
+    assert torch.equal(scores.argmax(1), logits.argmax(1))
+
+
+def test_deviations_too_small_for_the_dtype_are_refused(problem: Problem) -> None:
+    logits, image = problem(3, 3, 8, 9)
+    with pytest.raises(ValueError, match="sigma"):
+        mean_field(logits, image, bilateral_sigma=1e-30)
