@@ -118,12 +118,24 @@ def peak_memory(operator: str, workload: str, provider: str, threads: int) -> di
         return {"mb": None, "how": f"not measured: {reason}"}
 
 
-def _mallopt() -> Any:
-    """glibc's mallopt, or None where the C library has none."""
+def _libc() -> Any:
+    """The C library if it is glibc's, whose allocator takes options at run time; else None."""
     try:
-        return ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        _ = libc.mallopt, libc.malloc_trim
     except (AttributeError, OSError, TypeError):
         return None
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    return libc
+
+
+# <malloc.h>: option, value that keeps freed memory with the process, glibc's default
+_MALLOPT = {
+    "trim_threshold": (-1, 2**31 - 1, 128 * 1024),
+    "mmap_max": (-4, 0, 65536),
+    "mxfast": (1, 0, 128),
+}
 
 
 @contextlib.contextmanager
@@ -133,19 +145,24 @@ def allocator(mode: str) -> Iterator[str]:
     Large fresh buffers cost page faults that can hide a kernel; warm takes them out for all peers
     alike. Yields what was really done.
     """
-    mallopt = _mallopt()
-    if mode == "default" or mallopt is None:
-        yield "default" if mode == "default" else "default (no mallopt here)"
+    libc = _libc()
+    if mode == "default" or libc is None:
+        yield "default" if mode == "default" else "default (not glibc)"
         return
-    trim_threshold, mmap_max = -1, -4  # <malloc.h>
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
+    for option, warm, _ in _MALLOPT.values():
+        libc.mallopt(option, warm)
+    # An aligned block leaves snippets of up to 128 bytes around it. Were they kept apart, for
+    # reuse by small requests, the block would be too small to be its own successor: fill those
+    # caches (seven per size), and snippets merge with their neighbours again.
+    for size in range(24, 200, 16):
+        for block in [libc.malloc(size) for _ in range(8)]:
+            libc.free(block)
     try:
         yield "warm"
     finally:
-        mallopt(trim_threshold, 128 * 1024)
-        mallopt(mmap_max, 65536)
-        ctypes.CDLL(None).malloc_trim(0)
+        for option, _, default in _MALLOPT.values():
+            libc.mallopt(option, default)
+        libc.malloc_trim(0)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -58,6 +58,11 @@ def test_names_are_unique() -> None:
     assert len(BY_NAME) == len(WORKLOADS)
 
 
+def test_the_allocator_is_changed_last() -> None:
+    modes = [row.allocator for row in WORKLOADS]
+    assert modes == sorted(modes)  # "default" before "warm": the change leaves traces
+
+
 def test_the_promised_rows_are_there() -> None:
     """The sizes, models and ratios this project states as its targets."""
     main = Model(3.0, 3.0, 10.0, 80.0, 13.0, "symmetric")
