@@ -46,6 +46,7 @@ from segfast.cli.labels import (
     read_planes,
     scribble_logits,
 )
+from segfast.cli.progress import progress
 from segfast.nn.dense_crf import DenseCRF
 from segfast.ops import mean_field
 from segfast.ops.dense_crf import UINT8_COLOR_SIGMA
@@ -76,7 +77,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     require_extra("PIL.Image", "Pillow")
-    tqdm = require_extra("tqdm", "tqdm").tqdm
+    require_extra("tqdm", "tqdm")
     _check_options(args)
     model = _model(args)
     jobs, skipped = _plan(args)
@@ -89,9 +90,10 @@ def run(args: argparse.Namespace) -> int:
         for path in job.results():
             require_writable(path)
     files = []
-    bar = tqdm(jobs, desc="refining", unit="image", delay=1, leave=False, disable=None)
-    for job in bar:
-        files.append(_refine(job, args, model))
+    with progress(len(jobs), "image") as advance:
+        for job in jobs:
+            files.append(_refine(job, args, model))
+            advance()
     _report(args, model, files, skipped)
     return 0
 

@@ -183,8 +183,7 @@ def ious(labels: Array, truth: Array, count: int) -> list[float]:
 def timed(work: Callable[[], Any], runs: int = 5, enough: float = 5.0) -> tuple[float, Any]:
     """Median seconds of up to ``runs`` (none once ``enough`` seconds have gone); the result."""
     times: list[float] = []
-    result = None
-    while len(times) < runs and sum(times) < enough:
+    while not times or (len(times) < runs and sum(times) < enough):
         start = time.perf_counter()
         result = work()
         times.append(time.perf_counter() - start)

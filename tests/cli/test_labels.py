@@ -1,0 +1,160 @@
+"""From label maps, scribbles and arrays to logits, and back to a file of the same kind."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from segfast.cli.files import UserError, write_all
+from segfast.cli.images import label_map_writer, read_photo, voc_colors
+from segfast.cli.labels import (
+    UNKNOWN,
+    label_logits,
+    parse_unknown,
+    read_map,
+    read_planes,
+    scribble_logits,
+)
+
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+def round_trip(pixels: np.ndarray, palette: list[int] | None, **options: object) -> np.ndarray:
+    """Writes a label map, reads it, writes what was read, and reads that with Pillow."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "source.png"), Path(folder, "target.png")
+        image = Image.fromarray(pixels)
+        if palette is not None:
+            image.putpalette(palette)
+        image.save(source)
+        indices, style = read_map(source, **options)  # type: ignore[arg-type]
+        assert indices.min() >= 0
+        write_all({target: label_map_writer(indices, style)})
+        with Image.open(target) as result:
+            assert result.mode == image.mode
+            if palette is not None:
+                assert result.getpalette()[: len(palette)] == palette
+            return np.array(result)
+
+
+@given(SHAPES, st.data())
+def test_grey_palette_and_sixteen_bit_maps_come_back(
+    shape: tuple[int, int], data: st.DataObject
+) -> None:
+    dtype = data.draw(st.sampled_from(["uint8", "uint16"]))
+    top = np.iinfo(dtype).max
+    count = shape[0] * shape[1]
+    values = data.draw(st.lists(st.integers(0, top), min_size=count, max_size=count))
+    pixels = np.array(values, dtype).reshape(shape)
+    palette = None
+    if dtype == "uint8" and data.draw(st.booleans()):
+        palette = voc_colors(np.arange(256)).ravel().tolist()
+    np.testing.assert_array_equal(round_trip(pixels, palette, unknown="none"), pixels)
+
+
+@given(SHAPES, st.data())
+def test_colours_come_back(shape: tuple[int, int], data: st.DataObject) -> None:
+    color = st.tuples(*[st.integers(0, 255)] * 3)
+    colors = np.array(data.draw(st.lists(color, min_size=1, max_size=4)), np.uint8)
+    count = shape[0] * shape[1]
+    picks = data.draw(st.lists(st.integers(0, len(colors) - 1), min_size=count, max_size=count))
+    pixels = colors[np.array(picks).reshape(shape)]
+    np.testing.assert_array_equal(round_trip(pixels, None), pixels)
+
+
+@given(SHAPES, st.integers(2, 6), st.data())
+def test_label_logits(shape: tuple[int, int], count: int, data: st.DataObject) -> None:
+    size = shape[0] * shape[1]
+    labels = data.draw(st.lists(st.integers(-1, count - 1), min_size=size, max_size=size))
+    indices = np.array(labels).reshape(shape)
+    confidence = data.draw(st.floats(1 / count + 0.01, 0.99))
+    belief = np.exp(label_logits(indices, count, confidence).astype(np.float64))
+    # Rounding: float32 logarithms (2^-24 relative, |log| < 7).
+    np.testing.assert_allclose(belief.sum(0), 1, rtol=1e-6)
+    for y, x in np.ndindex(shape):
+        expected = np.full(count, 1 / count)
+        if indices[y, x] != UNKNOWN:
+            expected[:] = (1 - confidence) / (count - 1)
+            expected[indices[y, x]] = confidence
+        np.testing.assert_allclose(belief[:, y, x], expected, rtol=1e-6)
+
+
+def test_label_logits_are_pydensecrfs_unary() -> None:
+    utils = pytest.importorskip("pydensecrf.utils")
+    labels = np.random.default_rng(0).integers(0, 4, (5, 7))  # its 0 is unsure
+    energy = utils.unary_from_labels(labels, 3, gt_prob=0.7, zero_unsure=True)
+    ours = label_logits(labels - 1, 3, 0.7).reshape(3, -1)
+    np.testing.assert_array_equal(-energy, ours)
+
+
+def test_scribble_logits() -> None:
+    indices = np.array([[0, 1, UNKNOWN]])
+    logits = scribble_logits(indices, 2, 5.0)
+    np.testing.assert_array_equal(logits, [[[0, -5, 0]], [[-5, 0, 0]]])
+    assert np.isneginf(scribble_logits(indices, 2, float("inf"))).sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("auto", "auto"), ("none", "none"), ("0", 0), ("65535", 65535), ("0,0,0", (0, 0, 0)),
+        ("#ff8000", (255, 128, 0)),
+    ],
+)  # fmt: skip
+def test_parse_unknown(text: str, value: object) -> None:
+    assert parse_unknown(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "-1", "65536", "1,2,3,4", "256,0,0", "#ff80", "#gg0000"])
+def test_parse_unknown_refuses(text: str) -> None:
+    with pytest.raises(UserError, match="--unknown must be"):
+        parse_unknown(text)
+
+
+@given(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)), st.booleans())
+def test_layout_is_told_by_the_shape_or_refused(shape: tuple[int, int, int], last: bool) -> None:
+    count, height, width = shape
+    planes = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    stored = planes.transpose(1, 2, 0) if last else planes
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "net.npy")
+        np.save(path, stored)
+        layout = "HWL" if last else "LHW"
+        told = read_planes(path, "logits", (height, width), layout=layout)
+        np.testing.assert_array_equal(told.logits, planes)
+        if count == height == width:
+            with pytest.raises(UserError, match="pass --layout"):
+                read_planes(path, "logits", (height, width))
+        else:
+            guessed = read_planes(path, "logits", (height, width))
+            np.testing.assert_array_equal(guessed.logits, planes)
+        np.testing.assert_array_equal(told.labels, planes.argmax(0))
+
+
+def test_probabilities_become_their_logarithm(tmp_path: Path) -> None:
+    probabilities = np.array([0.25, 0.75, 0.0]).reshape(3, 1, 1)
+    np.save(tmp_path / "p.npy", probabilities)
+    evidence = read_planes(tmp_path / "p.npy", "probs", (1, 1))
+    expected = np.log([0.25, 0.75, 1e-5]).astype(np.float32)
+    np.testing.assert_array_equal(evidence.logits.ravel(), expected)
+
+
+def test_sixteen_bit_photo_keeps_its_precision(tmp_path: Path) -> None:
+    grey = np.array([[0, 257, 258, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    photo = read_photo(tmp_path / "grey.png")
+    assert photo.dtype == np.float32
+    np.testing.assert_array_equal(photo, (grey / 257).astype(np.float32)[None])
+
+
+def test_voc_colors() -> None:
+    """The first colours as PASCAL VOC's development kit gives them."""
+    expected = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
+    assert voc_colors(np.arange(5)).tolist() == expected
+    assert voc_colors(np.array([20, 255])).tolist() == [[0, 64, 128], [224, 224, 192]]
