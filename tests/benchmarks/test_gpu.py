@@ -24,7 +24,7 @@ GPU = {"device": "Fake GPU", "architecture": "90", "torch": "2.13.0"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "SHORTEST", 0.05)
-    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    monkeypatch.setattr(gpu, "GRACE", 3)
 
 
 def python(name: str, code: str, most: float = 20, least: float = 0, **more: Any) -> Phase:
@@ -230,6 +230,22 @@ def test_when_it_is_terminated_results_are_on_disk_and_nothing_is_left(tmp_path:
     assert gone(int((tmp_path / "pid").read_text()))
     found = status(tmp_path)
     assert [p["status"] for p in found["phases"]] == ["passed", "interrupted"]
+
+
+def test_benchmarks_measured_before_the_limit_are_on_disk(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "test_two.py").write_text(
+        "import time\n"
+        "def test_done(benchmark): benchmark.pedantic(int, rounds=3)\n"
+        "def test_endless(benchmark): benchmark.pedantic(lambda: time.sleep(60), rounds=3)\n"
+    )
+    pytest_ = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    files = (f"--rootdir={tmp_path}", "-p", "benchmarks.conftest", str(tmp_path / "test_two.py"))
+    json_ = "--benchmark-json={out}/results.json"
+    _, phases = run(tmp_path, Phase("slow", (*pytest_, *files, json_), 8))
+    assert phases["slow"]["status"] == "timed out"
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [each["name"] for each in results["benchmarks"]] == ["test_done"]
 
 
 # -------------------------------------------------------------------------------- command line
