@@ -1,4 +1,4 @@
-"""The dense CRF inside PyTorch: refused gradients, torch.func, compile, export, opcheck, autocast."""
+"""The dense CRF inside PyTorch: refused gradients, torch.func, compile, export, autocast."""
 
 from __future__ import annotations
 
