@@ -13,6 +13,7 @@ import torch
 
 import segfast.compat.pydensecrf.densecrf as dcrf
 from segfast.compat.pydensecrf import eigen, utils
+from segfast.ops._dense_crf_engine import Engine
 from segfast.testing import assert_as_good_as
 
 NAMES = ("none", "before", "after", "symmetric")  # by pydensecrf's numbers
@@ -184,6 +185,20 @@ def test_a_new_unary_or_term_is_seen(problem: Any) -> None:
     np.testing.assert_array_equal(np.array(crf.inference(1)), first)
     crf.addPairwiseGaussian(1, 2)
     assert not np.array_equal(np.array(crf.inference(1)), first)
+
+
+def test_lattices_are_built_once(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    monkeypatch.setattr(dcrf, "Engine", lambda *a: built.append(a) or Engine(*a))
+    crf = problem.crf(dcrf)
+    crf.addPairwiseGaussian(3, 3)
+    for energy in (problem.energy, problem.energy[::-1], problem.energy):
+        crf.setUnaryEnergy(energy)
+        belief, tmp1, tmp2 = crf.startInference()
+        crf.stepInference(belief, tmp1, tmp2)
+        crf.klDivergence(belief)
+        crf.inference(2)
+    assert len(built) == 1
 
 
 def test_inputs_are_copied(problem: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import segfast.compat.pydensecrf.densecrf as dcrf
+from segfast._native import native
 from segfast.compat.pydensecrf import eigen
 
 W, H, L = 5, 4, 3
@@ -171,6 +172,17 @@ def test_tiny_srgb(sigma: float) -> None:
     alone.addPairwiseBilateral(50, sigma, image[:, :half], 10)
     left = np.array(alone.inference(1)).reshape(L, H, half)
     assert np.abs(beliefs["lattice"][:, :, :half] - left).max() <= 10 * N * 2.0**-24  # sum order
+
+
+def test_vanishing_srgb() -> None:
+    """Beyond what float32 can tell apart: refused with a message, or served; never corrupted."""
+    model = crf()
+    model.addPairwiseBilateral(3, 1e-9, IMAGE, 10)
+    if native() is not None:
+        with pytest.raises(ValueError, match=r"features .* too far for torch\.float32.*sigma"):
+            model.inference(1)
+    else:
+        assert np.isfinite(model.inference(1)).all()
 
 
 def test_many_labels_and_features() -> None:

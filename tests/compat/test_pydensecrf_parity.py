@@ -123,6 +123,18 @@ def test_published_parameters(problem: Any) -> None:
     agree(*both(problem, add))
 
 
+@pytest.mark.parametrize("sigma", [(1, 1), (5, 1), (120, 5), (0.3, 80)])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_positions_on_the_boundary_of_a_simplex(problem: Any, sigma: Any, number: int) -> None:
+    """Scale 1 is exactly 2 in five dimensions: its last bit decides where whole numbers belong."""
+
+    def add(crf: Any) -> None:
+        crf.addPairwiseGaussian(sigma, 3, normalization=number)
+        crf.addPairwiseBilateral(sigma, (13, 3, 1), problem.image, 10, normalization=number)
+
+    agree(*both(problem, add))
+
+
 def test_steps_and_divergence(problem: Any) -> None:
     def add(crf: Any) -> None:
         crf.addPairwiseGaussian((2, 3), 2.0)

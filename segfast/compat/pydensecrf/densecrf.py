@@ -206,7 +206,8 @@ class DenseCRF:
                 f"got shape {energy.shape}"
             )
         self._logits = -torch.from_numpy(energy.reshape(self._nlabels, self._nvar))
-        self._engine = None
+        if self._engine is not None:
+            self._engine.logits = self._logits  # lattices and normalisations stay valid
 
     def _add_term(
         self,
