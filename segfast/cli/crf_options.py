@@ -26,8 +26,8 @@ examples:
 
 label maps: the distinct numbers, palette entries or colours in LABELS are the labels, and the
 result is written with the same ones. Unknown pixels get their label from the CRF: 255 in maps of
-numbers (VOC's void), none in colour-coded maps, transparent pixels in both; with --scribbles 0 or
-black.
+numbers (VOC's void), none in colour-coded maps but what is transparent; with --scribbles 0 or
+black, and whatever is transparent.
 pydensecrf's example scribbles: --unknown 0 --preset pydensecrf.
 """
 

@@ -157,7 +157,7 @@ class StoredMap:
     Attributes:
         pixels: [H, W] grey values or palette indices, or [H, W, 3] colours.
         mode, palette: as in :class:`LabelStyle`.
-        opaque: [H, W] bool where the file has alpha, else None.
+        opaque: [H, W] bool where the file has transparency, else None.
     """
 
     pixels: Array
@@ -182,7 +182,12 @@ def read_stored_map(path: Path, max_pixels: int = MAX_PIXELS) -> StoredMap:
             )
         pixels = _decode(image, path)
         palette = tuple(image.getpalette("RGB") or ()) if mode == "P" else ()
+        alpha = image.info.get("transparency") if mode == "P" else None
     opaque = pixels[..., -1] > 0 if mode in ("LA", "RGBA") else None
+    if isinstance(alpha, bytes):  # one per palette entry, opaque where the list ends
+        opaque = np.frombuffer(alpha.ljust(256, b"\xff"), np.uint8)[pixels] > 0
+    elif alpha is not None:
+        opaque = pixels != alpha
     if mode == "LA":
         pixels, mode = pixels[..., 0], "L"
     elif mode == "RGBA":

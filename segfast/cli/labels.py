@@ -122,7 +122,11 @@ def read_map(
 
 
 def _unlabelled(stored: StoredMap, unknown: Unknown, scribbles: bool, path: Path) -> Array:
-    """[H, W] bool. ``auto``: 255 of numbers, no colour; with scribbles 0 and black."""
+    """[H, W] bool. ``auto``: 255 of numbers, no colour; with scribbles 0 and black.
+
+    What is transparent has no label either. But a palette entry is a label whatever it looks like
+    (VOC-style maps often hide their background for display): there it counts for scribbles only.
+    """
     shape = stored.pixels.shape[:2]
     colored = stored.pixels.ndim == 3
     if unknown == "auto" and colored:
@@ -137,7 +141,9 @@ def _unlabelled(stored: StoredMap, unknown: Unknown, scribbles: bool, path: Path
     else:
         same = stored.pixels == np.asarray(unknown)
         found = same.all(-1) if colored else same
-    return found if stored.opaque is None else found | ~stored.opaque
+    if stored.opaque is None or (stored.mode == "P" and not scribbles):
+        return found
+    return found | ~stored.opaque
 
 
 def _integer_map(path: Path, key: str | None, max_pixels: int) -> Array:
@@ -202,7 +208,9 @@ def read_planes(
     array = _read_array(path, key, max_pixels)
     if array.dtype.kind != "f":
         raise UserError(f"{path} holds {array.dtype}, expected floating-point {kind}")
-    planes = _labels_first(array, size, layout, path).astype(np.float64)  # [L, H, W]
+    planes = _labels_first(array, size, layout, path)  # [L, H, W]
+    if array.dtype.itemsize not in (4, 8):  # half; long double
+        planes = planes.astype(np.float32)
     if not np.isfinite(planes).all():
         bad = np.argwhere(~np.isfinite(planes))[0]
         raise UserError(
@@ -210,7 +218,7 @@ def read_planes(
             f"expected finite {kind}"
         )
     rounding = 1e-2 if array.dtype == np.float16 else 1e-3
-    sums = planes.sum(0)
+    sums = planes.sum(0, dtype=np.float64)
     normalized = bool(planes.min() >= 0 and (np.abs(sums - 1) <= rounding).all())
     if kind == "logits":
         if normalized and len(planes) > 1:
@@ -232,7 +240,8 @@ def read_planes(
                 f"x {x}, y {y}"
             )
         logits = np.log(np.maximum(planes, SMALLEST_PROBABILITY))
-    return Evidence(logits.astype(np.float32), planes.argmax(0), index_style(len(planes)))
+    logits = np.ascontiguousarray(logits, np.float32)
+    return Evidence(logits, planes.argmax(0), index_style(len(planes)))
 
 
 def _labels_first(array: Array, size: tuple[int, int], layout: str | None, path: Path) -> Array:

@@ -87,7 +87,7 @@ def steps_grid(
         top = LINE + GAP + row * cell[1]
         for column, label in enumerate(shown):
             left = GAP + 2 * column * cell[0]
-            bounds = f"{low:.3g}..{high:.3g}"
+            bounds = f"[{low:.3g}, {high:.3g}]"
             for offset, caption, values, ends in (
                 (0, f"{row}: score {names[label]} {bounds}", scores[label], (low, high)),
                 (1, f"{row}: belief {names[label]}", belief[label], (0.0, 1.0)),

@@ -150,6 +150,19 @@ def test_transparent_pixels_are_unknown(run: Run, scene: Scene) -> None:
     np.testing.assert_array_equal(scene.read(), colors[scene.truth, :3])
 
 
+@pytest.mark.parametrize("transparency", [2, b"\xff\xff\x00"])
+def test_transparent_palette_entry(run: Run, scene: Scene, transparency: int | bytes) -> None:
+    """A label like another in a label map, empty among scribbles."""
+    palette = [9, 9, 9, 0, 255, 0, 7, 7, 7, 0, 0, 255]
+    image = Image.fromarray(np.array([1, 3], np.uint8)[scene.noisy])
+    image.putpalette(palette)
+    image.paste(2, (2, 3, 12, 6))
+    image.save(scene.labels, transparency=transparency)
+    assert json.loads(refine(run, scene, "--json").out)["files"][0]["label_values"] == [1, 2, 3]
+    refine(run, scene, "--scribbles", "--scribble-penalty", "0.9")
+    np.testing.assert_array_equal(scene.read(), np.array([1, 3])[scene.truth])
+
+
 def test_num_labels_counts_absent_labels(run: Run, scene: Scene) -> None:
     """With L labels stated, a given label at 0.3 is above chance for L = 4 but not for L = 2."""
     refine(
