@@ -253,6 +253,30 @@ def test_steps_equal_inference(problem: Any) -> None:
         check(problem, crf.inference(step), terms, step)
 
 
+def test_same_bits_for_any_number_of_threads_and_again() -> None:
+    rng = np.random.default_rng(0)
+    energy = rng.random((7, 150 * 101), np.float32)  # several chunks of several threads
+    image = rng.integers(0, 256, (101, 150, 3), np.uint8)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 1):
+            torch.set_num_threads(count)
+            crf = dcrf.DenseCRF2D(150, 101, 7)
+            crf.setUnaryEnergy(energy)
+            crf.addPairwiseGaussian(3, 3)
+            crf.addPairwiseBilateral(20, 20, image, np.eye(7) - 1)
+            state = crf.startInference()
+            crf.stepInference(*state)
+            crf.stepInference(*state)
+            results.append((np.array(crf.inference(3)), np.array(state[0])))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0][0], other[0])
+        np.testing.assert_array_equal(results[0][1], other[1])
+
+
 def test_a_step_starts_from_what_the_caller_wrote(problem: Any) -> None:
     crf = problem.crf(dcrf)
     term = problem.term(problem.positions(3, 3), 3.0)

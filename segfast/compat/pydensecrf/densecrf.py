@@ -156,7 +156,7 @@ class DenseCRF:
         """
         count = as_count(n_iterations, "n_iterations", 0)
         scores = self._prepared().run(count)  # [L, N]
-        return _as_matrix(torch.softmax(scores, 0))
+        return _belief(scores)
 
     def startInference(self) -> tuple[Float32, Float32, Float32]:
         """Q = softmax(-U), and two empty matrices that `stepInference` asks for and never uses."""
@@ -176,7 +176,7 @@ class DenseCRF:
         if not Q.flags.writeable:
             raise ValueError("Q is updated in place: it must be writable, got a read-only array")
         scores = self._prepared().step(torch.from_numpy(belief))  # [L, N]
-        np.copyto(belief, torch.softmax(scores, 0).numpy())
+        np.copyto(belief, _belief(scores))
 
     def klDivergence(self, Q: Float32) -> float:
         """What mean field minimises, up to constants; falls from step to step, may be negative.
@@ -365,6 +365,10 @@ def _warn_if_flat(colours: npt.NDArray[Any], deviations: Sequence[float]) -> Non
         )
 
 
-def _as_matrix(belief: Tensor) -> Float32:
-    """[L, N] as a label-first view of a label-last buffer, pydensecrf's layout."""
-    return belief.t().contiguous().t().numpy()
+def _belief(scores: Tensor) -> Float32:
+    """softmax of [L, N] over the labels, as a label-first view of a label-last buffer.
+
+    That is pydensecrf's layout; and unlike a softmax down the columns, whose chunks depend on the
+    number of threads, one along contiguous rows has the same bits for any.
+    """
+    return torch.softmax(scores.t().contiguous(), 1).t().numpy()
