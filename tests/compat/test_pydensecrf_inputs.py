@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import segfast.compat.pydensecrf.densecrf as dcrf
-from segfast._native import native
 from segfast.compat.pydensecrf import eigen
 
 W, H, L = 5, 4, 3
@@ -175,14 +174,17 @@ def test_tiny_srgb(sigma: float) -> None:
 
 
 def test_vanishing_srgb() -> None:
-    """Beyond what float32 can tell apart: refused with a message, or served; never corrupted."""
+    """What float32 can no longer place on a lattice is refused; the exact method still serves."""
     model = crf()
     model.addPairwiseBilateral(3, 1e-9, IMAGE, 10)
-    if native() is not None:
-        with pytest.raises(ValueError, match=r"features .* too far for torch\.float32.*sigma"):
-            model.inference(1)
-    else:
-        assert np.isfinite(model.inference(1)).all()
+    with pytest.raises(ValueError, match=r"features .* too far for torch\.float32.*sigma"):
+        model.inference(1)
+    exact, unary = crf(), crf()
+    exact.addPairwiseBilateral(3, 1e-9, IMAGE, 10, method="exact")
+    alone = np.array(unary.inference(0))  # every pixel hears only itself: K = I
+    scores = np.log(alone) + 10 * alone
+    expected = np.exp(scores) / np.exp(scores).sum(0)
+    np.testing.assert_allclose(np.array(exact.inference(1)), expected, rtol=0, atol=16 * 2.0**-24)
 
 
 def test_many_labels_and_features() -> None:
@@ -254,6 +256,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] =
         lambda: crf().setUnaryEnergy(np.ones((2, 2)), F), ValueError, ("u must", "(2, 20)")),
     "logistic NaN": (
         lambda: dcrf.LogisticUnary(np.full((3, 2), np.nan), F), ValueError, ("L must", "NaN")),
+    "logistic overflows": (
+        lambda: crf().setUnaryEnergy(np.full((3, 2), 1e30), 1e30 * (1 + F)),
+        ValueError, ("L @ f must be finite",)),
     "features count": (
         lambda: crf().addPairwiseEnergy(F[:, :9], 3), ValueError, ("features", "20", "(2, 9)")),
     "features none": (

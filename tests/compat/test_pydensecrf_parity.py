@@ -123,6 +123,24 @@ def test_published_parameters(problem: Any) -> None:
     agree(*both(problem, add))
 
 
+def test_a_photograph() -> None:
+    data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
+    image = np.ascontiguousarray(data.coffee()[100:340:2, 100:420:2])  # [120, 160, 3]
+    height, width, labels = 120, 160, 21
+    rng = np.random.default_rng(0)
+    blocks = rng.normal(0, 1.5, (labels, height // 8, width // 8)).repeat(8, 1).repeat(8, 2)
+    scores = blocks + rng.normal(0, 1, blocks.shape)
+    probs = np.exp(scores) / np.exp(scores).sum(0)
+    crfs = []
+    for module, module_utils in ((ours, utils), (theirs, their_utils)):
+        crf = module.DenseCRF2D(width, height, labels)
+        crf.setUnaryEnergy(module_utils.unary_from_softmax(probs))
+        crf.addPairwiseGaussian(sxy=3, compat=3)
+        crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+        crfs.append(crf)
+    agree(*crfs)
+
+
 @pytest.mark.parametrize("sigma", [(1, 1), (5, 1), (120, 5), (0.3, 80)])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_positions_on_the_boundary_of_a_simplex(problem: Any, sigma: Any, number: int) -> None:

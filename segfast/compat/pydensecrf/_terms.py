@@ -5,10 +5,16 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from segfast.compat.pydensecrf._arguments import Float32, as_finite_float32, describe
+from segfast.compat.pydensecrf._arguments import (
+    Float32,
+    as_finite_float32,
+    describe,
+    require_finite,
+)
 
 
 class KernelType(enum.IntEnum):
@@ -56,7 +62,7 @@ def as_mixing(compat: object, nlabels: int) -> Tensor:
     if array.shape == (nlabels,):
         return -torch.from_numpy(array)
     if array.shape == (nlabels, nlabels):
-        return torch.from_numpy(-0.5 * (array + array.T))
+        return torch.from_numpy(-0.5 * array - 0.5 * array.T)  # halves first: no overflow
     raise ValueError(f"compat must be {wanted}, got {describe(array)}")
 
 
@@ -96,4 +102,7 @@ class LogisticUnary(Unary):
         self._weights, self._features = weights, features
 
     def energy(self) -> Float32:
-        return self._weights @ self._features
+        with np.errstate(over="ignore", invalid="ignore"):
+            energy: Float32 = self._weights @ self._features
+        require_finite(energy, "L @ f")
+        return energy

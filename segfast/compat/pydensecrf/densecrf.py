@@ -291,8 +291,8 @@ class DenseCRF2D(DenseCRF):
         Args:
             sxy: standard deviation in pixels, one number or (sx, sy).
             compat, kernel, normalization: as in `addPairwiseEnergy`.
-            method: "lattice" (pydensecrf's result), "conv" (separable convolution: exact, and as
-                fast) or "exact" (every pair is summed).
+            method: "lattice" (pydensecrf's result), "conv" (separable convolution: exact) or
+                "exact" (every pair is summed: the slow way to the same).
 
         Raises as `addPairwiseEnergy`, and ValueError for deviations that are not positive.
         """

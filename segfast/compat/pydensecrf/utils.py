@@ -98,8 +98,8 @@ def unary_from_softmax(
         silently), scale outside (0, 1], clip outside [0, 1). TypeError: `sm` holds no real numbers.
 
     Example:
-        >>> unary_from_softmax([[1.0, 0.5], [0.0, 0.5]])[0, 1].round(3)
-        np.float32(0.693)
+        >>> unary_from_softmax([[1.0, 0.5], [0.0, 0.5]]).round(1).tolist()[1]
+        [11.5, 0.699999988079071]
     """
     probs = as_array(sm, "sm", "class probabilities [n_labels, ...]")
     if probs.ndim < 1 or probs.shape[0] < 1:
