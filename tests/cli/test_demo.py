@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -93,13 +94,25 @@ def test_ious() -> None:
     assert demo.ious(labels, truth, 3) == [1 / 2, 2 / 3, 0]
 
 
-def test_timed_stops_when_enough() -> None:
-    calls: list[int] = []
-    seconds, result = demo.timed(lambda: calls.append(1) or len(calls), runs=3)
-    assert (result, len(calls)) == (3, 3)
-    assert seconds >= 0
-    demo.timed(lambda: calls.append(1), runs=3, enough=0)
-    assert len(calls) == 4
+def test_race_takes_turns_and_stops_when_enough() -> None:
+    calls: list[str] = []
+
+    def work(name: str) -> Any:
+        return lambda: calls.append(name) or len(calls)
+
+    seconds, results = demo.race({"a": work("a"), "b": work("b")}, rounds=3)
+    assert calls == ["a", "b"] * 3
+    assert results == {"a": 5, "b": 6}
+    assert seconds.keys() == {"a", "b"}
+    assert min(seconds.values()) >= 0
+    demo.race({"a": work("a")}, rounds=3, enough=0)
+    assert len(calls) == 7
+
+
+def test_on_one_thread() -> None:
+    before = torch.get_num_threads()
+    assert demo.on_one_thread(torch.get_num_threads)() == 1
+    assert torch.get_num_threads() == before
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -109,13 +122,13 @@ def test_timed_stops_when_enough() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("some where") / "demo-output"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(demo, "timed", once)
+        patch.setattr(demo, "race", once)
         assert main(["demo", "--output", str(folder), "--json"]) == 0
     return folder, json.loads(out.getvalue())
 
 
-def once(work: Any, **_: Any) -> tuple[float, Any]:
-    return 0.25, work()
+def once(works: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    return dict.fromkeys(works, 0.25), {name: work() for name, work in works.items()}
 
 
 def test_demo_refines(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -149,7 +162,7 @@ def test_the_command_line_repeats_the_demo(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One timed run each, on a photo a tenth as high."""
-    monkeypatch.setattr(demo, "timed", once)
+    monkeypatch.setattr(demo, "race", once)
     scene, photo = demo.load_scene(), demo.load_photo(demo.load_scene())
     monkeypatch.setattr(demo, "load_photo", lambda _: np.ascontiguousarray(photo[180:220]))
     truth = demo.rasterize(scene)
