@@ -1,0 +1,78 @@
+// Exact Gaussian filter: y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j over every pair of pixels.
+//
+// Four steps, in this order, each over a range [begin, end) of independent work that the caller may
+// split among threads as it likes; the result does not depend on how:
+//
+//   start   pixels                      the order begins as 0..N-1
+//   split   1 << level ranges           for level = 0 .. exact_levels - 1: halves at the median of
+//                                       the widest feature, until every range is one tile
+//   pack    tiles                       features, values and bounding boxes in tile order
+//   filter  tiles                       y for the pixels of these tiles
+//
+// Tile pairs so far apart that together they cannot change a row by more than
+// tolerance * max|v| are left out: |y_i - exact_i| <= tolerance * max|v| besides rounding.
+#pragma once
+
+#include <cstdint>
+
+namespace segfast {
+
+constexpr int64_t kExactTile = 32;  // pixels per tile
+constexpr int64_t kExactAlign = 64;
+
+enum class ExactDtype : int { float32 = 0, float64 = 1 };
+
+struct ExactProblem {
+  ExactDtype dtype;
+  int64_t pixels, channels, dims;  // N, C, F; all at least 1
+  int64_t tiles;                   // exact_tiles(N)
+  double tolerance;                // 0: no pair is left out
+  const void* values;              // [C, N]
+  const void* features;            // [F, N]
+  void* out;                       // [C, N]
+  int64_t* order;                  // [N]: the pixel in each slot
+  int64_t* spare;                  // [N]: scratch of split
+  void* keys;                      // [N] of 8 bytes: scratch of split
+  void* tile_features;             // [tiles, F, kExactTile]
+  void* tile_values;               // [tiles, kExactTile, C]
+  void* boxes;                     // [2, F, exact_box_stride]: lower and upper corners
+};
+
+enum ExactStatus : int { kExactOk = 0, kExactBadProblem = 1 };
+
+struct ExactKernels {
+  int (*start)(const ExactProblem&, int64_t begin, int64_t end);
+  int (*split)(const ExactProblem&, int64_t level, int64_t begin, int64_t end);
+  int (*pack)(const ExactProblem&, int64_t begin, int64_t end);
+  // scratch: exact_scratch_bytes, kExactAlign-aligned, one per thread
+  int (*filter)(const ExactProblem&, int64_t begin, int64_t end, void* scratch);
+};
+
+namespace baseline {
+extern const ExactKernels exact_kernels;
+}
+namespace avx2 {
+extern const ExactKernels exact_kernels;
+}
+namespace avx512 {
+extern const ExactKernels exact_kernels;
+}
+
+// static: an inline function would be a weak symbol in every per-instruction-set object.
+static constexpr int64_t exact_tiles(int64_t pixels) {
+  return (pixels + kExactTile - 1) / kExactTile;
+}
+static constexpr int64_t exact_levels(int64_t tiles) {
+  int64_t levels = 0;
+  while ((int64_t{1} << levels) < tiles) ++levels;
+  return levels;
+}
+static constexpr int64_t exact_box_stride(int64_t tiles) {
+  return (tiles + kExactAlign - 1) / kExactAlign * kExactAlign;
+}
+// Distances to all tiles, the list of tiles kept, and double accumulators [C, kExactTile].
+static constexpr int64_t exact_scratch_bytes(int64_t tiles, int64_t channels) {
+  return exact_box_stride(tiles) * 16 + channels * kExactTile * 8;
+}
+
+}  // namespace segfast

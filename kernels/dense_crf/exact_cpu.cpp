@@ -1,0 +1,500 @@
+// Exact Gaussian filter, one copy per instruction set. The contract is in exact.h.
+//
+// A tile's 32 output pixels are vector lanes. Per batch of kept tiles: the kernel block P [j, i]
+// goes to a scratch that stays in the first-level cache, then y[c, i] += P[j, i] v[j, c] runs with
+// the sums of a channel block in registers. Within a batch sums are in the values' own type (at
+// most 128 terms), across batches in double.
+#include "exact.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "simd.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+constexpr int kTile = kExactTile;
+constexpr int kStep = 4;    // pixels j taken or left out together
+constexpr int kSteps = 32;  // of them in one block P
+template <typename T>
+constexpr int kGroup = 2 * kLanes<T>;  // pixels i handled at once: two vectors
+// Channels whose sums fit in registers beside two vectors of P and one value.
+constexpr int kMaxBlock = kVectorRegisters == 32 ? 12 : 6;
+
+// ------------------------------------------------------------------------------------ order
+
+template <typename T>
+struct KeyOf;
+template <>
+struct KeyOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct KeyOf<double> {
+  using type = uint64_t;
+};
+
+// An integer that orders as x does.
+template <typename T>
+SEGFAST_INLINE typename KeyOf<T>::type order_key(T x) {
+  using U = typename KeyOf<T>::type;
+  U bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  constexpr U kSign = U{1} << (8 * sizeof(U) - 1);
+  return bits & kSign ? ~bits : bits | kSign;
+}
+
+// Splits the slots [begin, end) at middle: smaller keys on the widest axis left, stable, ties in
+// order.
+template <typename T>
+void split_range(const ExactProblem& p, int64_t begin, int64_t middle, int64_t end) {
+  using U = typename KeyOf<T>::type;
+  const T* features = static_cast<const T*>(p.features);
+  U* keys = static_cast<U*>(p.keys);
+  int64_t* order = p.order;
+
+  // The axis only decides how well the tiles fit: a sample is enough to choose it.
+  const int64_t sample = (end - begin + 255) / 256;
+  const T* axis = features;
+  T widest = -1;
+  for (int64_t f = 0; f < p.dims; ++f) {
+    const T* x = features + f * p.pixels;
+    T low = x[order[begin]], high = low;
+    for (int64_t s = begin; s < end; s += sample) {
+      const T v = x[order[s]];
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+    if (high - low > widest) {
+      widest = high - low;
+      axis = x;
+    }
+  }
+
+  for (int64_t s = begin; s < end; ++s) keys[s] = order_key(axis[order[s]]);
+  // The key of rank middle - begin, bit by bit: the largest pivot with at most that many below it.
+  constexpr int64_t kChunk = 1 << 16;  // counted in a key's own width, which is faster
+  const int64_t rank = middle - begin;
+  int64_t below = 0;
+  U pivot = 0;
+  for (U bit = U{1} << (8 * sizeof(U) - 1); bit; bit >>= 1) {
+    const U candidate = pivot | bit;
+    int64_t count = 0;
+    for (int64_t s = begin; s < end;) {
+      const int64_t stop = end - s < kChunk ? end : s + kChunk;
+      U in_chunk = 0;
+      for (; s < stop; ++s) in_chunk += keys[s] < candidate;
+      count += in_chunk;
+    }
+    if (count <= rank) {
+      pivot = candidate;
+      below = count;
+    }
+  }
+
+  int64_t ties_left = rank - below, left = begin, right = middle;
+  for (int64_t s = begin; s < end; ++s) {
+    const bool tie = keys[s] == pivot;
+    const bool goes_left = keys[s] < pivot || (tie && ties_left > 0);
+    ties_left -= tie;
+    p.spare[goes_left ? left : right] = order[s];
+    left += goes_left;
+    right += !goes_left;
+  }
+  __builtin_memcpy(order + begin, p.spare + begin, (end - begin) * sizeof(int64_t));
+}
+
+// ------------------------------------------------------------------------------------ pack
+
+template <typename T>
+constexpr T kInfinity = __builtin_inf();
+
+// One tile: rows of features [F, 32] and of values [32, C], and the box around its pixels.
+// A last tile that is not full repeats its last pixel with value 0. NaN features lose their payload
+// (kernel_of shifts it into the result); a tile with NaN or infinite content gets an unbounded box,
+// so that no bound can leave out what the full sum would turn into NaN.
+template <typename T>
+void pack_tile(const ExactProblem& p, int64_t tile) {
+  const int64_t first = tile * kTile;
+  const int64_t count = p.pixels - first < kTile ? p.pixels - first : kTile;
+  const int64_t* order = p.order + first;
+  const int64_t stride = exact_box_stride(p.tiles);
+  T* lower = static_cast<T*>(p.boxes) + tile;
+  T* upper = lower + p.dims * stride;
+  bool finite = true;
+
+  T* rows = static_cast<T*>(p.tile_values) + first * p.channels;
+  for (int64_t c = 0; c < p.channels; ++c) {
+    const T* values = static_cast<const T*>(p.values) + c * p.pixels;
+    for (int64_t s = 0; s < count; ++s) {
+      const T v = values[order[s]];
+      finite &= v - v == 0;
+      rows[s * p.channels + c] = v;
+    }
+  }
+  for (int64_t k = count * p.channels; k < kTile * p.channels; ++k) rows[k] = 0;
+
+  T* packed = static_cast<T*>(p.tile_features) + first * p.dims;
+  for (int64_t f = 0; f < p.dims; ++f) {
+    const T* x = static_cast<const T*>(p.features) + f * p.pixels;
+    T low = kInfinity<T>, high = -kInfinity<T>;
+    for (int64_t s = 0; s < kTile; ++s) {
+      T v = x[order[s < count ? s : count - 1]];
+      finite &= v - v == 0;
+      if (v != v) v = static_cast<T>(__builtin_nan(""));
+      packed[f * kTile + s] = v;
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+    lower[f * stride] = low;
+    upper[f * stride] = high;
+  }
+  if (finite) return;
+  for (int64_t f = 0; f < p.dims; ++f) {
+    lower[f * stride] = -kInfinity<T>;
+    upper[f * stride] = kInfinity<T>;
+  }
+}
+
+// ------------------------------------------------------------------------------------ which tiles
+
+// Above every rounding error of a squared distance: F + 4 operations of relative error epsilon / 2.
+template <typename T>
+T slack(const ExactProblem& p) {
+  return 1 + T(p.dims + 8) * (sizeof(T) == 4 ? 0x1p-23f : 0x1p-52);
+}
+
+// Pairs of the kept tiles farther apart than this (squared distance) are left out: even if they all
+// were, they would cost half the tolerance.
+template <typename T>
+T far_distance(const ExactProblem& p, int64_t kept_count) {
+  if (!(p.tolerance > 0)) return kInfinity<T>;
+  const double ratio = 2 * kTile * static_cast<double>(kept_count) / p.tolerance;
+  return static_cast<T>(2 * __builtin_log(ratio > 1 ? ratio : 1)) * slack<T>(p);
+}
+
+template <typename T>
+bool bounded(const ExactProblem& p, int64_t tile) {
+  return static_cast<const T*>(p.boxes)[tile] > -kInfinity<T>;
+}
+
+// Tiles that the tile needs, in ascending order.
+//
+// d_J, the distance between two boxes, bounds every distance between their pixels, so a tile left
+// out costs a row at most 32 exp(-d_J^2 / 2) max|v|. Tiles are dropped from the farthest inwards
+// while the sum of these stays within the tolerance; d^2 / 2 is binned (rounded down) to find
+// where.
+template <typename T>
+int64_t keep_tiles(const ExactProblem& p, int64_t tile, T* reach, int64_t* kept) {
+  int64_t count = 0;
+  if (!(p.tolerance > 0)) {
+    for (int64_t j = 0; j < p.tiles; ++j) kept[count++] = j;
+    return count;
+  }
+  constexpr int W = kLanes<T>;
+  constexpr int kBins = 512;
+  constexpr T kPerUnit = 4;
+  constexpr T kLast = (kBins - 1) / kPerUnit;
+  // Below every rounding error of the sum: F + 4 operations of relative error epsilon.
+  const T half = T(0.5) / slack<T>(p);
+
+  const int64_t stride = exact_box_stride(p.tiles);
+  const T* lower = static_cast<const T*>(p.boxes);
+  const T* upper = lower + p.dims * stride;
+  int32_t histogram[kBins] = {};
+  for (int64_t j = 0; j < p.tiles; j += W) {
+    Vec<T, W> sum{};
+    for (int64_t f = 0; f < p.dims; ++f) {
+      const int64_t at = f * stride;
+      const Vec<T, W> above = load<W>(lower + at + j) - upper[at + tile];
+      const Vec<T, W> under = lower[at + tile] - load<W>(upper + at + j);
+      // NaN (infinite boxes) ends as 0 in the outer maximum: not a number > 0.
+      const Vec<T, W> gap = maximum(maximum(above, under), Vec<T, W>{});
+      sum += gap * gap;
+    }
+    sum *= half;
+    store<W>(reach + j, sum > kLast ? broadcast<T, W>(kLast) : sum);
+  }
+  for (int64_t j = 0; j < p.tiles; ++j) ++histogram[static_cast<int>(reach[j] * kPerUnit)];
+
+  constexpr double kWiden = 1.2840254166877414;  // exp(1 / kPerUnit)
+  double weight = 32 * 3.30e-56;                 // 32 exp(-kLast), rounded up
+  double dropped = 0;
+  int bin = kBins;
+  while (bin > 0) {
+    dropped += histogram[bin - 1] * weight;
+    if (dropped > p.tolerance * 0.5) break;
+    weight *= kWiden;
+    --bin;
+  }
+  for (int64_t j = 0; j < p.tiles; ++j) {
+    kept[count] = j;
+    count += static_cast<int>(reach[j] * kPerUnit) < bin;
+  }
+  return count;
+}
+
+// ------------------------------------------------------------------------------------ kernel
+
+// AVX-512 looks up 32 values in two registers (vpermi2ps): 2^(k/32) as bits, less k << 18.
+#if defined(__AVX512F__) && !defined(__clang__)
+#define SEGFAST_EXACT_TABLE 1
+constexpr int kTableLanes = 16;
+constexpr int32_t kPowers[32] = {
+    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+#else
+#define SEGFAST_EXACT_TABLE 0
+constexpr int kTableLanes = 0;
+#endif
+
+// exp(-d / 2) in place for M vectors of d >= 0, interleaved to hide latencies; 0 below the smallest
+// normal number, NaN for NaN.
+//   -d log2(e) / 2 = n + r, n a multiple of 1 (or of 1/32 with 2^(k/32) from a table), |r| <= half
+//   of it
+// n sits in the low bits of `shifted`, from where it is added to exponent bits. Polynomials for
+// 2^r: minimax with value 1 at 0, relative error 2e-9 (with table 5e-8, below the rounding).
+template <int M, int N>
+SEGFAST_INLINE void kernel_of(Vec<float, N>* d) {
+  using V = Vec<float, N>;
+  using I = Vec<int32_t, N>;
+  constexpr bool kTable = N == kTableLanes;
+  constexpr float kScale = -0.72134752044448170f;                // its float is 1.3e-8 off
+  constexpr float kRound = kTable ? 0x1.8p23f / 32 : 0x1.8p23f;  // adding it rounds to such an n
+  V shifted[M], r[M], q[M];
+#pragma GCC unroll 8
+  for (int k = 0; k < M; ++k) shifted[k] = d[k] * kScale + kRound;
+#pragma GCC unroll 8
+  for (int k = 0; k < M; ++k) r[k] = d[k] * kScale - (shifted[k] - kRound);
+  if constexpr (kTable) {
+#if SEGFAST_EXACT_TABLE
+    V power[M];
+#pragma GCC unroll 8
+    for (int k = 0; k < M; ++k) {
+      const I n = (I)shifted[k];
+      power[k] = (V)(__builtin_shuffle(load<N>(kPowers), load<N>(kPowers + N), n) + (n << 18));
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < M; ++k) q[k] = (r[k] * 0.240226503f + 0.693157327f) * r[k];
+#pragma GCC unroll 8
+    for (int k = 0; k < M; ++k) q[k] = power[k] * q[k] + power[k];
+#endif
+  } else {
+    constexpr float kPolynomial[] = {1.339887872e-3f,   9.618435485e-3f,   5.5503324615e-2f,
+                                     2.40226479303e-1f, 6.93147202857e-1f, 1.0f};
+#pragma GCC unroll 8
+    for (int k = 0; k < M; ++k) q[k] = broadcast<float, N>(1.535384993e-4f);
+#pragma GCC unroll 8
+    for (int n = 0; n < 6; ++n) {
+#pragma GCC unroll 8
+      for (int k = 0; k < M; ++k) q[k] = q[k] * r[k] + kPolynomial[n];
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < M; ++k) q[k] = (V)((I)q[k] + ((I)shifted[k] << 23));
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < M; ++k) d[k] = d[k] > 174.0f ? V{} : q[k];
+}
+
+template <int M, int N>
+SEGFAST_INLINE void kernel_of(Vec<double, N>* d) {
+  for (int k = 0; k < M; ++k) d[k] = exp_nonpositive<N>(d[k] * -0.5);
+}
+
+// Whether any lane is at most x.
+template <typename T, int N>
+SEGFAST_INLINE bool any_within(Vec<T, N> v, T x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(x), _CMP_LE_OQ);
+  if constexpr (sizeof(T) == 8)
+    return _mm512_cmp_pd_mask((__m512d)v, _mm512_set1_pd(x), _CMP_LE_OQ);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps((__m256)(v <= x));
+  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd((__m256d)(v <= x));
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) return _mm_movemask_ps((__m128)(v <= x));
+  if constexpr (sizeof(T) == 8) return _mm_movemask_pd((__m128d)(v <= x));
+#else
+  bool any = false;
+  for (int k = 0; k < N; ++k) any |= v[k] <= x;
+  return any;
+#endif
+}
+
+// P [kStep, kGroup] for kStep pixels j against a group of pixels i; false, and P untouched, if
+// every pair is farther than `far` (a bound on |f_i - f_j|^2).
+template <typename T>
+SEGFAST_INLINE bool kernel_rows(const T* fi, const T* fj, int64_t dims, T far, T* block) {
+  constexpr int W = kLanes<T>;
+  Vec<T, W> d[2 * kStep] = {};
+  for (int64_t f = 0; f < dims; ++f) {
+    const Vec<T, W> x0 = load<W>(fi + f * kTile);
+    const Vec<T, W> x1 = load<W>(fi + f * kTile + W);
+#pragma GCC unroll 4
+    for (int k = 0; k < kStep; ++k) {
+      const T y = fj[f * kTile + k];
+      d[2 * k] += (x0 - y) * (x0 - y);
+      d[2 * k + 1] += (x1 - y) * (x1 - y);
+    }
+  }
+  if (far < kInfinity<T>) {
+    Vec<T, W> nearest = d[0];
+#pragma GCC unroll 8
+    for (int k = 1; k < 2 * kStep; ++k) nearest = nearest < d[k] ? nearest : d[k];
+    if (!any_within<T, W>(nearest, far)) return false;
+  }
+  constexpr int kAtOnce = kVectorRegisters == 32 ? 8 : 4;
+#pragma GCC unroll 2
+  for (int k = 0; k < 2 * kStep; k += kAtOnce) kernel_of<kAtOnce, W>(d + k);
+#pragma GCC unroll 8
+  for (int k = 0; k < 2 * kStep; ++k) store<W>(block + k * W, d[k]);
+  return true;
+}
+
+// ------------------------------------------------------------------------------------ sums
+
+// sums[c, i] += sum_j P[j, i] v[j, c] for C channels; values[s] is the first of kStep rows of v.
+template <typename T, int C>
+void accumulate(const T* block, const T* const* values, int steps, int64_t first, int64_t channels,
+                double* sums) {
+  constexpr int W = kLanes<T>;
+  Vec<T, W> y[C][2] = {};
+  for (int s = 0; s < steps; ++s) {
+    const T* v = values[s] + first;
+    for (int j = 0; j < kStep; ++j, v += channels, block += 2 * W) {
+      const Vec<T, W> p0 = load<W>(block), p1 = load<W>(block + W);
+#pragma GCC unroll 12
+      for (int c = 0; c < C; ++c) {
+        y[c][0] += p0 * v[c];
+        y[c][1] += p1 * v[c];
+      }
+    }
+  }
+  constexpr int D = kLanes<double>;
+  alignas(kExactAlign) T total[C][2 * W];
+  for (int c = 0; c < C; ++c) {
+    store<W>(total[c], y[c][0]);
+    store<W>(total[c] + W, y[c][1]);
+    double* sum = sums + (first + c) * kTile;
+    for (int i = 0; i < 2 * W; i += D) {
+      const Vec<double, D> t = __builtin_convertvector(load<D>(total[c] + i), Vec<double, D>);
+      store<D>(sum + i, load<D>(sum + i) + t);
+    }
+  }
+}
+
+template <typename T>
+using Accumulate = void (*)(const T*, const T* const*, int, int64_t, int64_t, double*);
+
+template <typename T, int... C>
+constexpr Accumulate<T> pick(int64_t count, std::integer_sequence<int, C...>) {
+  constexpr Accumulate<T> table[] = {&accumulate<T, C + 1>...};
+  return table[count - 1];
+}
+
+template <typename T>
+void accumulate_all(const T* block, const T* const* values, int steps, int64_t channels,
+                    double* sums) {
+  // Blocks of nearly equal size: 21 channels are 11 + 10, not 12 + 9.
+  const int64_t blocks = (channels + kMaxBlock - 1) / kMaxBlock;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t first = b * channels / blocks, end = (b + 1) * channels / blocks;
+    pick<T>(end - first, std::make_integer_sequence<int, kMaxBlock>{})(block, values, steps, first,
+                                                                       channels, sums);
+  }
+}
+
+template <typename T>
+void filter_tile(const ExactProblem& p, int64_t tile, void* scratch) {
+  T* reach = static_cast<T*>(scratch);
+  int64_t* kept = static_cast<int64_t*>(scratch) + exact_box_stride(p.tiles);
+  double* sums = reinterpret_cast<double*>(kept + exact_box_stride(p.tiles));
+  alignas(kExactAlign) T block[kSteps * kStep * kGroup<T>];
+  const T* live[kSteps];
+
+  const T* features = static_cast<const T*>(p.tile_features);
+  const T* values = static_cast<const T*>(p.tile_values);
+  const int64_t kept_count = keep_tiles<T>(p, tile, reach, kept);
+  const T far = far_distance<T>(p, kept_count);
+  __builtin_memset(sums, 0, p.channels * kTile * sizeof(double));
+
+  for (int i = 0; i < kTile; i += kGroup<T>) {
+    const T* fi = features + tile * kTile * p.dims + i;
+    int steps = 0;
+    for (int64_t k = 0; k < kept_count; ++k) {
+      const T* fj = features + kept[k] * kTile * p.dims;
+      const T limit = bounded<T>(p, tile) && bounded<T>(p, kept[k]) ? far : kInfinity<T>;
+      for (int j = 0; j < kTile; j += kStep) {
+        if (!kernel_rows<T>(fi, fj + j, p.dims, limit, block + steps * kStep * kGroup<T>)) continue;
+        live[steps++] = values + (kept[k] * kTile + j) * p.channels;
+        if (steps < kSteps) continue;
+        accumulate_all<T>(block, live, steps, p.channels, sums + i);
+        steps = 0;
+      }
+    }
+    accumulate_all<T>(block, live, steps, p.channels, sums + i);
+  }
+
+  const int64_t* order = p.order + tile * kTile;
+  const int64_t count = p.pixels - tile * kTile < kTile ? p.pixels - tile * kTile : kTile;
+  for (int64_t c = 0; c < p.channels; ++c) {
+    T* out = static_cast<T*>(p.out) + c * p.pixels;
+    for (int64_t s = 0; s < count; ++s) out[order[s]] = static_cast<T>(sums[c * kTile + s]);
+  }
+}
+
+// ------------------------------------------------------------------------------------ the table
+
+bool valid(const ExactProblem& p) {
+  return p.pixels >= 1 && p.channels >= 1 && p.dims >= 1 && p.tiles == exact_tiles(p.pixels) &&
+         (p.dtype == ExactDtype::float32 || p.dtype == ExactDtype::float64);
+}
+
+int start(const ExactProblem& p, int64_t begin, int64_t end) {
+  if (!valid(p) || begin < 0 || end > p.pixels) return kExactBadProblem;
+  for (int64_t s = begin; s < end; ++s) p.order[s] = s;
+  return kExactOk;
+}
+
+int split(const ExactProblem& p, int64_t level, int64_t begin, int64_t end) {
+  if (!valid(p) || begin < 0 || end > int64_t{1} << level) return kExactBadProblem;
+  for (int64_t k = begin; k < end; ++k) {
+    // Children of a range are the ranges 2k and 2k + 1 of the next level: the same formula.
+    const int64_t first = k * p.tiles >> level;
+    const int64_t middle = (2 * k + 1) * p.tiles >> (level + 1);
+    const int64_t last = (k + 1) * p.tiles >> level;
+    if (middle == first || middle == last) continue;
+    const int64_t stop = last * kTile < p.pixels ? last * kTile : p.pixels;
+    (p.dtype == ExactDtype::float32 ? &split_range<float>
+                                    : &split_range<double>)(p, first * kTile, middle * kTile, stop);
+  }
+  return kExactOk;
+}
+
+int pack(const ExactProblem& p, int64_t begin, int64_t end) {
+  if (!valid(p) || begin < 0 || end > p.tiles) return kExactBadProblem;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    (p.dtype == ExactDtype::float32 ? &pack_tile<float> : &pack_tile<double>)(p, tile);
+  }
+  return kExactOk;
+}
+
+int filter(const ExactProblem& p, int64_t begin, int64_t end, void* scratch) {
+  if (!valid(p) || begin < 0 || end > p.tiles) return kExactBadProblem;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    (p.dtype == ExactDtype::float32 ? &filter_tile<float> : &filter_tile<double>)(p, tile, scratch);
+  }
+  return kExactOk;
+}
+
+}  // namespace
+
+extern const ExactKernels exact_kernels = {&start, &split, &pack, &filter};
+
+}  // namespace SEGFAST_ISA
+}  // namespace segfast
