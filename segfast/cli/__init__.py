@@ -17,7 +17,7 @@ from segfast._version import __version__
 from segfast.cli.bench import add_parser as add_bench
 from segfast.cli.crf import add_parser as add_crf
 from segfast.cli.demo import add_parser as add_demo
-from segfast.cli.files import UserError
+from segfast.cli.files import UserError, reason
 from segfast.cli.info import add_parser as add_info
 
 __all__ = ["main"]
@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout (head, less) has gone: not our failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a name too long, a loop of links, a disk that goes away ...
+        _say(f"error: {error.filename or 'file system'}: {reason(error)}")
+        return 2
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

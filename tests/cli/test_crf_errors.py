@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from tests.cli.conftest import Scene
+from segfast.cli import main
+from tests.cli.conftest import SMALL, Scene
 
 Refuse = Callable[..., str]
 
@@ -140,6 +145,40 @@ def test_broken_arrays(
     assert path.name in error
     assert message in error
     assert scene.before() == before
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(["png", "jpg", "npy", "npz"]), st.data())
+def test_any_damage_is_a_message(kind: str, data: st.DataObject) -> None:
+    """Bytes changed, cut off or added anywhere: a result or one line, never a traceback."""
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(Path(folder))
+        labels, options = scene.labels, []
+        if kind == "jpg":
+            scene.photo = scene.folder / "photo.jpg"
+            Image.fromarray(scene.pixels).save(scene.photo)
+        elif kind != "png":
+            labels = arrays(scene, np.log(with_value(0.9)), f"net.{kind}")
+            options = ["--input", "logits"]
+        victim = scene.photo if kind == "jpg" else labels
+        content = bytearray(victim.read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            at = data.draw(st.integers(0, len(content) - 1))
+            content[at] = data.draw(st.integers(0, 255))
+        end = data.draw(st.just(len(content)) | st.integers(0, len(content) + 3))
+        victim.write_bytes(bytes(content[:end]).ljust(end, b"?"))
+        before = scene.before()
+        arguments = [
+            str(x) for x in ("crf", scene.photo, labels, "-o", scene.out, *SMALL, *options)
+        ]
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            code = main(arguments)
+        assert code in (0, 2)
+        lines = errors.getvalue().splitlines()  # a warning may come before
+        assert all(line.startswith("segfast: ") for line in lines)
+        assert [line for line in lines if "error: " in line] == lines[-1:] * (code == 2)
+        assert scene.before() == (before if code == 2 else before | {"out.png"})
 
 
 # --- what the arrays hold -----------------------------------------------------------------------

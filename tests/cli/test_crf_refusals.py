@@ -128,6 +128,7 @@ def test_unreadable_file(refuse: Refuse, scene: Scene, monkeypatch: pytest.Monke
         ("photo.png", "photo.png is an input; --force"),
         ("labels.png", "labels.png is an input; --force"),
         (".", "labels.png is an input; --force"),
+        (f"{'long' * 100}.png", "File name too long"),
         ("folder.png", "labels.png"),
     ],
 )
