@@ -141,7 +141,7 @@ class Lattice:
         if not bool((features.abs() < LARGEST).all()):  # NaN compares false
             raise ValueError(
                 f"features must be finite and below {LARGEST:g} in magnitude to have a place on "
-                "the lattice; divide the image by its standard deviations first"
+                "the lattice: use larger sigmas"
             )
         keys, self.weight = _enclosing_simplices(features)  # [d + 1, N, d], [d + 1, N]
         keys = keys.reshape(-1, dims)
