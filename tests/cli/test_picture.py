@@ -73,6 +73,10 @@ def test_steps_grid_shows_the_likeliest_labels_and_shrinks() -> None:
     grid = picture.steps_grid(states(12), [str(n) for n in range(12)], most=3, tile_width=15)
     assert grid.shape[1] == picture.GAP + 6 * (90 + picture.GAP)
     assert grid.shape[0] == picture.LINE + picture.GAP + 3 * (10 + picture.LINE + picture.GAP)
+    for column, label in enumerate((9, 10, 11)):
+        belief = picture.heat(np.array([[(label + 1) / 78]]), 0, 1)[0, 0]  # 78 = 1 + ... + 12
+        left = picture.GAP + (2 * column + 1) * (90 + picture.GAP)
+        assert (grid[2 * picture.LINE + picture.GAP, left] == belief).all()
     with_infinity = [(np.full((2, 4, 4), -np.inf), np.full((2, 4, 4), 0.5))]
     assert picture.steps_grid(with_infinity, ["a", "b"]).ndim == 3
 
