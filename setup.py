@@ -1,6 +1,6 @@
 """Builds segfast._C where it can; elsewhere installs the pure-Python reference, and says so.
 
-Environment: CXX (compiler), SEGFAST_CPP=0 (no extension), SEGFAST_CUDA=0/1 (default: when nvcc is
+Environment: CXX, CXXFLAGS, SEGFAST_CPP=0 (no extension), SEGFAST_CUDA=0/1 (default: when nvcc is
 there), SEGFAST_CUDA_ARCHITECTURES ("90" or "80;90": quick builds), MAX_JOBS.
 """
 
@@ -19,12 +19,28 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020b000000000000"  # the stable ABI of torch 2.11: serves every newer torch too
-FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized"]
+FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+    "-Wno-maybe-uninitialized",
+]
 KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 INSTRUCTION_SETS = {  # the CPU kernels are compiled once for each, and chosen at run time
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512".split(),
+    "avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mfma",
+        "-mprefer-vector-width=512",
+    ],
 }
 CUDA_ARCHITECTURES = "75;80;90;100;120"
 
@@ -59,7 +75,9 @@ def nvcc() -> str | None:
 
 def cuda_home(nvcc_path: str) -> Path:
     """The toolkit behind an nvcc, which may be a wrapper elsewhere on PATH."""
-    plan = subprocess.run([nvcc_path, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+    plan = subprocess.run(
+        [nvcc_path, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
+    )
     found = re.search(r"TOP=(\S+)", plan.stderr)
     return Path(found[1]) if found else Path(nvcc_path).resolve().parents[1]
 
@@ -67,7 +85,10 @@ def cuda_home(nvcc_path: str) -> Path:
 class BuildKernels(build_ext):
     def run(self) -> None:
         if reason := cannot_build():
-            print(f"segfast: no compiled kernels: {reason}. Installing the reference.", file=sys.stderr)
+            print(
+                f"segfast: no compiled kernels: {reason}. Installing the reference.",
+                file=sys.stderr,
+            )
             return
         super().run()
 
@@ -78,6 +99,11 @@ class BuildKernels(build_ext):
         import pybind11
         import torch
 
+        if not sources("csrc/module.cpp"):
+            raise SystemExit(
+                "segfast: the C++ sources are not here (SEGFAST_CPP=0 installs without)"
+            )
+
         torch_home = Path(torch.__file__).parent
         include = [f"-I{ROOT / 'kernels/include'}", f"-I{ROOT}"]
         torch_include = [
@@ -86,10 +112,16 @@ class BuildKernels(build_ext):
         ]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         isas = INSTRUCTION_SETS if x86 else {"baseline": []}
-        base = [compiler(), *FLAGS, *include]
+        base = [compiler(), *FLAGS, *os.environ.get("CXXFLAGS", "").split(), *include]
         dispatch = [] if x86 else ["-DSEGFAST_BASELINE_ONLY"]
         described = f'-DSEGFAST_FLAGS="{" ".join(FLAGS + KERNEL_FLAGS)}"'
-        binding = [*base, *dispatch, *torch_include, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", described]
+        binding = [
+            *base,
+            *dispatch,
+            *torch_include,
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+            described,
+        ]
 
         # (source, command, suffix of the object). Kernels never see torch's headers.
         jobs = [
@@ -122,7 +154,9 @@ class BuildKernels(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shared = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-        self.call([compiler(), "-shared", *shared, *map(str, objects), "-o", str(target), *libraries])
+        self.call(
+            [compiler(), "-shared", *shared, *map(str, objects), "-o", str(target), *libraries]
+        )
 
     def object_path(self, source: Path, suffix: str) -> Path:
         return Path(self.build_temp) / source.with_suffix(suffix)
@@ -130,7 +164,11 @@ class BuildKernels(build_ext):
     def compile(self, source: Path, command: list[str], suffix: str) -> Path:
         target = self.object_path(source, suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
-        inputs = [source, Path("setup.py"), *sources("kernels/**/*.h", "csrc/**/*.h", "kernels/**/*.cuh")]
+        inputs = [
+            source,
+            Path("setup.py"),
+            *sources("kernels/**/*.h", "csrc/**/*.h", "kernels/**/*.cuh"),
+        ]
         newest = max((ROOT / path).stat().st_mtime for path in inputs)
         if self.force or not target.exists() or target.stat().st_mtime < newest:
             self.call([*command, "-c", str(ROOT / source), "-o", str(target)])
@@ -141,14 +179,18 @@ class BuildKernels(build_ext):
         if done.stderr:
             print(done.stderr, file=sys.stderr)
         if done.returncode != 0:
-            raise SystemExit(f"segfast: this failed (SEGFAST_CPP=0 installs without it):\n{' '.join(command)}")
+            raise SystemExit(
+                f"segfast: this failed (SEGFAST_CPP=0 installs without it):\n{' '.join(command)}"
+            )
 
 
 def reject_weak_symbols(objects: list[Path]) -> None:
     """An inline function compiled with AVX-512 must never be the linker's pick for everybody."""
     nm = shutil.which("nm")
     for path in objects if nm and sys.platform != "darwin" else []:
-        names = subprocess.run([nm, "-C", str(path)], capture_output=True, text=True, check=True).stdout
+        names = subprocess.run(
+            [nm, "-C", str(path)], capture_output=True, text=True, check=True
+        ).stdout
         weak = [line for line in names.splitlines() if re.search(r"^[0-9a-f ]{16} [WVu] ", line)]
         if weak:
             raise SystemExit(f"segfast: {path} defines weak symbols:\n" + "\n".join(weak))
@@ -157,7 +199,10 @@ def reject_weak_symbols(objects: list[Path]) -> None:
 setup(
     package_dir={"segfast": "segfast", "segfast.kernels": "kernels"},
     packages=[
-        *(str(p.parent.relative_to(ROOT)).replace(os.sep, ".") for p in sorted(ROOT.glob("segfast/**/__init__.py"))),
+        *(
+            str(p.parent.relative_to(ROOT)).replace(os.sep, ".")
+            for p in sorted(ROOT.glob("segfast/**/__init__.py"))
+        ),
         "segfast.kernels",
         *(f"segfast.kernels.{p.parent.name}" for p in sorted(ROOT.glob("kernels/*/__init__.py"))),
     ],

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from types import ModuleType
 
-import torch  # noqa: F401  (loads libtorch, which _C links against)
+import torch
 
 REMEDY = (
     "install a C++ compiler (g++ >= 11 or clang >= 15), then "

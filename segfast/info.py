@@ -38,8 +38,6 @@ def info() -> dict[str, Any]:
         "instruction_sets": [] if module is None else list(module.instruction_sets()),
         "threads": torch.get_num_threads(),
         "devices": ["cpu"]
-        + [
-            f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
-        ],
+        + [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())],
         "served_by": {name: operator.served_by() for name, operator in _OPERATORS.items()},
     }

@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from segfast.kernels.dense_crf import reference
 from torch import Tensor
 
 from benchmarks._dense_crf.providers import PROVIDERS, absent, filter_inputs
 from benchmarks._dense_crf.workloads import BY_NAME, Inputs, Workload, at, crop, inputs_of
+from segfast.kernels.dense_crf import reference
 
 
 class WrongResult(AssertionError):

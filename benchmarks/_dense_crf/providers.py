@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from segfast.kernels.dense_crf import reference
 from torch import Tensor
 
 import segfast
 from benchmarks._common import Job, version_of
 from benchmarks._dense_crf.workloads import Inputs, Workload
+from segfast.kernels.dense_crf import reference
 
 
 def _segfast(method: str, spatial: str) -> Callable[[Workload, Inputs], Job]:

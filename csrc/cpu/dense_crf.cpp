@@ -147,7 +147,7 @@ class Conv {
   }
 
   void deliver() {
-    constexpr int64_t kStrip = 512 / sizeof(T);  // scalars: a strip's lines stay in the L1 cache
+    constexpr int64_t kStrip = 4096 / sizeof(T);  // scalars: the lines of a strip stay in the L2 cache
     const auto& kernels = mean_field_kernels<T>();
     const int64_t scalars = size_.width * size_.row;
     torch::stable::parallel_for(
@@ -252,8 +252,36 @@ Tensor mean_field(const Tensor& logits, std::optional<Tensor> belief, int64_t wi
                      iterations);
 }
 
+template <typename T>
+void softmax_into(const Tensor& scores, const Tensor& belief) {
+  const auto& kernels = mean_field_kernels<T>();
+  const int labels = static_cast<int>(scores.size(0));
+  const int64_t pixels = scores.size(1), scratch = kernels.scratch(labels);
+  torch::stable::parallel_for(0, (pixels + kChunk - 1) / kChunk, 16, [&](int64_t a, int64_t b) {
+    const Buffer<T> memory = make_buffer<T>(scratch);
+    kernels.softmax(data<T>(scores), labels, pixels, a * kChunk, std::min(b * kChunk, pixels),
+                    memory.get(), mutable_data<T>(belief));
+  });
+}
+
+// scores [L, N] -> softmax over labels, as between two updates of mean_field.
+Tensor softmax(const Tensor& scores) {
+  const ScalarType dtype = scores.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "scores must be float32 or float64");
+  STD_TORCH_CHECK(scores.dim() == 2 && scores.size(0) < (1 << 20), "scores must be [L, N]");
+  check_tensor(scores, dtype, scores.numel(), "scores");
+  Tensor belief = torch::stable::empty_like(scores);
+  dtype == ScalarType::Float ? softmax_into<float>(scores, belief)
+                             : softmax_into<double>(scores, belief);
+  return belief;
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) { m.impl("_mean_field", TORCH_BOX(&mean_field)); }
+STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
+  m.impl("_mean_field", TORCH_BOX(&mean_field));
+  m.impl("_softmax", TORCH_BOX(&softmax));
+}
 
 }  // namespace segfast

@@ -46,21 +46,19 @@ int run(ExactProblem& p, const Tensor& like) {
   const int64_t element = p.dtype == ExactDtype::float32 ? 4 : 8;
 
   Tensor order = bytes(like, p.pixels * 8);
+  Tensor spare = bytes(like, p.pixels * 8);
+  Tensor keys = bytes(like, p.pixels * 8);
   p.order = static_cast<int64_t*>(order.mutable_data_ptr());
-  {
-    Tensor spare = bytes(like, p.pixels * 8), keys = bytes(like, p.pixels * 8);
-    p.spare = static_cast<int64_t*>(spare.mutable_data_ptr());
-    p.keys = keys.mutable_data_ptr();
-    int status = for_ranges(p.pixels, 65536,
-                            [&](int64_t begin, int64_t end) { return k.start(p, begin, end); });
-    for (int64_t level = 0; level < exact_levels(p.tiles) && status == kExactOk; ++level) {
-      const int64_t grain = (int64_t{1} << level) * 2048 / p.pixels + 1;
-      status = for_ranges(int64_t{1} << level, grain, [&](int64_t begin, int64_t end) {
-        return k.split(p, level, begin, end);
-      });
-    }
-    if (status != kExactOk) return status;
+  p.spare = static_cast<int64_t*>(spare.mutable_data_ptr());
+  p.keys = keys.mutable_data_ptr();
+  int status = for_ranges(p.pixels, 65536,
+                          [&](int64_t begin, int64_t end) { return k.start(p, begin, end); });
+  for (int64_t level = 0; level < exact_levels(p.tiles) && status == kExactOk; ++level) {
+    const int64_t grain = (int64_t{1} << level) * 2048 / p.pixels + 1;
+    status = for_ranges(int64_t{1} << level, grain,
+                        [&](int64_t begin, int64_t end) { return k.split(p, level, begin, end); });
   }
+  if (status != kExactOk) return status;
 
   const int64_t slots = p.tiles * kExactTile;
   Tensor features = bytes(like, slots * p.dims * element);
@@ -69,7 +67,7 @@ int run(ExactProblem& p, const Tensor& like) {
   p.tile_features = features.mutable_data_ptr();
   p.tile_values = values.mutable_data_ptr();
   p.boxes = boxes.mutable_data_ptr();
-  const int status =
+  status =
       for_ranges(p.tiles, 16, [&](int64_t begin, int64_t end) { return k.pack(p, begin, end); });
   if (status != kExactOk) return status;
 

@@ -112,7 +112,7 @@ std::vector<Tensor> build(const Tensor& features, const KeyLayout& layout, int64
 }
 
 // features [d, N], range [2, d] float64 (lowest, highest) -> [vertex, weight, local_start, global,
-// merge_start, merge_local, neighbours]; empty when a coordinate would not fit the dtype.
+// merge_start, merge_local, neighbours].
 std::vector<Tensor> lattice_build(const Tensor& features, const Tensor& range, int64_t width) {
   const int64_t dims = features.size(0);
   const ScalarType dtype = features.scalar_type();
@@ -125,10 +125,9 @@ std::vector<Tensor> lattice_build(const Tensor& features, const Tensor& range, i
   check_tensor(range, ScalarType::Double, 2 * dims, "range");
   KeyLayout layout;
   const double limit = dtype == ScalarType::Float ? 1 << 22 : 1 << 30;  // rounding stays exact
-  if (!plan_keys(data<double>(range), data<double>(range) + dims, static_cast<int>(dims), limit,
-                 &layout)) {
-    return {};
-  }
+  STD_TORCH_CHECK(plan_keys(data<double>(range), data<double>(range) + dims, static_cast<int>(dims),
+                            limit, &layout),
+                  "features reach too far for their dtype");
   return dtype == ScalarType::Float ? build<float>(features, layout, width)
                                     : build<double>(features, layout, width);
 }

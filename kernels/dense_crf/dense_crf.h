@@ -57,8 +57,10 @@ struct LatticeKernels {
                int row, T* out);
 };
 
-// scale_i of the embedding, i in [0, d).
-double lattice_scale(int dims, int i);
+// scale_i of the embedding, i in [0, d). sqrt(2/3) (d + 1) is rounded to T first, as in the published
+// code: positions on the border of a simplex then fall to the same side.
+template <typename T>
+T lattice_scale(int dims, int i);
 // Pixels are splatted band by band into a table of the band's own; the bands are merged in their
 // order. They depend on the sizes alone, so any number of threads gives the same bits.
 int64_t band_count(int64_t pixels, int64_t width);
@@ -131,6 +133,9 @@ struct MeanFieldKernels {
   void (*update)(const MeanField<T>& problem, int band, int64_t begin, int64_t end, T* scratch);
   // Scalars of scratch that an update needs.
   int64_t (*scratch)(int labels);
+  // belief = softmax over labels of scores [L, pixels], for pixels [begin, end).
+  void (*softmax)(const T* scores, int labels, int64_t pixels, int64_t begin, int64_t end,
+                  T* scratch, T* belief);
   // Columns pass of a ConvTerm over scalars [begin, end) of every line.
   void (*conv_columns)(const ConvTerm<T>& term, int64_t height, int row, int64_t begin, int64_t end);
   int slack;  // lines and pixels that the convolution may read past its padding

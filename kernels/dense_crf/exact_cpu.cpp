@@ -17,8 +17,10 @@ namespace SEGFAST_ISA {
 namespace {
 
 constexpr int kTile = kExactTile;
+constexpr double kShareOfSteps = 0.5;  // of the tolerance; the rest is for whole tiles
 constexpr int kStep = 4;    // pixels j taken or left out together
-constexpr int kSteps = 32;  // of them in one block P
+constexpr int kSteps = 64;  // of them in one block P
+constexpr int kChain = 8;   // of them summed in registers
 template <typename T>
 constexpr int kGroup = 2 * kLanes<T>;  // pixels i handled at once: two vectors
 // Channels whose sums fit in registers beside two vectors of P and one value.
@@ -120,6 +122,13 @@ template <typename T>
 void pack_tile(const ExactProblem& p, int64_t tile) {
   const int64_t first = tile * kTile;
   const int64_t count = p.pixels - first < kTile ? p.pixels - first : kTile;
+  // Neighbours stay together down to kStep pixels, which are then left out together.
+  for (int64_t size = kTile; size > kStep; size /= 2) {
+    for (int64_t s = first; s + size / 2 < first + count; s += size) {
+      const int64_t end = s + size < first + count ? s + size : first + count;
+      split_range<T>(p, s, s + size / 2, end);
+    }
+  }
   const int64_t* order = p.order + first;
   const int64_t stride = exact_box_stride(p.tiles);
   T* lower = static_cast<T*>(p.boxes) + tile;
@@ -167,14 +176,28 @@ T slack(const ExactProblem& p) {
   return 1 + T(p.dims + 8) * (sizeof(T) == 4 ? 0x1p-23f : 0x1p-52);
 }
 
-// Pairs of the kept tiles farther apart than this (squared distance) are left out: even if they all
-// were, they would cost half the tolerance.
-template <typename T>
-T far_distance(const ExactProblem& p, int64_t kept_count) {
-  if (!(p.tolerance > 0)) return kInfinity<T>;
-  const double ratio = 2 * kTile * static_cast<double>(kept_count) / p.tolerance;
-  return static_cast<T>(2 * __builtin_log(ratio > 1 ? ratio : 1)) * slack<T>(p);
-}
+// What may still be left out of one group of rows, kStep pixels j at a time, beyond the tiles.
+//
+// A step all of whose pairs are farther than `far` (squared distance) is charged
+// kStep exp(-nearest / 2), the most it could contribute per unit of max|v|. `far` is set per batch of
+// tiles such that the batch cannot overdraw; it may spend kAhead times its share, since few steps are
+// ever left out.
+struct Allowance {
+  static constexpr int64_t kAhead = 64;
+  static constexpr int64_t kBatch = 8;  // tiles
+  double left;
+
+  template <typename T>
+  T far(const ExactProblem& p, int64_t tiles_left) const {
+    const int64_t shares = tiles_left < kAhead * kBatch ? kBatch : tiles_left / kAhead;
+    const double most = left / static_cast<double>(shares * (kTile / kStep));
+    return static_cast<T>(2 * __builtin_log(kStep / most)) * slack<T>(p);
+  }
+  template <typename T>
+  void spend(const ExactProblem& p, T nearest) {
+    left -= kStep * __builtin_exp(-0.5 * static_cast<double>(nearest / slack<T>(p)));
+  }
+};
 
 template <typename T>
 bool bounded(const ExactProblem& p, int64_t tile) {
@@ -226,7 +249,7 @@ int64_t keep_tiles(const ExactProblem& p, int64_t tile, T* reach, int64_t* kept)
   int bin = kBins;
   while (bin > 0) {
     dropped += histogram[bin - 1] * weight;
-    if (dropped > p.tolerance * 0.5) break;
+    if (dropped > p.tolerance * (1 - kShareOfSteps)) break;
     weight *= kWiden;
     --bin;
   }
@@ -327,9 +350,9 @@ SEGFAST_INLINE bool any_within(Vec<T, N> v, T x) {
 }
 
 // P [kStep, kGroup] for kStep pixels j against a group of pixels i; false, and P untouched, if
-// every pair is farther than `far` (a bound on |f_i - f_j|^2).
+// every pair is farther than `far` (squared): then `nearest` is the least squared distance.
 template <typename T>
-SEGFAST_INLINE bool kernel_rows(const T* fi, const T* fj, int64_t dims, T far, T* block) {
+SEGFAST_INLINE bool kernel_rows(const T* fi, const T* fj, int64_t dims, T far, T* block, T* nearest) {
   constexpr int W = kLanes<T>;
   Vec<T, W> d[2 * kStep] = {};
   for (int64_t f = 0; f < dims; ++f) {
@@ -343,10 +366,14 @@ SEGFAST_INLINE bool kernel_rows(const T* fi, const T* fj, int64_t dims, T far, T
     }
   }
   if (far < kInfinity<T>) {
-    Vec<T, W> nearest = d[0];
+    Vec<T, W> least = d[0];
 #pragma GCC unroll 8
-    for (int k = 1; k < 2 * kStep; ++k) nearest = nearest < d[k] ? nearest : d[k];
-    if (!any_within<T, W>(nearest, far)) return false;
+    for (int k = 1; k < 2 * kStep; ++k) least = least < d[k] ? least : d[k];
+    if (!any_within<T, W>(least, far)) {
+      *nearest = least[0];
+      for (int k = 1; k < W; ++k) *nearest = least[k] < *nearest ? least[k] : *nearest;
+      return false;
+    }
   }
   constexpr int kAtOnce = kVectorRegisters == 32 ? 8 : 4;
 #pragma GCC unroll 2
@@ -359,27 +386,35 @@ SEGFAST_INLINE bool kernel_rows(const T* fi, const T* fj, int64_t dims, T far, T
 // ------------------------------------------------------------------------------------ sums
 
 // sums[c, i] += sum_j P[j, i] v[j, c] for C channels; values[s] is the first of kStep rows of v.
+// In three levels, so that rounding stays below that of a plain float32 product: at most 32 terms
+// in registers, 128 in `total`, all of them in double.
 template <typename T, int C>
 void accumulate(const T* block, const T* const* values, int steps, int64_t first, int64_t channels,
                 double* sums) {
   constexpr int W = kLanes<T>;
-  Vec<T, W> y[C][2] = {};
-  for (int s = 0; s < steps; ++s) {
-    const T* v = values[s] + first;
-    for (int j = 0; j < kStep; ++j, v += channels, block += 2 * W) {
-      const Vec<T, W> p0 = load<W>(block), p1 = load<W>(block + W);
+  alignas(kExactAlign) T total[C][2 * W] = {};
+  for (int begin = 0; begin < steps; begin += kChain) {
+    const int end = steps - begin < kChain ? steps : begin + kChain;
+    Vec<T, W> y[C][2] = {};
+    for (int s = begin; s < end; ++s) {
+      const T* v = values[s] + first;
+      for (int j = 0; j < kStep; ++j, v += channels, block += 2 * W) {
+        const Vec<T, W> p0 = load<W>(block), p1 = load<W>(block + W);
 #pragma GCC unroll 12
-      for (int c = 0; c < C; ++c) {
-        y[c][0] += p0 * v[c];
-        y[c][1] += p1 * v[c];
+        for (int c = 0; c < C; ++c) {
+          y[c][0] += p0 * v[c];
+          y[c][1] += p1 * v[c];
+        }
       }
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < C; ++c) {
+      store<W>(total[c], load<W>(total[c]) + y[c][0]);
+      store<W>(total[c] + W, load<W>(total[c] + W) + y[c][1]);
     }
   }
   constexpr int D = kLanes<double>;
-  alignas(kExactAlign) T total[C][2 * W];
   for (int c = 0; c < C; ++c) {
-    store<W>(total[c], y[c][0]);
-    store<W>(total[c] + W, y[c][1]);
     double* sum = sums + (first + c) * kTile;
     for (int i = 0; i < 2 * W; i += D) {
       const Vec<double, D> t = __builtin_convertvector(load<D>(total[c] + i), Vec<double, D>);
@@ -420,17 +455,24 @@ void filter_tile(const ExactProblem& p, int64_t tile, void* scratch) {
   const T* features = static_cast<const T*>(p.tile_features);
   const T* values = static_cast<const T*>(p.tile_values);
   const int64_t kept_count = keep_tiles<T>(p, tile, reach, kept);
-  const T far = far_distance<T>(p, kept_count);
   __builtin_memset(sums, 0, p.channels * kTile * sizeof(double));
 
   for (int i = 0; i < kTile; i += kGroup<T>) {
     const T* fi = features + tile * kTile * p.dims + i;
+    Allowance allowance{p.tolerance * kShareOfSteps};
+    T far = kInfinity<T>;
     int steps = 0;
     for (int64_t k = 0; k < kept_count; ++k) {
+      if (k % Allowance::kBatch == 0) far = allowance.far<T>(p, kept_count - k);
       const T* fj = features + kept[k] * kTile * p.dims;
       const T limit = bounded<T>(p, tile) && bounded<T>(p, kept[k]) ? far : kInfinity<T>;
       for (int j = 0; j < kTile; j += kStep) {
-        if (!kernel_rows<T>(fi, fj + j, p.dims, limit, block + steps * kStep * kGroup<T>)) continue;
+        T nearest;
+        if (!kernel_rows<T>(fi, fj + j, p.dims, limit, block + steps * kStep * kGroup<T>,
+                            &nearest)) {
+          allowance.spend<T>(p, nearest);
+          continue;
+        }
         live[steps++] = values + (kept[k] * kTile + j) * p.channels;
         if (steps < kSteps) continue;
         accumulate_all<T>(block, live, steps, p.channels, sums + i);

@@ -130,7 +130,7 @@ int64_t embed_words(const T* features, int64_t pixels, int64_t begin, int64_t en
   const int d = layout.dims, words = kWords ? kWords : layout.words;
   const KeySteps steps = key_steps(layout);
   T scale[kMaxFeatures];
-  for (int i = 0; i < d; ++i) scale[i] = static_cast<T>(lattice_scale(d, i));
+  for (int i = 0; i < d; ++i) scale[i] = lattice_scale<T>(d, i);
   uint64_t last_keys[(kMaxFeatures + 1) * (kWords ? kWords : kMaxWords)];
   int32_t last_vertex[kMaxFeatures + 1];
   for (int k = 0; k <= d; ++k) last_vertex[k] = -1;

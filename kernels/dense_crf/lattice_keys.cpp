@@ -6,9 +6,13 @@ namespace segfast {
 
 using namespace SEGFAST_ISA;
 
-double lattice_scale(int dims, int i) {
-  return std::sqrt(2.0 / 3.0) * (dims + 1) / std::sqrt((i + 1.0) * (i + 2.0));
+template <typename T>
+T lattice_scale(int dims, int i) {
+  const double step = static_cast<T>(std::sqrt(2.0 / 3.0) * (dims + 1));
+  return static_cast<T>(step * (1 / std::sqrt((i + 1.0) * (i + 2.0))));
 }
+template float lattice_scale<float>(int dims, int i);
+template double lattice_scale<double>(int dims, int i);
 
 int64_t band_count(int64_t pixels, int64_t width) {
   constexpr int64_t kMostBands = 16, kLeastPixels = 8192;
@@ -33,7 +37,7 @@ bool plan_keys(const double* low, const double* high, int dims, double limit, Ke
     // e_j = sum_{k > j} c_k - j c_j by interval arithmetic, c_k = f_{k-1} scale_{k-1}
     double e_low = 0, e_high = 0;
     for (int k = j < 1 ? 1 : j; k <= dims; ++k) {
-      const double factor = lattice_scale(dims, k - 1) * (k == j ? -j : 1);
+      const double factor = lattice_scale<double>(dims, k - 1) * (k == j ? -j : 1);
       const double a = low[k - 1] * factor, b = high[k - 1] * factor;
       e_low += std::fmin(a, b);
       e_high += std::fmax(a, b);

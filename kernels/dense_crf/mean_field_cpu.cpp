@@ -40,24 +40,29 @@ SEGFAST_INLINE void clear(T* x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] = 0;
 }
 
-// message[p] += M single[p]
-template <typename T>
-SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, int labels, int row,
-                        int64_t pitch, int count, T* message) {
+template <int kForWriting, typename T>
+SEGFAST_INLINE void prefetch(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, kForWriting);
+}
+
+// message[p] += scale(p) M single[p]
+template <typename T, typename Scale>
+SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, const Scale& scale, int labels,
+                        int row, int64_t pitch, int count, T* message) {
   for (int p = 0; p < count; ++p) {
     const T* from = single + p * pitch;
     T* to = message + p * pitch;
+    const T factor = scale(p) * mixing.scalar;
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      Vec<T, N> sum = load<N>(to + l);
-      if (mixing.kind == MixingKind::scalar) {
-        sum += load<N>(from + l) * mixing.scalar;
-      } else if (mixing.kind == MixingKind::vector) {
-        sum += load<N>(from + l) * load<N>(mixing.values + l);
+      Vec<T, N> mixed{};
+      if (mixing.kind == MixingKind::matrix) {
+        for (int k = 0; k < labels; ++k) mixed += load<N>(mixing.values + k * row + l) * from[k];
       } else {
-        for (int k = 0; k < labels; ++k) sum += load<N>(mixing.values + k * row + l) * from[k];
+        mixed = load<N>(from + l);
+        if (mixing.kind == MixingKind::vector) mixed *= load<N>(mixing.values + l);
       }
-      store<N>(to + l, sum);
+      store<N>(to + l, load<N>(to + l) + mixed * factor);
     });
   }
 }
@@ -98,7 +103,9 @@ SEGFAST_INLINE void add_lattice_message(const LatticeTerm<T>& term, int band, in
                    : term.corners == 3 ? &slice<T, 3>
                                        : &slice<T, 0>;
   run(term, global, scale, first, count, row, s.row, to);
-  if (!direct) mix(term.mixing, s.single, labels, row, s.row, count, s.message);
+  if (!direct) {
+    mix(term.mixing, s.single, [](int) { return T(1); }, labels, row, s.row, count, s.message);
+  }
 }
 
 template <typename T>
@@ -107,20 +114,14 @@ SEGFAST_INLINE void add_conv_message(const ConvTerm<T>& term, int64_t y, int64_t
   const T* in = term.columns + y * term.column_pitch + (term.radius_x + x) * row;
   for (int p = 0; p < count; p += kWindow) {
     const int outputs = count - p < kWindow ? count - p : kWindow;
+    prefetch<0>(in + (p + kChunk + term.radius_x) * row, kWindow * row);
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       symmetric_window<decltype(width)::value>(in + p * row + l, row, term.taps_x, term.radius_x,
                                                outputs, s.single + p * s.row + l, s.row);
     });
   }
-  for (int p = 0; p < count; ++p) {
-    const T scale = term.out_y[y] * term.out_x[x + p];
-    for_each_vector<T>(row, [&](int64_t l, auto width) {
-      constexpr int N = decltype(width)::value;
-      T* at = s.single + p * s.row + l;
-      store<N>(at, load<N>(at) * scale);
-    });
-  }
-  mix(term.mixing, s.single, labels, row, s.row, count, s.message);
+  const auto scale = [&](int p) { return term.out_y[y] * term.out_x[x + p]; };
+  mix(term.mixing, s.single, scale, labels, row, s.row, count, s.message);
 }
 
 template <typename T>
@@ -163,25 +164,21 @@ SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int count, cons
     for (int l = 0; l < m.labels; ++l) tile[l] = load_pixels(m.belief + l * m.pixels + pixel, count);
   } else {
     if (m.receive) {
-      for (int64_t l = 0; l < s.row; l += W) {
-        for (int w = 0; w < W; ++w) tile[l + w] = load<W>(message + w * s.row + l);
-        transpose<T, W>(tile + l);
-      }
+      for (int64_t l = 0; l < s.row; l += W) transpose<W>(message + l, s.row, s.tile + l * W, W);
     } else {
       for (int l = 0; l < m.labels; ++l) tile[l] = V{};
     }
     for (int l = 0; l < m.labels; ++l) {
-      tile[l] += load_pixels(m.logits + l * m.pixels + pixel, count);
+      const T* logits = m.logits + l * m.pixels + pixel;
+      __builtin_prefetch(logits + kChunk);  // as many streams as labels: too many for the hardware
+      tile[l] += load_pixels(logits, count);
       if (m.scores) store_pixels(m.scores + l * m.pixels + pixel, tile[l], count);
     }
     if (!m.send) return;
     softmax<T>(tile, m.labels);
   }
   for (int64_t l = m.labels; l < s.row; ++l) tile[l] = V{};
-  for (int64_t l = 0; l < s.row; l += W) {
-    transpose<T, W>(tile + l);
-    for (int w = 0; w < W; ++w) store<W>(belief + w * s.row + l, tile[l + w]);
-  }
+  for (int64_t l = 0; l < s.row; l += W) transpose<W>(s.tile + l * W, W, belief + l, s.row);
 }
 
 template <typename T, int kCorners>
@@ -216,9 +213,14 @@ SEGFAST_INLINE void send_to_lattice(const LatticeTerm<T>& term, int band, int64_
 }
 
 template <typename T>
+SEGFAST_INLINE T* belief_line(const ConvTerm<T>& term, int64_t y) {
+  return term.belief + (term.radius_y + y) * term.belief_pitch;
+}
+
+template <typename T>
 SEGFAST_INLINE void send_to_conv(const ConvTerm<T>& term, int64_t y, int64_t x, int count, int row,
                                  const Scratch<T>& s) {
-  T* to = term.belief + (term.radius_y + y) * term.belief_pitch + x * row;
+  T* to = belief_line(term, y) + x * row;
   for (int p = 0; p < count; ++p) {
     const T scale = term.in_y[y] * term.in_x[x + p];
     for_each_vector<T>(row, [&](int64_t l, auto width) {
@@ -244,6 +246,11 @@ void update(const MeanField<T>& m, int band, int64_t begin, int64_t end, T* memo
     const int64_t y = first / m.width, x = first - y * m.width;
     int64_t room = end - first < m.width - x ? end - first : m.width - x;
     const int count = static_cast<int>(room < kChunk ? room : kChunk);
+    if (m.send) {
+      for (int t = 0; t < m.conv_count; ++t) {
+        prefetch<1>(belief_line(m.conv[t], y) + x * m.row, count * m.row);
+      }
+    }
     if (m.receive) {
       clear(s.message, count * s.row);
       for (int t = 0; t < m.conv_count; ++t) {
@@ -268,12 +275,30 @@ void update(const MeanField<T>& m, int band, int64_t begin, int64_t end, T* memo
 }
 
 template <typename T>
+void softmax_pixels(const T* scores, int labels, int64_t pixels, int64_t begin, int64_t end,
+                    T* scratch, T* belief) {
+  constexpr int W = kLanes<T>;
+  Vec<T, W>* tile = reinterpret_cast<Vec<T, W>*>(scratch);
+  for (int64_t at = begin; at < end; at += W) {
+    const int count = static_cast<int>(end - at < W ? end - at : W);
+    for (int l = 0; l < labels; ++l) tile[l] = load_pixels(scores + l * pixels + at, count);
+    softmax<T>(tile, labels);
+    for (int l = 0; l < labels; ++l) store_pixels(belief + l * pixels + at, tile[l], count);
+  }
+}
+
+template <typename T>
 void conv_columns(const ConvTerm<T>& term, int64_t height, int row, int64_t begin, int64_t end) {
   const T* in = term.belief + term.radius_y * term.belief_pitch;
   T* out = term.columns + term.radius_x * row;
   for (int64_t y = 0; y < height; y += kWindow) {
     const int outputs = static_cast<int>(height - y < kWindow ? height - y : kWindow);
+    const T* next = in + (y + kWindow + term.radius_y) * term.belief_pitch + begin;
     for_each_vector<T>(end - begin, [&](int64_t i, auto width) {
+      for (int b = 0; b < kWindow; ++b) {
+        __builtin_prefetch(next + b * term.belief_pitch + i);
+        __builtin_prefetch(out + (y + kWindow + b) * term.column_pitch + begin + i, 1);
+      }
       symmetric_window<decltype(width)::value>(
           in + y * term.belief_pitch + begin + i, term.belief_pitch, term.taps_y, term.radius_y,
           outputs, out + y * term.column_pitch + begin + i, term.column_pitch);
@@ -284,9 +309,9 @@ void conv_columns(const ConvTerm<T>& term, int64_t height, int row, int64_t begi
 }  // namespace
 
 extern const MeanFieldKernels<float> mean_field_kernels_f32 = {
-    update<float>, scratch_scalars<float>, conv_columns<float>, kWindow};
+    update<float>, scratch_scalars<float>, softmax_pixels<float>, conv_columns<float>, kWindow};
 extern const MeanFieldKernels<double> mean_field_kernels_f64 = {
-    update<double>, scratch_scalars<double>, conv_columns<double>, kWindow};
+    update<double>, scratch_scalars<double>, softmax_pixels<double>, conv_columns<double>, kWindow};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

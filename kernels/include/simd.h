@@ -154,19 +154,30 @@ SEGFAST_INLINE V exchange(V a, V b, std::integer_sequence<int, K...>) {
 #endif
 }
 
-// Transposes the N x N block held in rows[0..N): log2 N rounds of exchanging half blocks.
-template <typename T, int N, int Step = N / 2>
-SEGFAST_INLINE void transpose(Vec<T, N>* rows) {
+template <typename T, int N, int Step>
+SEGFAST_INLINE void exchange_halves(Vec<T, N> (&rows)[N]) {
   if constexpr (Step >= 1) {
     constexpr auto lanes = std::make_integer_sequence<int, N>{};
+#pragma GCC unroll 16
     for (int i = 0; i < N; ++i) {
       if (i & Step) continue;
       const Vec<T, N> a = rows[i], b = rows[i + Step];
       rows[i] = exchange<Step, false>(a, b, lanes);
       rows[i + Step] = exchange<Step, true>(a, b, lanes);
     }
-    transpose<T, N, Step / 2>(rows);
+    exchange_halves<T, N, Step / 2>(rows);
   }
+}
+
+// Transposes an N x N block in registers: to[j][i] = from[i][j], rows `pitch` scalars apart.
+template <int N, typename T>
+SEGFAST_INLINE void transpose(const T* from, int64_t from_pitch, T* to, int64_t to_pitch) {
+  Vec<T, N> rows[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) rows[i] = load<N>(from + i * from_pitch);
+  exchange_halves<T, N, N / 2>(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) store<N>(to + i * to_pitch, rows[i]);
 }
 
 }  // namespace

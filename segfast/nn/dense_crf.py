@@ -119,11 +119,11 @@ class DenseCRF(nn.Module):
         tolerance: float = 1e-7,
     ) -> None:
         super().__init__()
-        _check.positive_floats("spatial_sigma", spatial_sigma, (2,))
-        _check.positive_floats("bilateral_sigma", bilateral_sigma, (2,))
+        _check.positive_floats("spatial_sigma", spatial_sigma, 2)
+        _check.positive_floats("bilateral_sigma", bilateral_sigma, 2)
         if color_sigma is not None:
             channels = len(color_sigma) if isinstance(color_sigma, (tuple, list)) else 1
-            _check.positive_floats("color_sigma", color_sigma, (channels,))
+            _check.positive_floats("color_sigma", color_sigma, channels)
         _check.require_count("iterations", iterations)
         _check.require_choice("normalization", normalization, NORMALIZATIONS)
         _check.require_choice("method", method, METHODS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,15 +40,14 @@ def require_count(name: str, value: object, minimum: int = 0) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def positive_floats(name: str, value: object, counts: Sequence[int]) -> list[float]:
-    """One positive number, or a sequence of as many as ``counts`` allows -> list of counts[0]."""
-    values = list(value) if isinstance(value, (tuple, list)) else [value] * counts[0]
-    sizes = " or ".join(str(count) for count in counts)
-    if len(values) not in counts:
-        raise ValueError(f"{name} must be one number or {sizes} of them, got {describe(value)}")
+def positive_floats(name: str, value: object, count: int) -> list[float]:
+    """One positive number, or a sequence of ``count`` of them -> list of 1 or ``count``."""
+    values: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value]
+    if len(values) != 1 and len(values) != count:  # `in` does not trace where count is symbolic
+        raise ValueError(f"{name} must be one number or {count} of them, got {describe(value)}")
     for number in values:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise TypeError(f"{name} must be a number or {sizes} of them, got {describe(value)}")
-        if not (math.isfinite(number) and number > 0):
+            raise TypeError(f"{name} must be a number or {count} of them, got {describe(value)}")
+        if not 0 < number < math.inf:  # math.isfinite does not trace
             raise ValueError(f"{name} must be positive and finite, got {describe(value)}")
     return [float(number) for number in values]

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segfast._native import native, why_not_native
+from segfast._native import native
 from segfast.kernels.dense_crf import reference
 
 StepCallback = Callable[[Tensor], None]
 TINY = 1e-20  # added to the norm before its reciprocal
 # Radius of the spatial convolution in sigmas: what is cut off is below the dtype's rounding.
 CONV_RADIUS = {torch.float32: 5.5, torch.float64: 8.5}
+COORDINATE_LIMIT = {torch.float32: 2.0**22, torch.float64: 2.0**30}
 LINE = 1024  # pixels per "line" where there is no image shape
 
 torch.library.define(
@@ -32,6 +33,7 @@ torch.library.define(
     "(Tensor logits, Tensor? belief, int width, Tensor[] lattices, Tensor[] convs, int iterations)"
     " -> Tensor",
 )
+torch.library.define("segfast::_softmax", "(Tensor scores) -> Tensor")
 torch.library.define(
     "segfast::_exact_filter", "(Tensor values, Tensor features, float tolerance) -> Tensor"
 )
@@ -57,10 +59,23 @@ class PairwiseTerm:
 
 
 def mix(mixing: Tensor, message: Tensor) -> Tensor:
-    """mixing ([] | [L] | [L, L]) applied to a message [L, N]."""
-    if mixing.dim() == 2:
-        return mixing @ message
+    """mixing ([] | [L] | [L, L]) applied to a message [L, N]; same bits for any thread count."""
+    if mixing.dim() == 2:  # a matrix product would sum in an order of its own
+        return sum(mixing[:, k, None] * row for k, row in enumerate(message))
     return mixing.reshape(-1, 1) * message
+
+
+def require_reach(features: Tensor) -> None:
+    """Refuses features [F, N] whose lattice coordinates the dtype cannot round to an integer."""
+    far = features.abs().amax(1).double()  # [F]
+    i = torch.arange(len(far), dtype=torch.float64)
+    c = far * math.sqrt(2 / 3) * (len(far) + 1) / ((i + 1) * (i + 2)).sqrt()
+    coordinate = c.sum() + ((i + 1) * c).max()  # bounds sum_{k > j} c_k - j c_j
+    if coordinate > COORDINATE_LIMIT[features.dtype]:
+        raise ValueError(
+            f"features (positions and colours divided by their sigmas) reach {far.max():.3g}, too "
+            f"far for {features.dtype}: use larger sigmas or float64"
+        )
 
 
 def in_out_scales(norm: Tensor, normalization: str) -> tuple[Tensor | None, Tensor | None]:
@@ -117,7 +132,9 @@ class _NativeTerms:
 
     def _conv(self, sigma: tuple[float, float], normalization: str) -> list[Tensor]:
         assert self.shape is not None
-        taps, before, after = [], [], []
+        taps: list[Tensor] = []
+        before: list[Tensor] = []
+        after: list[Tensor] = []
         for size, s in zip(self.shape, sigma, strict=True):
             radius = min(math.ceil(CONV_RADIUS[self.like.dtype] * s), size - 1)
             r = torch.arange(radius + 1, dtype=torch.float64)
@@ -137,11 +154,6 @@ class _NativeTerms:
         span = torch.stack([low, high]).double()  # [2, F]
         none = features.new_empty(0)
         lattice = torch.ops.segfast._lattice_build(features, span, self.width)
-        if not lattice:
-            raise ValueError(
-                f"features (positions and colours divided by their sigmas) reach "
-                f"{span.abs().max():.3g}, too far for {features.dtype}: use larger sigmas or float64"
-            )
         if normalization == "none":
             return [*lattice, none, none]
         ones = features.new_ones(1, features.shape[1])
@@ -174,11 +186,15 @@ class Engine:
         self.shape = shape
         self.tolerance = tolerance
         # A NaN or infinite position has a NaN or no distance to everything: so has the message.
+        self.empty = self.logits.numel() == 0
         self.poisoned = any(
             t.method == "lattice" and t.features is not None and not t.features.isfinite().all()
             for t in terms
         )
-        self.native = native() is not None and self.logits.numel() > 0 and not self.poisoned
+        self.native = native() is not None and not self.empty and not self.poisoned
+        for term in () if self.empty or self.poisoned else terms:
+            if term.method == "lattice" and term.features is not None:
+                require_reach(term.features)
         if self.native:
             self.group = self._native_terms([t for t in terms if t.method != "exact"])
             self.exact = [
@@ -202,7 +218,7 @@ class Engine:
 
     def step(self, belief: Tensor) -> Tensor:
         """logits + sum of the messages sent by ``belief`` [L, N] -> scores [L, N]."""
-        if self.poisoned:
+        if self.empty or self.poisoned:
             return torch.full_like(self.logits, math.nan)
         if not self.native:
             messages = [mix(t.mixing, self._reference(t, belief)) for t in self.terms]
@@ -213,13 +229,19 @@ class Engine:
             scores += mix(mixing, kernel(belief))
         return scores
 
+    def belief(self, scores: Tensor) -> Tensor:
+        """softmax over labels [L, N], bit for bit what ``run`` computes between iterations."""
+        if native() is None or scores.numel() == 0:
+            return torch.softmax(scores, 0)
+        return torch.ops.segfast._softmax(scores.contiguous())
+
     def run(self, iterations: int, on_step: StepCallback | None = None) -> Tensor:
         """Mean field from softmax(logits); ``on_step(scores)`` after each iteration."""
         if self.native and not self.exact and on_step is None:
             return self.group.mean_field(self.logits, None, iterations)
         scores = self.logits
         for _ in range(iterations):
-            scores = self.step(torch.softmax(scores, 0))
+            scores = self.step(self.belief(scores))
             if on_step is not None:
                 on_step(scores)
         return scores
@@ -232,7 +254,9 @@ class Engine:
             y = reference.spatial_filter(planes, term.sigma, term.normalization)
             return y.reshape_as(values)
         assert term.features is not None
-        filter_ = reference.lattice_filter if term.method == "lattice" else reference.gaussian_filter
+        filter_ = (
+            reference.lattice_filter if term.method == "lattice" else reference.gaussian_filter
+        )
         return filter_(values, term.features, term.normalization)
 
 

@@ -29,6 +29,7 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.library.impl("segfast::gaussian_filter", "default")
+@torch.autocast("cpu", enabled=False)  # all arithmetic stays in float32 or float64
 def _gaussian_filter(
     values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float
 ) -> Tensor:
@@ -41,6 +42,7 @@ def _gaussian_filter(
 
 
 @torch.library.impl("segfast::mean_field", "default")
+@torch.autocast("cpu", enabled=False)
 def _mean_field(
     logits: Tensor, image: Tensor, spatial_weight: Tensor, bilateral_weight: Tensor,
     compatibility: Tensor | None, spatial_sigma: Sequence[float],
@@ -58,7 +60,7 @@ def _mean_field(
             image[b], mixings, spatial_sigma, bilateral_sigma, color_sigma, normalization,
             method, spatial, dtype,
         )  # fmt: skip
-        unary = logits[b].to("cpu", dtype).reshape(labels, height * width)  # [L, N]
+        unary = logits[b].to("cpu", dtype).flatten(1)  # [L, N]
         engine = Engine(unary, terms, (height, width), tolerance)
         done: list[Tensor] = []
         scores = engine.run(iterations, done.append if keep_steps else None)
@@ -94,7 +96,7 @@ def _terms(
     if mixings[1].count_nonzero():
         grid = pixel_features(height, width, bilateral_sigma, dtype)
         scale = torch.tensor(color_sigma, dtype=dtype).reshape(-1, 1)  # [C, 1]
-        color = image.to("cpu", dtype).reshape(-1, height * width) / scale  # [C, N]
+        color = image.to("cpu", dtype).flatten(1) / scale  # [C, N]
         features = torch.cat([grid, color])  # [2 + C, N]
         terms.append(PairwiseTerm(features, mixings[1], normalization, method))
     return terms
@@ -172,7 +174,10 @@ def _mean_field_vmap(
         torch.ops.segfast.mean_field(
             x.unflatten(0, (size, -1))[i],
             pixels.unflatten(0, (size, -1))[i],
-            *(p if d is None else p.select(d, i) for p, d in zip(parameters, in_dims[2:5], strict=True)),
+            *(
+                p if d is None else p.select(d, i)
+                for p, d in zip(parameters, in_dims[2:5], strict=True)
+            ),
             *rest[3:],
         )
         for i in range(size)
@@ -199,15 +204,20 @@ class GaussianFilter(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return torch.ops.segfast.gaussian_filter(*arguments)
+    def forward(values: Tensor, features: Tensor, options: tuple[Any, ...]) -> Tensor:
+        return torch.ops.segfast.gaussian_filter(values, features, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
-    backward = staticmethod(_refuse)
-    jvp = staticmethod(_refuse)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> NoReturn:
+        _refuse()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse()
 
 
 class MeanField(torch.autograd.Function):
@@ -216,12 +226,22 @@ class MeanField(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return torch.ops.segfast.mean_field(*arguments)
+    def forward(
+        logits: Tensor, image: Tensor, spatial_weight: Tensor, bilateral_weight: Tensor,
+        compatibility: Tensor | None, options: tuple[Any, ...],
+    ) -> Tensor:  # fmt: skip
+        return torch.ops.segfast.mean_field(
+            logits, image, spatial_weight, bilateral_weight, compatibility, *options
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
-    backward = staticmethod(_refuse)
-    jvp = staticmethod(_refuse)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> NoReturn:
+        _refuse()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse()

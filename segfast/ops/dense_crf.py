@@ -90,7 +90,7 @@ def gaussian_filter(
     _check.require_choice("normalization", normalization, NORMALIZATIONS)
     tolerance = _checked_tolerance(tolerance)
     method = resolve_method(method, values.shape[2], normalization)
-    return GaussianFilter.apply(values, features, method, normalization, tolerance)
+    return GaussianFilter.apply(values, features, (method, normalization, tolerance))
 
 
 def mean_field(
@@ -168,8 +168,8 @@ def mean_field(
     _check.require_choice("method", method, METHODS)
     _check.require_choice("spatial", spatial, SPATIAL)
     _check.require_count("iterations", iterations)
-    spatial_y_x = _check.positive_floats("spatial_sigma", spatial_sigma, (2,))
-    bilateral_y_x = _check.positive_floats("bilateral_sigma", bilateral_sigma, (2,))
+    spatial_y_x = (_check.positive_floats("spatial_sigma", spatial_sigma, 2) * 2)[:2]
+    bilateral_y_x = (_check.positive_floats("bilateral_sigma", bilateral_sigma, 2) * 2)[:2]
     color = _checked_color_sigma(color_sigma, image)
     tolerance = _checked_tolerance(tolerance)
     weights = [
@@ -185,10 +185,11 @@ def mean_field(
             )
         _require_same_device("compatibility", compatibility, "logits", logits)
     method = resolve_method(method, logits.shape[2] * logits.shape[3], normalization)
-    steps = MeanField.apply(
-        logits, image, weights[0], weights[1], compatibility, spatial_y_x, bilateral_y_x, color,
-        iterations, normalization, method, spatial, tolerance, return_steps,
-    )  # fmt: skip  # [S, B, L, H, W]
+    options = (
+        spatial_y_x, bilateral_y_x, color, iterations, normalization, method, spatial, tolerance,
+        return_steps,
+    )  # fmt: skip
+    steps = MeanField.apply(logits, image, *weights, compatibility, options)  # [S, B, L, H, W]
     if unbatched:
         steps = steps[:, 0]
     if not return_steps:
@@ -238,7 +239,7 @@ def _require_same_device(name: str, value: Tensor, other: str, like: Tensor) -> 
 def _checked_tolerance(tolerance: float) -> float:
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
         raise TypeError(f"tolerance must be a number, got {_check.describe(tolerance)}")
-    if not (math.isfinite(tolerance) and tolerance >= 0):
+    if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be finite and not negative, got {tolerance}")
     return float(tolerance)
 
@@ -275,7 +276,7 @@ def _checked_color_sigma(color_sigma: Sigma | None, image: Tensor) -> list[float
                 f"(13 suits values of 0 to 255, about 0.05 values of 0 to 1)"
             )
         color_sigma = UINT8_COLOR_SIGMA
-    return _check.positive_floats("color_sigma", color_sigma, (channels,))
+    return _check.positive_floats("color_sigma", color_sigma, channels)
 
 
 def _checked_weight(name: str, weight: Weight, labels: int, logits: Tensor) -> Tensor:
@@ -294,6 +295,6 @@ def _checked_weight(name: str, weight: Weight, labels: int, logits: Tensor) -> T
         raise TypeError(
             f"{name} must be a number or a tensor [L] or [L, L], got {_check.describe(weight)}"
         )
-    if not math.isfinite(weight):
+    if not -math.inf < weight < math.inf:
         raise ValueError(f"{name} must be finite, got {weight}")
     return torch.full((), float(weight), dtype=torch.float64, device=logits.device)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from segfast.kernels.dense_crf import reference
 
 from benchmarks._dense_crf import gates, providers
 from benchmarks._dense_crf.providers import PROVIDERS, BruteForce, Provider, absent
@@ -26,6 +25,7 @@ from benchmarks._dense_crf.workloads import (
     crop,
     inputs_of,
 )
+from segfast.kernels.dense_crf import reference
 
 TABLE = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.name)
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from segfast.kernels.dense_crf import reference
 from torch import Tensor
+
+from segfast.kernels.dense_crf import reference
 
 
 @dataclass(frozen=True)

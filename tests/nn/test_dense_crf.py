@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from segfast.kernels.dense_crf import reference
 from torch import Tensor
 
 import segfast.nn
+from segfast.kernels.dense_crf import reference
 from segfast.nn import PRESETS, DenseCRF, Preset
 from segfast.ops import mean_field
 from segfast.testing import assert_as_good_as
