@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
 from segfast.ops import mean_field
-from segfast.testing import dtypes
+from segfast.testing import devices, dtypes
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -167,6 +167,18 @@ def test_one_channel_one_label_layouts(
     logits = logits.as_strided(logits.shape, (1, 77, 1, 5))
     image = image.as_strided(image.shape, (3, 1, 1, 2))
     assert torch.equal(mean_field(logits, image, **options), expected)
+
+
+@devices()
+def test_devices(problem: Problem, device: str) -> None:
+    """Results stay where the logits are; tensors on two devices are refused."""
+    logits, image = problem(3, 3, 14, 18)
+    scores = mean_field(logits.to(device), image.to(device), iterations=3)
+    assert scores.device.type == device
+    expected = mean_field(logits, image, iterations=3)
+    torch.testing.assert_close(scores.cpu().softmax(1), expected.softmax(1), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="image must be on the device of logits"):
+        mean_field(logits.to(device), image.to("meta"))
 
 
 def test_inputs_are_left_alone(problem: Problem) -> None:
