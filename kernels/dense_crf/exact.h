@@ -31,8 +31,8 @@ struct ExactProblem {
   const void* features;            // [F, N]
   void* out;                       // [C, N]
   int64_t* order;                  // [N]: the pixel in each slot
-  int64_t* spare;                  // [N]: scratch of split and pack
-  void* keys;                      // [N] of 8 bytes: scratch of split and pack
+  int64_t* spare;                  // [N]: scratch of split
+  void* keys;                      // [N] of 8 bytes: scratch of split
   void* tile_features;             // [tiles, F, kExactTile]
   void* tile_values;               // [tiles, kExactTile, C]
   void* boxes;                     // [2, F, exact_box_stride]: lower and upper corners

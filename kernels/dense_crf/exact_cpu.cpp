@@ -5,11 +5,6 @@
 // the sums of a channel block in registers. Within a batch sums are in the values' own type (at
 // most 128 terms), across batches in double.
 #include "exact.h"
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 #include "simd.h"
 
 namespace segfast {
@@ -17,10 +12,7 @@ namespace SEGFAST_ISA {
 namespace {
 
 constexpr int kTile = kExactTile;
-constexpr double kShareOfSteps = 0.5;  // of the tolerance; the rest is for whole tiles
-constexpr int kStep = 4;    // pixels j taken or left out together
-constexpr int kSteps = 64;  // of them in one block P
-constexpr int kChain = 8;   // of them summed in registers
+constexpr int kBatch = 8;  // tiles of pixels j in one block P
 template <typename T>
 constexpr int kGroup = 2 * kLanes<T>;  // pixels i handled at once: two vectors
 // Channels whose sums fit in registers beside two vectors of P and one value.
@@ -122,13 +114,6 @@ template <typename T>
 void pack_tile(const ExactProblem& p, int64_t tile) {
   const int64_t first = tile * kTile;
   const int64_t count = p.pixels - first < kTile ? p.pixels - first : kTile;
-  // Neighbours stay together down to kStep pixels, which are then left out together.
-  for (int64_t size = kTile; size > kStep; size /= 2) {
-    for (int64_t s = first; s + size / 2 < first + count; s += size) {
-      const int64_t end = s + size < first + count ? s + size : first + count;
-      split_range<T>(p, s, s + size / 2, end);
-    }
-  }
   const int64_t* order = p.order + first;
   const int64_t stride = exact_box_stride(p.tiles);
   T* lower = static_cast<T*>(p.boxes) + tile;
@@ -176,34 +161,6 @@ T slack(const ExactProblem& p) {
   return 1 + T(p.dims + 8) * (sizeof(T) == 4 ? 0x1p-23f : 0x1p-52);
 }
 
-// What may still be left out of one group of rows, kStep pixels j at a time, beyond the tiles.
-//
-// A step all of whose pairs are farther than `far` (squared distance) is charged
-// kStep exp(-nearest / 2), the most it could contribute per unit of max|v|. `far` is set per batch of
-// tiles such that the batch cannot overdraw; it may spend kAhead times its share, since few steps are
-// ever left out.
-struct Allowance {
-  static constexpr int64_t kAhead = 64;
-  static constexpr int64_t kBatch = 8;  // tiles
-  double left;
-
-  template <typename T>
-  T far(const ExactProblem& p, int64_t tiles_left) const {
-    const int64_t shares = tiles_left < kAhead * kBatch ? kBatch : tiles_left / kAhead;
-    const double most = left / static_cast<double>(shares * (kTile / kStep));
-    return static_cast<T>(2 * __builtin_log(kStep / most)) * slack<T>(p);
-  }
-  template <typename T>
-  void spend(const ExactProblem& p, T nearest) {
-    left -= kStep * __builtin_exp(-0.5 * static_cast<double>(nearest / slack<T>(p)));
-  }
-};
-
-template <typename T>
-bool bounded(const ExactProblem& p, int64_t tile) {
-  return static_cast<const T*>(p.boxes)[tile] > -kInfinity<T>;
-}
-
 // Tiles that the tile needs, in ascending order.
 //
 // d_J, the distance between two boxes, bounds every distance between their pixels, so a tile left
@@ -249,7 +206,7 @@ int64_t keep_tiles(const ExactProblem& p, int64_t tile, T* reach, int64_t* kept)
   int bin = kBins;
   while (bin > 0) {
     dropped += histogram[bin - 1] * weight;
-    if (dropped > p.tolerance * (1 - kShareOfSteps)) break;
+    if (dropped > p.tolerance) break;
     weight *= kWiden;
     --bin;
   }
@@ -329,82 +286,50 @@ SEGFAST_INLINE void kernel_of(Vec<double, N>* d) {
   for (int k = 0; k < M; ++k) d[k] = exp_nonpositive<N>(d[k] * -0.5);
 }
 
-// Whether any lane is at most x.
-template <typename T, int N>
-SEGFAST_INLINE bool any_within(Vec<T, N> v, T x) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(x), _CMP_LE_OQ);
-  if constexpr (sizeof(T) == 8)
-    return _mm512_cmp_pd_mask((__m512d)v, _mm512_set1_pd(x), _CMP_LE_OQ);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps((__m256)(v <= x));
-  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd((__m256d)(v <= x));
-#elif defined(__SSE2__)
-  if constexpr (sizeof(T) == 4) return _mm_movemask_ps((__m128)(v <= x));
-  if constexpr (sizeof(T) == 8) return _mm_movemask_pd((__m128d)(v <= x));
-#else
-  bool any = false;
-  for (int k = 0; k < N; ++k) any |= v[k] <= x;
-  return any;
-#endif
-}
-
-// P [kStep, kGroup] for kStep pixels j against a group of pixels i; false, and P untouched, if
-// every pair is farther than `far` (squared): then `nearest` is the least squared distance.
+// P [32, kGroup]: 32 pixels j against a group of pixels i, features [F, 32] each.
 template <typename T>
-SEGFAST_INLINE bool kernel_rows(const T* fi, const T* fj, int64_t dims, T far, T* block, T* nearest) {
+SEGFAST_INLINE void kernel_block(const T* fi, const T* fj, int64_t dims, T* block) {
   constexpr int W = kLanes<T>;
-  Vec<T, W> d[2 * kStep] = {};
-  for (int64_t f = 0; f < dims; ++f) {
-    const Vec<T, W> x0 = load<W>(fi + f * kTile);
-    const Vec<T, W> x1 = load<W>(fi + f * kTile + W);
-#pragma GCC unroll 4
-    for (int k = 0; k < kStep; ++k) {
-      const T y = fj[f * kTile + k];
-      d[2 * k] += (x0 - y) * (x0 - y);
-      d[2 * k + 1] += (x1 - y) * (x1 - y);
-    }
-  }
-  if (far < kInfinity<T>) {
-    Vec<T, W> least = d[0];
-#pragma GCC unroll 8
-    for (int k = 1; k < 2 * kStep; ++k) least = least < d[k] ? least : d[k];
-    if (!any_within<T, W>(least, far)) {
-      *nearest = least[0];
-      for (int k = 1; k < W; ++k) *nearest = least[k] < *nearest ? least[k] : *nearest;
-      return false;
-    }
-  }
+  constexpr int kRows = 4;
   constexpr int kAtOnce = kVectorRegisters == 32 ? 8 : 4;
+  for (int j = 0; j < kTile; j += kRows) {
+    Vec<T, W> d[2 * kRows] = {};
+    for (int64_t f = 0; f < dims; ++f) {
+      const Vec<T, W> x0 = load<W>(fi + f * kTile);
+      const Vec<T, W> x1 = load<W>(fi + f * kTile + W);
+#pragma GCC unroll 4
+      for (int k = 0; k < kRows; ++k) {
+        const T y = fj[f * kTile + j + k];
+        d[2 * k] += (x0 - y) * (x0 - y);
+        d[2 * k + 1] += (x1 - y) * (x1 - y);
+      }
+    }
 #pragma GCC unroll 2
-  for (int k = 0; k < 2 * kStep; k += kAtOnce) kernel_of<kAtOnce, W>(d + k);
+    for (int k = 0; k < 2 * kRows; k += kAtOnce) kernel_of<kAtOnce, W>(d + k);
 #pragma GCC unroll 8
-  for (int k = 0; k < 2 * kStep; ++k) store<W>(block + k * W, d[k]);
-  return true;
+    for (int k = 0; k < 2 * kRows; ++k) store<W>(block + (2 * j + k) * W, d[k]);
+  }
 }
 
 // ------------------------------------------------------------------------------------ sums
 
-// sums[c, i] += sum_j P[j, i] v[j, c] for C channels; values[s] is the first of kStep rows of v.
-// In three levels, so that rounding stays below that of a plain float32 product: at most 32 terms
-// in registers, 128 in `total`, all of them in double.
+// sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on; values[t] are rows of tile t.
+// In three levels, so that rounding stays below that of a plain float32 product: 32 terms in
+// registers, 256 in `total`, all of them in double.
 template <typename T, int C>
-void accumulate(const T* block, const T* const* values, int steps, int64_t first, int64_t channels,
+void accumulate(const T* block, const T* const* values, int tiles, int64_t first, int64_t channels,
                 double* sums) {
   constexpr int W = kLanes<T>;
   alignas(kExactAlign) T total[C][2 * W] = {};
-  for (int begin = 0; begin < steps; begin += kChain) {
-    const int end = steps - begin < kChain ? steps : begin + kChain;
+  for (int t = 0; t < tiles; ++t) {
+    const T* v = values[t] + first;
     Vec<T, W> y[C][2] = {};
-    for (int s = begin; s < end; ++s) {
-      const T* v = values[s] + first;
-      for (int j = 0; j < kStep; ++j, v += channels, block += 2 * W) {
-        const Vec<T, W> p0 = load<W>(block), p1 = load<W>(block + W);
+    for (int j = 0; j < kTile; ++j, v += channels, block += 2 * W) {
+      const Vec<T, W> p0 = load<W>(block), p1 = load<W>(block + W);
 #pragma GCC unroll 12
-        for (int c = 0; c < C; ++c) {
-          y[c][0] += p0 * v[c];
-          y[c][1] += p1 * v[c];
-        }
+      for (int c = 0; c < C; ++c) {
+        y[c][0] += p0 * v[c];
+        y[c][1] += p1 * v[c];
       }
     }
 #pragma GCC unroll 12
@@ -433,13 +358,13 @@ constexpr Accumulate<T> pick(int64_t count, std::integer_sequence<int, C...>) {
 }
 
 template <typename T>
-void accumulate_all(const T* block, const T* const* values, int steps, int64_t channels,
+void accumulate_all(const T* block, const T* const* values, int tiles, int64_t channels,
                     double* sums) {
   // Blocks of nearly equal size: 21 channels are 11 + 10, not 12 + 9.
   const int64_t blocks = (channels + kMaxBlock - 1) / kMaxBlock;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = b * channels / blocks, end = (b + 1) * channels / blocks;
-    pick<T>(end - first, std::make_integer_sequence<int, kMaxBlock>{})(block, values, steps, first,
+    pick<T>(end - first, std::make_integer_sequence<int, kMaxBlock>{})(block, values, tiles, first,
                                                                        channels, sums);
   }
 }
@@ -449,8 +374,8 @@ void filter_tile(const ExactProblem& p, int64_t tile, void* scratch) {
   T* reach = static_cast<T*>(scratch);
   int64_t* kept = static_cast<int64_t*>(scratch) + exact_box_stride(p.tiles);
   double* sums = reinterpret_cast<double*>(kept + exact_box_stride(p.tiles));
-  alignas(kExactAlign) T block[kSteps * kStep * kGroup<T>];
-  const T* live[kSteps];
+  alignas(kExactAlign) T block[kBatch * kTile * kGroup<T>];
+  const T* rows[kBatch];
 
   const T* features = static_cast<const T*>(p.tile_features);
   const T* values = static_cast<const T*>(p.tile_values);
@@ -459,27 +384,15 @@ void filter_tile(const ExactProblem& p, int64_t tile, void* scratch) {
 
   for (int i = 0; i < kTile; i += kGroup<T>) {
     const T* fi = features + tile * kTile * p.dims + i;
-    Allowance allowance{p.tolerance * kShareOfSteps};
-    T far = kInfinity<T>;
-    int steps = 0;
-    for (int64_t k = 0; k < kept_count; ++k) {
-      if (k % Allowance::kBatch == 0) far = allowance.far<T>(p, kept_count - k);
-      const T* fj = features + kept[k] * kTile * p.dims;
-      const T limit = bounded<T>(p, tile) && bounded<T>(p, kept[k]) ? far : kInfinity<T>;
-      for (int j = 0; j < kTile; j += kStep) {
-        T nearest;
-        if (!kernel_rows<T>(fi, fj + j, p.dims, limit, block + steps * kStep * kGroup<T>,
-                            &nearest)) {
-          allowance.spend<T>(p, nearest);
-          continue;
-        }
-        live[steps++] = values + (kept[k] * kTile + j) * p.channels;
-        if (steps < kSteps) continue;
-        accumulate_all<T>(block, live, steps, p.channels, sums + i);
-        steps = 0;
+    for (int64_t k = 0; k < kept_count; k += kBatch) {
+      const int tiles = kept_count - k < kBatch ? static_cast<int>(kept_count - k) : kBatch;
+      for (int t = 0; t < tiles; ++t) {
+        const int64_t j = kept[k + t] * kTile;
+        kernel_block<T>(fi, features + j * p.dims, p.dims, block + t * kTile * kGroup<T>);
+        rows[t] = values + j * p.channels;
       }
+      accumulate_all<T>(block, rows, tiles, p.channels, sums + i);
     }
-    accumulate_all<T>(block, live, steps, p.channels, sums + i);
   }
 
   const int64_t* order = p.order + tile * kTile;
