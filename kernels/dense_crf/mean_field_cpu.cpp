@@ -45,24 +45,22 @@ SEGFAST_INLINE void prefetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, kForWriting);
 }
 
-// message[p] += scale(p) M single[p]
-template <typename T, typename Scale>
-SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, const Scale& scale, int labels,
-                        int row, int64_t pitch, int count, T* message) {
+// message[p] += M single[p] for a mixing that is no scalar
+template <typename T>
+SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, int labels, int row,
+                        int64_t pitch, int count, T* message) {
   for (int p = 0; p < count; ++p) {
     const T* from = single + p * pitch;
     T* to = message + p * pitch;
-    const T factor = scale(p) * mixing.scalar;
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      Vec<T, N> mixed{};
-      if (mixing.kind == MixingKind::matrix) {
-        for (int k = 0; k < labels; ++k) mixed += load<N>(mixing.values + k * row + l) * from[k];
+      Vec<T, N> sum = load<N>(to + l);
+      if (mixing.kind == MixingKind::vector) {
+        sum += load<N>(from + l) * load<N>(mixing.values + l);
       } else {
-        mixed = load<N>(from + l);
-        if (mixing.kind == MixingKind::vector) mixed *= load<N>(mixing.values + l);
+        for (int k = 0; k < labels; ++k) sum += load<N>(mixing.values + k * row + l) * from[k];
       }
-      store<N>(to + l, load<N>(to + l) + mixed * factor);
+      store<N>(to + l, sum);
     });
   }
 }
@@ -104,24 +102,39 @@ SEGFAST_INLINE void add_lattice_message(const LatticeTerm<T>& term, int band, in
                                        : &slice<T, 0>;
   run(term, global, scale, first, count, row, s.row, to);
   if (!direct) {
-    mix(term.mixing, s.single, [](int) { return T(1); }, labels, row, s.row, count, s.message);
+    mix(term.mixing, s.single, labels, row, s.row, count, s.message);
   }
 }
 
+// Along the row, on what conv_columns left; overwrites the message if `first_message`.
 template <typename T>
 SEGFAST_INLINE void add_conv_message(const ConvTerm<T>& term, int64_t y, int64_t x, int count,
-                                     int labels, int row, const Scratch<T>& s) {
+                                     int labels, int row, const Scratch<T>& s,
+                                     bool first_message) {
+  const bool direct = term.mixing.kind == MixingKind::scalar;
+  const bool add = direct && !first_message;
+  T* to = direct ? s.message : s.single;
   const T* in = term.columns + y * term.column_pitch + (term.radius_x + x) * row;
   for (int p = 0; p < count; p += kWindow) {
     const int outputs = count - p < kWindow ? count - p : kWindow;
     prefetch<0>(in + (p + kChunk + term.radius_x) * row, kWindow * row);
+    T scale[kWindow];
+    for (int b = 0; b < outputs; ++b) {
+      scale[b] = term.out_y[y] * term.out_x[x + p + b] * term.mixing.scalar;
+    }
     for_each_vector<T>(row, [&](int64_t l, auto width) {
-      symmetric_window<decltype(width)::value>(in + p * row + l, row, term.taps_x, term.radius_x,
-                                               outputs, s.single + p * s.row + l, s.row);
+      constexpr int N = decltype(width)::value;
+      symmetric_window<N>(in + p * row + l, row, term.taps_x, term.radius_x, outputs,
+                          [&](int b, Vec<T, N> sum) {
+                            T* at = to + (p + b) * s.row + l;
+                            sum *= scale[b];
+                            store<N>(at, add ? load<N>(at) + sum : sum);
+                          });
     });
   }
-  const auto scale = [&](int p) { return term.out_y[y] * term.out_x[x + p]; };
-  mix(term.mixing, s.single, scale, labels, row, s.row, count, s.message);
+  if (direct) return;
+  if (first_message) clear(s.message, count * s.row);
+  mix(term.mixing, s.single, labels, row, s.row, count, s.message);
 }
 
 template <typename T>
@@ -139,18 +152,17 @@ SEGFAST_INLINE void store_pixels(T* to, Vec<T, kLanes<T>> v, int count) {
   for (int w = 0; w < count; ++w) to[w] = v[w];
 }
 
-// tile[l] *= 1 / sum exp, i.e. softmax over labels of W pixels at once
+// tile[l] = exp(tile[l] - top); returns 1 / sum: together the softmax of W pixels at once.
 template <typename T>
-SEGFAST_INLINE void softmax(Vec<T, kLanes<T>>* tile, int labels) {
+SEGFAST_INLINE Vec<T, kLanes<T>> exponentials(Vec<T, kLanes<T>>* tile, Vec<T, kLanes<T>> top,
+                                              int labels) {
   constexpr int W = kLanes<T>;
-  Vec<T, W> top = tile[0], sum{};
-  for (int l = 1; l < labels; ++l) top = maximum(tile[l], top);
+  Vec<T, W> sum{};
   for (int l = 0; l < labels; ++l) {
     tile[l] = exp_nonpositive<W>(tile[l] - top);
     sum += tile[l];
   }
-  const Vec<T, W> inverse = T(1) / sum;
-  for (int l = 0; l < labels; ++l) tile[l] *= inverse;
+  return T(1) / sum;
 }
 
 // Scores and belief of up to W pixels: logits [L, N] and messages [W, row] in, belief [W, row] out.
@@ -160,25 +172,35 @@ SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int count, cons
   constexpr int W = kLanes<T>;
   using V = Vec<T, W>;
   V* tile = reinterpret_cast<V*>(s.tile);
+  V inverse = broadcast<T, W>(1), top = broadcast<T, W>(-__builtin_inf());
+  const auto take = [&](int64_t l, V score) {
+    const T* logits = m.logits + l * m.pixels + pixel;
+    __builtin_prefetch(logits + kChunk);  // as many streams as labels: too many for the hardware
+    score += load_pixels(logits, count);
+    if (m.scores) store_pixels(m.scores + l * m.pixels + pixel, score, count);
+    tile[l] = score;
+    top = maximum(score, top);
+  };
   if (m.belief != nullptr) {
     for (int l = 0; l < m.labels; ++l) tile[l] = load_pixels(m.belief + l * m.pixels + pixel, count);
   } else {
     if (m.receive) {
-      for (int64_t l = 0; l < s.row; l += W) transpose<W>(message + l, s.row, s.tile + l * W, W);
+      for (int64_t l = 0; l < s.row; l += W) {
+        transpose<T, W>([&](int w) { return load<W>(message + w * s.row + l); },
+                        [&](int i, V score) {
+                          if (l + i < m.labels) take(l + i, score);
+                        });
+      }
     } else {
-      for (int l = 0; l < m.labels; ++l) tile[l] = V{};
-    }
-    for (int l = 0; l < m.labels; ++l) {
-      const T* logits = m.logits + l * m.pixels + pixel;
-      __builtin_prefetch(logits + kChunk);  // as many streams as labels: too many for the hardware
-      tile[l] += load_pixels(logits, count);
-      if (m.scores) store_pixels(m.scores + l * m.pixels + pixel, tile[l], count);
+      for (int l = 0; l < m.labels; ++l) take(l, V{});
     }
     if (!m.send) return;
-    softmax<T>(tile, m.labels);
+    inverse = exponentials<T>(tile, top, m.labels);
   }
-  for (int64_t l = m.labels; l < s.row; ++l) tile[l] = V{};
-  for (int64_t l = 0; l < s.row; l += W) transpose<W>(s.tile + l * W, W, belief + l, s.row);
+  for (int64_t l = 0; l < s.row; l += W) {
+    transpose<T, W>([&](int i) { return l + i < m.labels ? tile[l + i] * inverse : V{}; },
+                    [&](int w, V labels) { store<W>(belief + w * s.row + l, labels); });
+  }
 }
 
 template <typename T, int kCorners>
@@ -252,9 +274,9 @@ void update(const MeanField<T>& m, int band, int64_t begin, int64_t end, T* memo
       }
     }
     if (m.receive) {
-      clear(s.message, count * s.row);
+      if (m.conv_count == 0) clear(s.message, count * s.row);
       for (int t = 0; t < m.conv_count; ++t) {
-        add_conv_message(m.conv[t], y, x, count, m.labels, m.row, s);
+        add_conv_message(m.conv[t], y, x, count, m.labels, m.row, s, t == 0);
       }
       for (int t = 0; t < m.lattice_count; ++t) {
         add_lattice_message(m.lattice[t], band, first, count, m.labels, m.row, s);
@@ -281,9 +303,15 @@ void softmax_pixels(const T* scores, int labels, int64_t pixels, int64_t begin, 
   Vec<T, W>* tile = reinterpret_cast<Vec<T, W>*>(scratch);
   for (int64_t at = begin; at < end; at += W) {
     const int count = static_cast<int>(end - at < W ? end - at : W);
-    for (int l = 0; l < labels; ++l) tile[l] = load_pixels(scores + l * pixels + at, count);
-    softmax<T>(tile, labels);
-    for (int l = 0; l < labels; ++l) store_pixels(belief + l * pixels + at, tile[l], count);
+    Vec<T, W> top = broadcast<T, W>(-__builtin_inf());
+    for (int l = 0; l < labels; ++l) {
+      tile[l] = load_pixels(scores + l * pixels + at, count);
+      top = maximum(tile[l], top);
+    }
+    const Vec<T, W> inverse = exponentials<T>(tile, top, labels);
+    for (int l = 0; l < labels; ++l) {
+      store_pixels(belief + l * pixels + at, tile[l] * inverse, count);
+    }
   }
 }
 
@@ -299,9 +327,11 @@ void conv_columns(const ConvTerm<T>& term, int64_t height, int row, int64_t begi
         __builtin_prefetch(next + b * term.belief_pitch + i);
         __builtin_prefetch(out + (y + kWindow + b) * term.column_pitch + begin + i, 1);
       }
-      symmetric_window<decltype(width)::value>(
-          in + y * term.belief_pitch + begin + i, term.belief_pitch, term.taps_y, term.radius_y,
-          outputs, out + y * term.column_pitch + begin + i, term.column_pitch);
+      constexpr int N = decltype(width)::value;
+      symmetric_window<N>(in + y * term.belief_pitch + begin + i, term.belief_pitch, term.taps_y,
+                          term.radius_y, outputs, [&](int b, Vec<T, N> sum) {
+                            store<N>(out + (y + b) * term.column_pitch + begin + i, sum);
+                          });
     });
   }
 }

@@ -19,7 +19,6 @@ from torch import Tensor
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 TINY = 1e-20  # added to n inside reciprocals, so that an empty neighbourhood divides by no zero
-LARGEST = 1e15  # features beyond it would overflow the lattice's int64 coordinates
 CHUNK = 1 << 22  # kernel entries held at once by the exact filter
 
 Filter = Callable[[Tensor], Tensor]  # [C, N] -> [C, N], linear
@@ -138,11 +137,6 @@ class Lattice:
         dims, pixels = features.shape  # [F, N]
         if dims == 0:
             raise ValueError("features must have at least one row, got shape [0, N]")
-        if not bool((features.abs() < LARGEST).all()):  # NaN compares false
-            raise ValueError(
-                f"features must be finite and below {LARGEST:g} in magnitude to have a place on "
-                "the lattice: use larger sigmas"
-            )
         keys, self.weight = _enclosing_simplices(features)  # [d + 1, N, d], [d + 1, N]
         keys = keys.reshape(-1, dims)
         index, self.num_vertices = _number_rows(keys)
@@ -177,6 +171,12 @@ def _enclosing_simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     dims = len(features)
     period = dims + 1
     elevated = _elevate(features)  # [d + 1, N], columns sum to 0
+    limit = 0.5 / torch.finfo(features.dtype).eps  # integers beyond it are not all representable
+    if not bool((elevated.abs() < limit).all()):  # NaN compares false
+        raise ValueError(
+            f"features must be finite and within about {limit:.0e} of 0 to have a place on a "
+            f"lattice in {features.dtype}: use larger sigmas or float64"
+        )
 
     # The nearest lattice point of remainder 0, and the order of what is left over: the k-th
     # largest leftover has rank k, of equal ones the earlier axis comes first.
@@ -211,8 +211,8 @@ def _elevate(features: Tensor) -> Tensor:
     where c_i = f_i (d + 1) sqrt(2/3) / sqrt(i (i + 1)).
     """
     dims = len(features)
-    step = (dims + 1) * math.sqrt(2 / 3)
-    scale = features.new_tensor([step / math.sqrt(i * (i + 1)) for i in range(1, dims + 1)])
+    step = features.new_tensor((dims + 1) * math.sqrt(2 / 3)).item()  # rounded as published
+    scale = features.new_tensor([step * (1 / math.sqrt(i * (i + 1))) for i in range(1, dims + 1)])
     scaled = features * scale[:, None]  # c, [d, N]
     suffix = scaled.flip(0).cumsum(0).flip(0)  # sum_{i >= j} c_i
     beyond = torch.cat([suffix[1:], torch.zeros_like(suffix[:1])])

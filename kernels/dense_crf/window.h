@@ -10,12 +10,12 @@ namespace {
 // Outputs computed together: the values they share stay in registers.
 constexpr int kWindow = kVectorRegisters >= 32 ? 8 : 4;
 
-//   out[b] = sum_{r = -R..R} taps[|r|] in[b + r],  b in [0, count), count <= kWindow
+//   emit(b, sum_{r = -R..R} taps[|r|] in[b + r]),  b in [0, count), count <= kWindow
 // for N lanes; position p is at in + p * stride. Reads positions -R .. kWindow - 1 + R.
 // Each r adds one value to the left and one to the right window, kept as rings of registers.
-template <int N, typename T>
+template <int N, typename T, typename Emit>
 SEGFAST_INLINE void symmetric_window(const T* in, int64_t stride, const T* taps, int64_t radius,
-                                     int count, T* out, int64_t out_stride) {
+                                     int count, const Emit& emit) {
   using V = Vec<T, N>;
   V sum[kWindow], left[kWindow], right[kWindow];
 #pragma GCC unroll 8
@@ -41,7 +41,7 @@ SEGFAST_INLINE void symmetric_window(const T* in, int64_t stride, const T* taps,
   }
 #pragma GCC unroll 8
   for (int b = 0; b < kWindow; ++b) {
-    if (b < count) store<N>(out + b * out_stride, sum[b]);
+    if (b < count) emit(b, sum[b]);
   }
 }
 
