@@ -19,30 +19,26 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020b000000000000"  # the stable ABI of torch 2.11: serves every newer torch too
-FLAGS = [
-    "-O3",
-    "-std=c++20",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wno-psabi",
-    "-Wno-ignored-attributes",
-    "-Wno-maybe-uninitialized",
-]
+FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+FLAGS += ["-Wno-ignored-attributes", "-Wno-maybe-uninitialized"]
 KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 INSTRUCTION_SETS = {  # the CPU kernels are compiled once for each, and chosen at run time
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
-    "avx512": [
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mfma",
-        "-mprefer-vector-width=512",
-    ],
+    "avx512": [*AVX512, "-mfma", "-mprefer-vector-width=512"],
 }
 CUDA_ARCHITECTURES = "75;80;90;100;120"
+PACKAGES = {"segfast": "segfast", "segfast.kernels": "kernels", "segfast.benchmarks": "benchmarks"}
+
+
+def packages() -> list[str]:
+    """Every folder with an __init__.py, under the name it is installed as."""
+    return [
+        ".".join([name, *found.parent.relative_to(ROOT / folder).parts])
+        for name, folder in PACKAGES.items()
+        for found in sorted((ROOT / folder).rglob("__init__.py"))
+    ]
 
 
 def compiler() -> str | None:
@@ -197,15 +193,8 @@ def reject_weak_symbols(objects: list[Path]) -> None:
 
 
 setup(
-    package_dir={"segfast": "segfast", "segfast.kernels": "kernels"},
-    packages=[
-        *(
-            str(p.parent.relative_to(ROOT)).replace(os.sep, ".")
-            for p in sorted(ROOT.glob("segfast/**/__init__.py"))
-        ),
-        "segfast.kernels",
-        *(f"segfast.kernels.{p.parent.name}" for p in sorted(ROOT.glob("kernels/*/__init__.py"))),
-    ],
+    package_dir=PACKAGES,
+    packages=packages(),
     ext_modules=[Extension("segfast._C", sources=[])],
     cmdclass={"build_ext": BuildKernels},
 )
