@@ -17,7 +17,7 @@ namespace segfast {
 namespace {
 
 // Tensors per term, in the order in which segfast/ops/_dense_crf_engine.py lists them.
-constexpr size_t kLatticeTensors = 10, kConvTensors = 7;
+constexpr size_t kLatticeTensors = 8, kConvTensors = 7;
 
 struct Sizes {
   int labels, row;
@@ -49,60 +49,58 @@ template <typename T>
 class Lattice {
  public:
   Lattice(const Tensor* t, const Sizes& size, LatticeTerm<T>* term) : size_(size), term_(term) {
-    const Tensor &vertex = t[0], &weight = t[1], &local_start = t[2], &global = t[3];
-    const Tensor &merge_start = t[4], &merge_local = t[5], &neighbours = t[6];
+    const Tensor &vertex = t[0], &local_start = t[1], &merge_start = t[2], &merge_local = t[3];
+    const Tensor &neighbours = t[4], &in_weight = t[5], &out_weight = t[6], &mixing = t[7];
     STD_TORCH_CHECK(vertex.dim() == 2 && neighbours.dim() == 3, "lattice tensors are malformed");
     corners_ = static_cast<int>(vertex.size(1));
     vertices_ = neighbours.size(2);
-    const int64_t locals = global.numel();
+    const int64_t locals = merge_local.numel();
     check_tensor(vertex, ScalarType::Int, size.pixels * corners_, "vertex");
-    check_tensor(weight, kDtype<T>, size.pixels * corners_, "weight");
     check_tensor(local_start, ScalarType::Long, size.bands + 1, "local_start");
-    check_tensor(global, ScalarType::Int, locals, "global");
     check_tensor(merge_start, ScalarType::Long, vertices_ + 1, "merge_start");
     check_tensor(merge_local, ScalarType::Int, locals, "merge_local");
     check_tensor(neighbours, ScalarType::Int, 2 * corners_ * vertices_, "neighbours");
-    for (int i : {7, 8}) {
-      if (t[i].numel() > 0) check_tensor(t[i], kDtype<T>, size.pixels, "scale");
-    }
-    local_ = make_buffer<T>(locals * size.row);
+    check_tensor(in_weight, kDtype<T>, size.pixels * corners_, "in_weight");
+    check_tensor(out_weight, kDtype<T>, size.pixels * corners_, "out_weight");
+    sent_ = make_buffer<T>(locals * size.row);
+    received_ = make_buffer<T>(locals * size.row);
     for (auto& table : table_) {
       table = make_buffer<T>((vertices_ + 1) * size.row);
       zero(table.get() + vertices_ * size.row, size.row);  // what absent neighbours hold
     }
-    merge_start_ = data<int64_t>(merge_start);
-    merge_local_ = data<int32_t>(merge_local);
+    merge_ = {data<int64_t>(merge_start), data<int32_t>(merge_local)};
     neighbours_ = data<int32_t>(neighbours);
     *term = {corners_,
              data<int32_t>(vertex),
-             data<T>(weight),
-             t[7].numel() > 0 ? data<T>(t[7]) : nullptr,
-             t[8].numel() > 0 ? data<T>(t[8]) : nullptr,
+             data<T>(in_weight),
+             data<T>(out_weight),
              data<int64_t>(local_start),
-             data<int32_t>(global),
-             local_.get(),
-             nullptr,
-             static_cast<T>(1 / (1 + std::ldexp(1.0, 1 - corners_))),
-             make_mixing(t[9], size, &mixing_)};
+             sent_.get(),
+             received_.get(),
+             make_mixing(mixing, size, &mixing_)};
+    gain_ = term->mixing.scalar / (1 + std::ldexp(T(1), 1 - corners_));  // alpha of the lattice
   }
 
-  // Merges what the bands splatted and blurs it along every axis in turn.
+  // Merges what the bands sent, blurs it along every axis in turn and hands it back to the bands.
   void deliver() {
     const auto& kernels = lattice_kernels<T>();
     const int64_t grain = std::max<int64_t>(1, 32768 / size_.row);
-    int now = 0;
     torch::stable::parallel_for(0, vertices_, grain, [&](int64_t begin, int64_t end) {
-      kernels.gather(local_.get(), merge_start_, merge_local_, begin, end, size_.row,
-                     table_[now].get());
+      kernels.gather(sent_.get(), merge_, gain_, begin, end, size_.row, table_[0].get());
     });
-    for (int axis = 0; axis < corners_; ++axis, now ^= 1) {
+    for (int axis = 0; axis < corners_; ++axis) {
+      const T* in = table_[axis & 1].get();
+      T* out = table_[~axis & 1].get();
       const int32_t* n1 = neighbours_ + 2 * axis * vertices_;
+      const int32_t* n2 = n1 + vertices_;
       torch::stable::parallel_for(0, vertices_, grain, [&](int64_t begin, int64_t end) {
-        kernels.blur(table_[now].get(), n1, n1 + vertices_, begin, end, size_.row,
-                     table_[now ^ 1].get());
+        if (axis + 1 < corners_) {
+          kernels.blur(in, n1, n2, begin, end, size_.row, out);
+        } else {
+          kernels.blur_scatter(in, n1, n2, merge_, begin, end, size_.row, received_.get());
+        }
       });
     }
-    term_->table = table_[now].get();
   }
 
  private:
@@ -110,9 +108,10 @@ class Lattice {
   LatticeTerm<T>* term_;
   int corners_;
   int64_t vertices_;
-  const int64_t* merge_start_;
-  const int32_t *merge_local_, *neighbours_;
-  Buffer<T> local_, table_[2];
+  T gain_;
+  MergeTable merge_;
+  const int32_t* neighbours_;
+  Buffer<T> sent_, received_, table_[2];
   std::vector<T> mixing_;
 };
 

@@ -80,11 +80,11 @@ std::vector<Tensor> build(const Tensor& features, const KeyLayout& layout, int64
   STD_TORCH_CHECK(locals < std::numeric_limits<int32_t>::max(),
                   "the lattice has more than 2^31 vertices; use larger sigmas or a smaller image");
 
-  Tensor global = make({locals}, ScalarType::Int);
+  const auto global = make_buffer<int32_t>(locals);  // vertex of each band's own number
   Vertices all(layout.words, power_of_two_above(2 * locals));
   for (int64_t b = 0; b < bands; ++b) {
     merge_vertices(tables[b].keys(), tables[b].table.count, layout.words, &all.table,
-                   mutable_data<int32_t>(global) + start[b]);
+                   global.get() + start[b]);
   }
   tables.clear();
 
@@ -93,13 +93,12 @@ std::vector<Tensor> build(const Tensor& features, const KeyLayout& layout, int64
   Tensor merge_start = make({vertices + 1}, ScalarType::Long);
   Tensor merge_local = make({locals}, ScalarType::Int);
   int64_t* merge = mutable_data<int64_t>(merge_start);
-  const int32_t* to = data<int32_t>(global);
   std::fill(merge, merge + vertices + 1, 0);
-  for (int64_t i = 0; i < locals; ++i) ++merge[to[i] + 1];
+  for (int64_t i = 0; i < locals; ++i) ++merge[global[i] + 1];
   for (int64_t v = 0; v < vertices; ++v) merge[v + 1] += merge[v];
   std::vector<int64_t> next(merge, merge + vertices);
   for (int64_t i = 0; i < locals; ++i) {
-    mutable_data<int32_t>(merge_local)[next[to[i]]++] = static_cast<int32_t>(i);
+    mutable_data<int32_t>(merge_local)[next[global[i]]++] = static_cast<int32_t>(i);
   }
 
   Tensor neighbours = make({corners, 2, vertices}, ScalarType::Int);
@@ -108,11 +107,11 @@ std::vector<Tensor> build(const Tensor& features, const KeyLayout& layout, int64
   torch::stable::parallel_for(0, vertices, 2048, [&](int64_t begin, int64_t end) {
     kernels.neighbours(layout, all.table, begin, end, n);
   });
-  return {vertex, weight, local_start, global, merge_start, merge_local, neighbours};
+  return {vertex, local_start, merge_start, merge_local, neighbours, weight};
 }
 
-// features [d, N], range [2, d] float64 (lowest, highest) -> [vertex, weight, local_start, global,
-// merge_start, merge_local, neighbours].
+// features [d, N], range [2, d] (lowest, highest) -> [vertex, local_start, merge_start, merge_local,
+// neighbours, barycentric weight].
 std::vector<Tensor> lattice_build(const Tensor& features, const Tensor& range, int64_t width) {
   const int64_t dims = features.size(0);
   const ScalarType dtype = features.scalar_type();
@@ -132,8 +131,38 @@ std::vector<Tensor> lattice_build(const Tensor& features, const Tensor& range, i
                                     : build<double>(features, layout, width);
 }
 
+template <typename T>
+void range_into(const Tensor& features, double* range) {
+  const int64_t dims = features.size(0), pixels = features.size(1);
+  torch::stable::parallel_for(0, dims, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T low, high;
+      lattice_kernels<T>().range(data<T>(features) + i * pixels, pixels, &low, &high);
+      range[i] = low;
+      range[dims + i] = high;
+    }
+  });
+}
+
+// features [d, N] -> [2, d] float64: lowest and highest of each, NaN where any is not finite.
+Tensor feature_range(const Tensor& features) {
+  const ScalarType dtype = features.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "features must be float32 or float64");
+  STD_TORCH_CHECK(features.dim() == 2 && features.size(1) >= 1, "features must be [d, N >= 1]");
+  check_tensor(features, dtype, features.numel(), "features");
+  Tensor range = torch::stable::new_empty(features, std::vector<int64_t>{2, features.size(0)},
+                                          ScalarType::Double);
+  dtype == ScalarType::Float ? range_into<float>(features, mutable_data<double>(range))
+                             : range_into<double>(features, mutable_data<double>(range));
+  return range;
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) { m.impl("_lattice_build", TORCH_BOX(&lattice_build)); }
+STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
+  m.impl("_feature_range", TORCH_BOX(&feature_range));
+  m.impl("_lattice_build", TORCH_BOX(&lattice_build));
+}
 
 }  // namespace segfast

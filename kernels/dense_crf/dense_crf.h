@@ -32,8 +32,17 @@ struct VertexTable {
   int64_t count;
 };
 
+// Which rows of the bands' tables belong to a vertex: local[start[v] .. start[v + 1]).
+struct MergeTable {
+  const int64_t* start;  // [V + 1]
+  const int32_t* local;  // [M]
+};
+
 template <typename T>
 struct LatticeKernels {
+  // Smallest and largest value of features[0..count); NaN if any is NaN or infinite.
+  void (*range)(const T* features, int64_t count, T* low, T* high);
+
   // Embeds pixels [begin, end) of features [d, pixels]; returns the first pixel for which `table`
   // had no room (end when all went in): grow it and call again from there.
   int64_t (*embed)(const T* features, int64_t pixels, int64_t begin, int64_t end,
@@ -46,15 +55,17 @@ struct LatticeKernels {
   void (*neighbours)(const KeyLayout& layout, const VertexTable& table, int64_t begin, int64_t end,
                      int32_t* neighbours);  // [K, 2, V]
 
-  // table[v] = sum of the rows that the bands splatted for v, in the order of the bands.
-  void (*gather)(const T* local,              // [M, row]
-                 const int64_t* merge_start,  // [V + 1]
-                 const int32_t* merge_local,  // [M]
-                 int64_t begin, int64_t end, int row, T* table);
+  // table[v] = gain * sum of the rows that the bands sent for v, in the order of the bands.
+  void (*gather)(const T* sent, const MergeTable& merge, T gain, int64_t begin, int64_t end,
+                 int row, T* table);
 
   // out[v] = in[v] + (in[n1] + in[n2]) / 2 along one axis; row V of `in` is zero.
   void (*blur)(const T* in, const int32_t* n1, const int32_t* n2, int64_t begin, int64_t end,
                int row, T* out);
+
+  // The same, handed to every band that uses the vertex.
+  void (*blur_scatter)(const T* in, const int32_t* n1, const int32_t* n2, const MergeTable& merge,
+                       int64_t begin, int64_t end, int row, T* received);
 };
 
 // scale_i of the embedding, i in [0, d). sqrt(2/3) (d + 1) is rounded to T first, as in the published
@@ -88,14 +99,11 @@ template <typename T>
 struct LatticeTerm {
   int corners;                 // K
   const int32_t* vertex;       // [N, K] numbered within the pixel's band
-  const T* weight;             // [N, K]
-  const T* in_scale;           // [N] or null: normalisation before the kernel
-  const T* out_scale;          // [N] or null: and after it
-  const int64_t* local_start;  // [bands + 1]
-  const int32_t* global;       // [M] vertex of a band's local one
-  T* local;                    // [M, row] what the bands splat
-  const T* table;              // [V + 1, row] splatted, merged and blurred
-  T alpha;                     // 1 / (1 + 2^-d)
+  const T* in_weight;          // [N, K] barycentric, times the normalisation before the kernel
+  const T* out_weight;         // [N, K] the same after it
+  const int64_t* local_start;  // [bands + 1] where a band's rows begin
+  T* sent;                     // [M, row] what the bands splat
+  const T* received;           // [M, row] merged and blurred, times a scalar mixing
   Mixing<T> mixing;
 };
 

@@ -7,6 +7,30 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
+template <typename T>
+void range(const T* x, int64_t count, T* low, T* high) {
+  constexpr int W = kLanes<T>;
+  Vec<T, W> lo = broadcast<T, W>(x[0]), hi = lo, poison{};
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
+    const Vec<T, W> v = load<W>(x + i);
+    lo = v < lo ? v : lo;
+    hi = maximum(v, hi);
+    poison += v * T(0);  // NaN for NaN and infinities
+  }
+  for (; i < count; ++i) {
+    lo[0] = x[i] < lo[0] ? x[i] : lo[0];
+    hi[0] = x[i] > hi[0] ? x[i] : hi[0];
+    poison[0] += x[i] * T(0);
+  }
+  *low = lo[0];
+  *high = hi[0];
+  for (int w = 0; w < W; ++w) {
+    *low = (lo[w] < *low ? lo[w] : *low) + poison[w];
+    *high = (hi[w] > *high ? hi[w] : *high) + poison[w];
+  }
+}
+
 // The simplices that enclose kLanes consecutive pixels.
 template <typename T>
 struct Simplices {
@@ -176,17 +200,31 @@ void neighbours(const KeyLayout& layout, const VertexTable& table, int64_t begin
 }
 
 template <typename T>
-void gather(const T* local, const int64_t* merge_start, const int32_t* merge_local, int64_t begin,
-            int64_t end, int row, T* table) {
+void gather(const T* sent, const MergeTable& merge, T gain, int64_t begin, int64_t end, int row,
+            T* table) {
   for (int64_t v = begin; v < end; ++v) {
     T* out = table + v * row;
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      Vec<T, N> sum = load<N>(local + int64_t{merge_local[merge_start[v]]} * row + l);
-      for (int64_t i = merge_start[v] + 1; i < merge_start[v + 1]; ++i) {
-        sum += load<N>(local + int64_t{merge_local[i]} * row + l);
+      Vec<T, N> sum{};
+      for (int64_t i = merge.start[v]; i < merge.start[v + 1]; ++i) {
+        sum += load<N>(sent + int64_t{merge.local[i]} * row + l);
       }
-      store<N>(out + l, sum);
+      store<N>(out + l, sum * gain);
+    });
+  }
+}
+
+// emit(v, l, row of the blurred vertex at label l)
+template <typename T, typename Emit>
+SEGFAST_INLINE void blur_rows(const T* in, const int32_t* n1, const int32_t* n2, int64_t begin,
+                              int64_t end, int row, const Emit& emit) {
+  for (int64_t v = begin; v < end; ++v) {
+    const T *a = in + int64_t{n1[v]} * row, *b = in + int64_t{n2[v]} * row;
+    for_each_vector<T>(row, [&](int64_t l, auto width) {
+      constexpr int N = decltype(width)::value;
+      const Vec<T, N> around = load<N>(a + l) + load<N>(b + l);
+      emit(v, l, load<N>(in + v * row + l) + around * T(0.5), width);
     });
   }
 }
@@ -194,22 +232,27 @@ void gather(const T* local, const int64_t* merge_start, const int32_t* merge_loc
 template <typename T>
 void blur(const T* in, const int32_t* n1, const int32_t* n2, int64_t begin, int64_t end, int row,
           T* out) {
-  for (int64_t v = begin; v < end; ++v) {
-    const T *a = in + int64_t{n1[v]} * row, *b = in + int64_t{n2[v]} * row;
-    for_each_vector<T>(row, [&](int64_t l, auto width) {
-      constexpr int N = decltype(width)::value;
-      const Vec<T, N> around = load<N>(a + l) + load<N>(b + l);
-      store<N>(out + v * row + l, load<N>(in + v * row + l) + around * T(0.5));
-    });
-  }
+  blur_rows(in, n1, n2, begin, end, row, [&](int64_t v, int64_t l, auto sum, auto width) {
+    store<decltype(width)::value>(out + v * row + l, sum);
+  });
+}
+
+template <typename T>
+void blur_scatter(const T* in, const int32_t* n1, const int32_t* n2, const MergeTable& merge,
+                  int64_t begin, int64_t end, int row, T* received) {
+  blur_rows(in, n1, n2, begin, end, row, [&](int64_t v, int64_t l, auto sum, auto width) {
+    for (int64_t i = merge.start[v]; i < merge.start[v + 1]; ++i) {
+      store<decltype(width)::value>(received + int64_t{merge.local[i]} * row + l, sum);
+    }
+  });
 }
 
 }  // namespace
 
-extern const LatticeKernels<float> lattice_kernels_f32 = {embed<float>, neighbours,
-                                                          gather<float>, blur<float>};
-extern const LatticeKernels<double> lattice_kernels_f64 = {embed<double>, neighbours,
-                                                           gather<double>, blur<double>};
+extern const LatticeKernels<float> lattice_kernels_f32 = {
+    range<float>, embed<float>, neighbours, gather<float>, blur<float>, blur_scatter<float>};
+extern const LatticeKernels<double> lattice_kernels_f64 = {
+    range<double>, embed<double>, neighbours, gather<double>, blur<double>, blur_scatter<double>};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

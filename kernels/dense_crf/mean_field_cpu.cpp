@@ -65,26 +65,21 @@ SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, int labels, in
   }
 }
 
-// to[p] += scale_p sum_k weight_k table[vertex_k]
+// to[p] += sum_k weight_k received[vertex_k]
 template <typename T, int kCorners>
-SEGFAST_INLINE void slice(const LatticeTerm<T>& term, const int32_t* global, T scale,
-                          int64_t first, int count, int row, int64_t pitch, T* to) {
+SEGFAST_INLINE void slice(const LatticeTerm<T>& term, const T* received, int64_t first, int count,
+                          int row, int64_t pitch, T* to) {
   const int corners = kCorners ? kCorners : term.corners;
-  for (int p = 0; p < count; ++p) {
-    const int64_t pixel = first + p;
-    const T s = term.out_scale ? scale * term.out_scale[pixel] : scale;
-    const T* from[kMaxFeatures + 1];
-    T weight[kMaxFeatures + 1];
-    for (int k = 0; k < corners; ++k) {
-      from[k] = term.table + int64_t{global[term.vertex[pixel * corners + k]]} * row;
-      weight[k] = term.weight[pixel * corners + k] * s;
-    }
-    T* out = to + p * pitch;
+  const int32_t* vertex = term.vertex + first * corners;
+  const T* weight = term.out_weight + first * corners;
+  for (int p = 0; p < count; ++p, vertex += corners, weight += corners, to += pitch) {
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      Vec<T, N> sum = load<N>(out + l);
-      for (int k = 0; k < corners; ++k) sum += load<N>(from[k] + l) * weight[k];
-      store<N>(out + l, sum);
+      Vec<T, N> sum = load<N>(to + l);
+      for (int k = 0; k < corners; ++k) {
+        sum += load<N>(received + int64_t{vertex[k]} * row + l) * weight[k];
+      }
+      store<N>(to + l, sum);
     });
   }
 }
@@ -93,17 +88,13 @@ template <typename T>
 SEGFAST_INLINE void add_lattice_message(const LatticeTerm<T>& term, int band, int64_t first,
                                         int count, int labels, int row, const Scratch<T>& s) {
   const bool direct = term.mixing.kind == MixingKind::scalar;
-  const T scale = direct ? term.alpha * term.mixing.scalar : term.alpha;
   T* to = direct ? s.message : s.single;
   if (!direct) clear(to, count * s.row);
-  const int32_t* global = term.global + term.local_start[band];
   const auto run = term.corners == 6   ? &slice<T, 6>
                    : term.corners == 3 ? &slice<T, 3>
                                        : &slice<T, 0>;
-  run(term, global, scale, first, count, row, s.row, to);
-  if (!direct) {
-    mix(term.mixing, s.single, labels, row, s.row, count, s.message);
-  }
+  run(term, term.received + term.local_start[band] * row, first, count, row, s.row, to);
+  if (!direct) mix(term.mixing, s.single, labels, row, s.row, count, s.message);
 }
 
 // Along the row, on what conv_columns left; overwrites the message if `first_message`.
@@ -203,23 +194,21 @@ SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int count, cons
   }
 }
 
+// sent[vertex_k] += weight_k belief[p]
 template <typename T, int kCorners>
-SEGFAST_INLINE void splat(const LatticeTerm<T>& term, T* local, int64_t first, int count, int row,
+SEGFAST_INLINE void splat(const LatticeTerm<T>& term, T* sent, int64_t first, int count, int row,
                           int64_t pitch, const T* belief) {
   const int corners = kCorners ? kCorners : term.corners;
-  for (int p = 0; p < count; ++p) {
-    const int64_t pixel = first + p;
-    const T s = term.in_scale ? term.in_scale[pixel] : T(1);
-    T* to[kMaxFeatures + 1];
-    T weight[kMaxFeatures + 1];
-    for (int k = 0; k < corners; ++k) {
-      to[k] = local + int64_t{term.vertex[pixel * corners + k]} * row;
-      weight[k] = term.weight[pixel * corners + k] * s;
-    }
+  const int32_t* vertex = term.vertex + first * corners;
+  const T* weight = term.in_weight + first * corners;
+  for (int p = 0; p < count; ++p, vertex += corners, weight += corners, belief += pitch) {
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      const Vec<T, N> q = load<N>(belief + p * pitch + l);
-      for (int k = 0; k < corners; ++k) store<N>(to[k] + l, load<N>(to[k] + l) + q * weight[k]);
+      const Vec<T, N> q = load<N>(belief + l);
+      for (int k = 0; k < corners; ++k) {
+        T* at = sent + int64_t{vertex[k]} * row + l;
+        store<N>(at, load<N>(at) + q * weight[k]);
+      }
     });
   }
 }
@@ -227,11 +216,10 @@ SEGFAST_INLINE void splat(const LatticeTerm<T>& term, T* local, int64_t first, i
 template <typename T>
 SEGFAST_INLINE void send_to_lattice(const LatticeTerm<T>& term, int band, int64_t first, int count,
                                     int row, const Scratch<T>& s) {
-  T* local = term.local + term.local_start[band] * row;
   const auto run = term.corners == 6   ? &splat<T, 6>
                    : term.corners == 3 ? &splat<T, 3>
                                        : &splat<T, 0>;
-  run(term, local, first, count, row, s.row, s.belief);
+  run(term, term.sent + term.local_start[band] * row, first, count, row, s.row, s.belief);
 }
 
 template <typename T>
@@ -260,7 +248,7 @@ void update(const MeanField<T>& m, int band, int64_t begin, int64_t end, T* memo
   if (m.send) {
     for (int t = 0; t < m.lattice_count; ++t) {
       const LatticeTerm<T>& term = m.lattice[t];
-      clear(term.local + term.local_start[band] * m.row,
+      clear(term.sent + term.local_start[band] * m.row,
             (term.local_start[band + 1] - term.local_start[band]) * m.row);
     }
   }

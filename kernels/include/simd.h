@@ -169,15 +169,16 @@ SEGFAST_INLINE void exchange_halves(Vec<T, N> (&rows)[N]) {
   }
 }
 
-// Transposes an N x N block in registers: to[j][i] = from[i][j], rows `pitch` scalars apart.
-template <int N, typename T>
-SEGFAST_INLINE void transpose(const T* from, int64_t from_pitch, T* to, int64_t to_pitch) {
+// Transposes an N x N block in registers: row i comes from load_row(i); column j, a vector, goes to
+// store_column(j, column).
+template <typename T, int N, typename Load, typename Store>
+SEGFAST_INLINE void transpose(const Load& load_row, const Store& store_column) {
   Vec<T, N> rows[N];
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) rows[i] = load<N>(from + i * from_pitch);
+  for (int i = 0; i < N; ++i) rows[i] = load_row(i);
   exchange_halves<T, N, N / 2>(rows);
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) store<N>(to + i * to_pitch, rows[i]);
+  for (int j = 0; j < N; ++j) store_column(j, rows[j]);
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ CONV_RADIUS = {torch.float32: 5.5, torch.float64: 8.5}
 COORDINATE_LIMIT = {torch.float32: 2.0**22, torch.float64: 2.0**30}
 LINE = 1024  # pixels per "line" where there is no image shape
 
+torch.library.define("segfast::_feature_range", "(Tensor features) -> Tensor")
 torch.library.define(
     "segfast::_lattice_build", "(Tensor features, Tensor range, int width) -> Tensor[]"
 )
@@ -65,16 +66,23 @@ def mix(mixing: Tensor, message: Tensor) -> Tensor:
     return mixing.reshape(-1, 1) * message
 
 
-def require_reach(features: Tensor) -> None:
-    """Refuses features [F, N] whose lattice coordinates the dtype cannot round to an integer."""
-    far = features.abs().amax(1).double()  # [F]
+def feature_range(features: Tensor) -> Tensor:
+    """Lowest and highest of each feature [F, N] -> [2, F] float64; not finite if any value is not."""
+    if native() is None:
+        return torch.stack(torch.aminmax(features, dim=1)).double()
+    return torch.ops.segfast._feature_range(features.contiguous())
+
+
+def require_reach(span: Tensor, dtype: torch.dtype) -> None:
+    """Refuses features (span [2, F]) whose lattice coordinates the dtype cannot round exactly."""
+    far = span.abs().amax(0)  # [F]
     i = torch.arange(len(far), dtype=torch.float64)
     c = far * math.sqrt(2 / 3) * (len(far) + 1) / ((i + 1) * (i + 2)).sqrt()
     coordinate = c.sum() + ((i + 1) * c).max()  # bounds sum_{k > j} c_k - j c_j
-    if coordinate > COORDINATE_LIMIT[features.dtype]:
+    if coordinate > COORDINATE_LIMIT[dtype]:
         raise ValueError(
             f"features (positions and colours divided by their sigmas) reach {far.max():.3g}, too "
-            f"far for {features.dtype}: use larger sigmas or float64"
+            f"far for {dtype}: use larger sigmas or float64"
         )
 
 
@@ -150,18 +158,20 @@ class _NativeTerms:
 
     def _lattice(self, features: Tensor, normalization: str) -> list[Tensor]:
         features = features.contiguous()
-        low, high = torch.aminmax(features, dim=1)
-        span = torch.stack([low, high]).double()  # [2, F]
-        none = features.new_empty(0)
-        lattice = torch.ops.segfast._lattice_build(features, span, self.width)
+        *lattice, weight = torch.ops.segfast._lattice_build(
+            features, feature_range(features), self.width
+        )
         if normalization == "none":
-            return [*lattice, none, none]
+            return [*lattice, weight, weight]
         ones = features.new_ones(1, features.shape[1])
         plain = _NativeTerms(self.like, self.shape)
-        plain.lattices = [*lattice, none, none, features.new_ones(())]
+        plain.lattices = [*lattice, weight, weight, features.new_ones(())]
         norm = plain.mean_field(torch.zeros_like(ones), ones, 1).squeeze(0)  # [N]
-        scales = in_out_scales(norm, normalization)
-        return [*lattice, *(none if s is None else s.contiguous() for s in scales)]
+        before, after = in_out_scales(norm, normalization)
+        if normalization == "symmetric":
+            return [*lattice, *[weight * before[:, None]] * 2]
+        scales = (weight if s is None else weight * s[:, None] for s in (before, after))
+        return [*lattice, *scales]
 
 
 class Engine:
@@ -185,16 +195,16 @@ class Engine:
         self.terms = terms
         self.shape = shape
         self.tolerance = tolerance
-        # A NaN or infinite position has a NaN or no distance to everything: so has the message.
         self.empty = self.logits.numel() == 0
-        self.poisoned = any(
-            t.method == "lattice" and t.features is not None and not t.features.isfinite().all()
-            for t in terms
-        )
-        self.native = native() is not None and not self.empty and not self.poisoned
-        for term in () if self.empty or self.poisoned else terms:
+        # A NaN or infinite position has a NaN or no distance to everything: so has the message.
+        self.poisoned = False
+        for term in () if self.empty else terms:
             if term.method == "lattice" and term.features is not None:
-                require_reach(term.features)
+                span = feature_range(term.features)
+                self.poisoned |= not bool(span.isfinite().all())
+                if not self.poisoned:
+                    require_reach(span, term.features.dtype)
+        self.native = native() is not None and not self.empty and not self.poisoned
         if self.native:
             self.group = self._native_terms([t for t in terms if t.method != "exact"])
             self.exact = [
