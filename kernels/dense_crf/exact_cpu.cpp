@@ -2,9 +2,9 @@
 //
 // A tile's 32 output pixels are vector lanes. Per batch of kept tiles: the kernel block P [j, i]
 // goes to a scratch that stays in the first-level cache, then y[c, i] += P[j, i] v[j, c] runs with
-// the sums of a channel block in registers. Within a batch sums are in the values' own type (at
-// most 128 terms), across batches in double.
+// the sums of a channel block in registers.
 #include "exact.h"
+#include "gaussian.h"
 #include "simd.h"
 
 namespace segfast {
@@ -108,8 +108,8 @@ constexpr T kInfinity = __builtin_inf();
 
 // One tile: rows of features [F, 32] and of values [32, C], and the box around its pixels.
 // A last tile that is not full repeats its last pixel with value 0. NaN features lose their payload
-// (kernel_of shifts it into the result); a tile with NaN or infinite content gets an unbounded box,
-// so that no bound can leave out what the full sum would turn into NaN.
+// (gaussian.h shifts it into the result); a tile with NaN or infinite content gets an unbounded
+// box, so that no bound can leave out what the full sum would turn into NaN.
 template <typename T>
 void pack_tile(const ExactProblem& p, int64_t tile) {
   const int64_t first = tile * kTile;
@@ -219,73 +219,6 @@ int64_t keep_tiles(const ExactProblem& p, int64_t tile, T* reach, int64_t* kept)
 
 // ------------------------------------------------------------------------------------ kernel
 
-// AVX-512 looks up 32 values in two registers (vpermi2ps): 2^(k/32) as bits, less k << 18.
-#if defined(__AVX512F__) && !defined(__clang__)
-#define SEGFAST_EXACT_TABLE 1
-constexpr int kTableLanes = 16;
-constexpr int32_t kPowers[32] = {
-    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
-    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
-    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
-    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
-#else
-#define SEGFAST_EXACT_TABLE 0
-constexpr int kTableLanes = 0;
-#endif
-
-// exp(-d / 2) in place for M vectors of d >= 0, interleaved to hide latencies; 0 below the smallest
-// normal number, NaN for NaN.
-//   -d log2(e) / 2 = n + r, n a multiple of 1 (or of 1/32 with 2^(k/32) from a table), |r| <= half
-//   of it
-// n sits in the low bits of `shifted`, from where it is added to exponent bits. Polynomials for
-// 2^r: minimax with value 1 at 0, relative error 2e-9 (with table 5e-8, below the rounding).
-template <int M, int N>
-SEGFAST_INLINE void kernel_of(Vec<float, N>* d) {
-  using V = Vec<float, N>;
-  using I = Vec<int32_t, N>;
-  constexpr bool kTable = N == kTableLanes;
-  constexpr float kScale = -0.72134752044448170f;                // its float is 1.3e-8 off
-  constexpr float kRound = kTable ? 0x1.8p23f / 32 : 0x1.8p23f;  // adding it rounds to such an n
-  V shifted[M], r[M], q[M];
-#pragma GCC unroll 8
-  for (int k = 0; k < M; ++k) shifted[k] = d[k] * kScale + kRound;
-#pragma GCC unroll 8
-  for (int k = 0; k < M; ++k) r[k] = d[k] * kScale - (shifted[k] - kRound);
-  if constexpr (kTable) {
-#if SEGFAST_EXACT_TABLE
-    V power[M];
-#pragma GCC unroll 8
-    for (int k = 0; k < M; ++k) {
-      const I n = (I)shifted[k];
-      power[k] = (V)(__builtin_shuffle(load<N>(kPowers), load<N>(kPowers + N), n) + (n << 18));
-    }
-#pragma GCC unroll 8
-    for (int k = 0; k < M; ++k) q[k] = (r[k] * 0.240226503f + 0.693157327f) * r[k];
-#pragma GCC unroll 8
-    for (int k = 0; k < M; ++k) q[k] = power[k] * q[k] + power[k];
-#endif
-  } else {
-    constexpr float kPolynomial[] = {1.339887872e-3f,   9.618435485e-3f,   5.5503324615e-2f,
-                                     2.40226479303e-1f, 6.93147202857e-1f, 1.0f};
-#pragma GCC unroll 8
-    for (int k = 0; k < M; ++k) q[k] = broadcast<float, N>(1.535384993e-4f);
-#pragma GCC unroll 8
-    for (int n = 0; n < 6; ++n) {
-#pragma GCC unroll 8
-      for (int k = 0; k < M; ++k) q[k] = q[k] * r[k] + kPolynomial[n];
-    }
-#pragma GCC unroll 8
-    for (int k = 0; k < M; ++k) q[k] = (V)((I)q[k] + ((I)shifted[k] << 23));
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < M; ++k) d[k] = d[k] > 174.0f ? V{} : q[k];
-}
-
-template <int M, int N>
-SEGFAST_INLINE void kernel_of(Vec<double, N>* d) {
-  for (int k = 0; k < M; ++k) d[k] = exp_nonpositive<N>(d[k] * -0.5);
-}
-
 // P [32, kGroup]: 32 pixels j against a group of pixels i, features [F, 32] each.
 template <typename T>
 SEGFAST_INLINE void kernel_block(const T* fi, const T* fj, int64_t dims, T* block) {
@@ -305,7 +238,7 @@ SEGFAST_INLINE void kernel_block(const T* fi, const T* fj, int64_t dims, T* bloc
       }
     }
 #pragma GCC unroll 2
-    for (int k = 0; k < 2 * kRows; k += kAtOnce) kernel_of<kAtOnce, W>(d + k);
+    for (int k = 0; k < 2 * kRows; k += kAtOnce) gaussian_of<kAtOnce, W>(d + k);
 #pragma GCC unroll 8
     for (int k = 0; k < 2 * kRows; ++k) store<W>(block + (2 * j + k) * W, d[k]);
   }
