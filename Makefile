@@ -1,0 +1,95 @@
+# `make demo` and `make test` need a Python >= 3.10, a C++ compiler and make; the rest goes into .venv.
+# `make PYTHON=python3.12 demo` chooses the Python. All paths are relative, so that the folder may
+# have a space in its name.
+
+PYTHON ?= python3
+OP ?= dense_crf
+RESULTS ?= build/benchmarks
+PYTEST_ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --no-build-isolation --constraint constraints.txt
+CODE := $(shell find kernels csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help setup build demo test lint types format bench peer clean
+.DELETE_ON_ERROR:
+
+help: ## this list (the default)
+	@echo "segfast: two commands matter, the others help developers."
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+demo: build ## install, build, refine a labelling of a photograph: demo-output/demo.png
+	@echo "==> segfast demo"
+	@$(RUN) -m segfast demo
+
+test: lint types peer ## install, build, pass every check and test (PYTEST_ARGS="-k lattice")
+	@echo "==> tests"
+	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+setup: $(VENV)/developer ## virtual environment .venv with all tools, versions of constraints.txt
+
+build: $(VENV)/built ## compile what changed
+
+lint: setup ## ruff and clang-format, changing nothing
+	@echo "==> lint"
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(VENV)/bin/clang-format --dry-run -Werror $(CODE)
+
+types: setup ## mypy
+	@echo "==> types"
+	@$(RUN) -m mypy
+
+format: setup ## ruff and clang-format, changing files
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+	@$(VENV)/bin/clang-format -i $(CODE)
+
+bench: setup build peer ## measure OP=dense_crf against its peers: table and plot in RESULTS
+	@echo "==> benchmark of $(OP)"
+	@mkdir -p $(RESULTS)
+	@$(RUN) -m segfast bench $(OP) --benchmark-json=$(RESULTS)/$(OP).json
+	@$(RUN) -m benchmarks.report $(RESULTS)/$(OP).json
+
+peer: $(VENV)/peer ## try to install pydensecrf, to compare with it
+
+clean: ## remove the environment and all that was built
+	rm -rf $(VENV) build dist demo-output segfast.egg-info segfast/_C.*
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+# --- what the verbs stand on: each stamp is older than what it was made from, or made again -----
+
+$(VENV)/created:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "segfast needs Python >= 3.10; '$(PYTHON)' is" \
+	    "$$("$(PYTHON)" --version 2>&1): make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "==> virtual environment in $(VENV): $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/user: $(VENV)/created constraints.txt pyproject.toml setup.py
+	@echo "==> installing PyTorch and what else segfast needs (a large download, once)"
+	@$(INSTALL) torch numpy pybind11 setuptools wheel
+	@SEGFAST_CPP=0 $(INSTALL) --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/developer: $(VENV)/user
+	@echo "==> installing the developers' tools"
+	@SEGFAST_CPP=0 $(INSTALL) --quiet --editable '.[dev]'
+	@touch $@
+
+# Without a compiler setup.py says so and the reference serves: no stamp, the next make looks again.
+$(VENV)/built: $(VENV)/user $(CODE)
+	@echo "==> compiling the kernels for this Python (what changed)"
+	@$(RUN) setup.py --quiet build_ext --inplace
+	@if ls segfast/_C.* >/dev/null 2>&1; then touch $@; fi
+
+# Optional: it is compiled here from its sources, which newer Pythons refuse.
+$(VENV)/peer: $(VENV)/user
+	@echo "==> trying to install pydensecrf (optional; a minute)"
+	@$(RUN) -c 'import sys; sys.exit(sys.version_info > (3, 13))' \
+	  && $(PIP) install --quiet --constraint constraints.txt pydensecrf2 >$(VENV)/peer.log 2>&1 \
+	  || echo "    not to be had (needs Python <= 3.12, see $(VENV)/peer.log): not compared with"
+	@touch $@
