@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+# Threads that wait spin: with other programs on the machine that takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
 
 import pytest
 import torch

@@ -27,13 +27,13 @@ NAN, INF = float("nan"), float("inf")
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "logits no tensor": ({"logits": [[1.0]]}, TypeError, "logits.*list"),
     "logits integers": ({"logits": LOGITS.int()}, TypeError, r"logits.*floating.*int32"),
-    "logits complex": ({"logits": LOGITS.cfloat()}, TypeError, r"logits.*complex64"),
+    "logits complex": ({"logits": LOGITS.to(torch.cfloat)}, TypeError, r"logits.*complex64"),
     "logits 2-D": ({"logits": LOGITS[0, 0]}, ValueError, r"logits.*\[B, L, H, W\].*\(8, 9\)"),
     "logits 5-D": ({"logits": LOGITS[None]}, ValueError, r"logits.*\[B, L, H, W\]"),
     "no labels": ({"logits": LOGITS[:, :0]}, ValueError, r"logits.*L >= 1"),
     "image no tensor": ({"image": "cat.png"}, TypeError, "image.*str"),
     "image boolean": ({"image": IMAGE.bool()}, TypeError, r"image.*bool"),
-    "image complex": ({"image": IMAGE.cfloat(), "color_sigma": 1.0}, TypeError, "image.*complex"),
+    "image complex": ({"image": IMAGE.to(torch.cfloat)}, TypeError, "image.*complex"),
     "image of another size": ({"image": IMAGE[..., :8]}, ValueError, r"image.*9\].*\(2, 3, 8, 8\)"),
     "image of another batch": ({"image": IMAGE[:1]}, ValueError, r"image.*\[2, C, 8, 9\].*\(1, 3"),
     "image with channels last": (
@@ -132,7 +132,7 @@ def test_no_channels_is_a_second_spatial_kernel(
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
-def test_layouts(compiled_kernels: None, problem: Problem, options: dict[str, str]) -> None:
+def test_layouts(compiled_kernels: None, problem: Problem, options: dict[str, Any]) -> None:
     """Same bits whatever the strides."""
     logits, image = problem(5, 3, 14, 18, 2)
     expected = mean_field(logits, image, iterations=3, **options)
@@ -159,7 +159,7 @@ def test_layouts(compiled_kernels: None, problem: Problem, options: dict[str, st
 
 @pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
 def test_one_channel_one_label_layouts(
-    compiled_kernels: None, problem: Problem, options: dict[str, str]
+    compiled_kernels: None, problem: Problem, options: dict[str, Any]
 ) -> None:
     """A size of one has no stride to speak of: PyTorch reports any."""
     logits, image = problem(1, 1, 9, 1)
@@ -193,7 +193,7 @@ def test_inputs_are_left_alone(problem: Problem) -> None:
 @pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
 @dtypes(torch.float32, torch.float64)
 def test_minus_infinity_rules_a_label_out(
-    problem: Problem, oracle: Oracle, options: dict[str, str], dtype: torch.dtype
+    problem: Problem, oracle: Oracle, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     logits, image = problem(4, 3, 15, 17)
     logits[0, 1, 3:9] = -INF
@@ -206,7 +206,7 @@ def test_minus_infinity_rules_a_label_out(
 
 @pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
 @pytest.mark.parametrize("special", [NAN, INF])
-def test_nan_and_infinity_show(problem: Problem, options: dict[str, str], special: float) -> None:
+def test_nan_and_infinity_show(problem: Problem, options: dict[str, Any], special: float) -> None:
     """softmax of NaN or +inf is NaN: so is everything that hears from that pixel."""
     logits, image = problem(4, 3, 15, 17)
     logits[0, 2, 7, 8] = special

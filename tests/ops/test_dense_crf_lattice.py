@@ -72,14 +72,14 @@ def matrix_lattice(features: Tensor) -> Tensor:
 def enclosing_simplex(e: list[float]) -> list[tuple[int, ...]]:
     """The d + 1 lattice points around `e`: one of each remainder modulo d + 1."""
     period = len(e)
-    origin = [period * round(c / period) for c in e]  # of remainder 0, perhaps off the hyperplane
+    origin = [period * round(c / period) for c in e]  # of remainder 0, maybe off the hyperplane
     rounded_up = sorted(range(period), key=lambda i: e[i] - origin[i])  # the most first
     while sum(origin) != 0:
         axis = rounded_up.pop(0 if sum(origin) > 0 else -1)
-        origin[axis] -= math.copysign(period, sum(origin))
+        origin[axis] -= period if sum(origin) > 0 else -period
     rounded_up = sorted(range(period), key=lambda i: e[i] - origin[i])
     return [
-        tuple(int(origin[i]) + r - period * (i in rounded_up[:r]) for i in range(period))
+        tuple(origin[i] + r - period * (i in rounded_up[:r]) for i in range(period))
         for r in range(period)
     ]
 

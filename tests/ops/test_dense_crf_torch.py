@@ -38,7 +38,7 @@ def test_gaussian_filter(method: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
-def test_mean_field(problem: Problem, options: dict[str, str]) -> None:
+def test_mean_field(problem: Problem, options: dict[str, Any]) -> None:
     logits, image = problem(4, 3, 9, 11, 2)
     weight = torch.eye(4, dtype=torch.float64) - 0.1
 
