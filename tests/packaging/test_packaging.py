@@ -6,13 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("kernels", "csrc", "segfast")
@@ -107,7 +107,7 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
         call(sys.executable, "-m", "venv", "--without-pip", home)
         python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
         purelib = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
-        (Path(purelib.strip()) / "torch.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        (Path(purelib.strip()) / "torch.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
         call(
             sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index",
             wheel,
