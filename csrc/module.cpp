@@ -1,4 +1,5 @@
-// segfast._C: what is not a tensor operator. The operators register themselves (csrc/cpu, csrc/cuda).
+// segfast._C: what is not a tensor operator. The operators register themselves (csrc/cpu,
+// csrc/cuda).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of segfast; see segfast.info().";
   m.def("build_info", &segfast::build_info, "Compiler, flags, stable ABI, CUDA architectures.");
   m.def("instruction_sets", &segfast::instruction_sets, "Those that run here, narrowest first.");
-  m.def("instruction_set", [] { return segfast::kIsaNames[static_cast<int>(segfast::isa_selected())]; });
+  m.def("instruction_set",
+        [] { return segfast::kIsaNames[static_cast<int>(segfast::isa_selected())]; });
   m.def("select_instruction_set", &segfast::select_instruction_set, "False when not available.");
 }

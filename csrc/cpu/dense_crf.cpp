@@ -1,4 +1,6 @@
 // segfast::_mean_field: owns memory and threads; the arithmetic is in kernels/dense_crf.
+#include "kernels/dense_crf/dense_crf.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -10,7 +12,6 @@
 
 #include "csrc/buffer.h"
 #include "csrc/check.h"
-#include "kernels/dense_crf/dense_crf.h"
 #include "kernels/dense_crf/tables.h"
 
 namespace segfast {
@@ -125,35 +126,41 @@ class Conv {
     for (int i : {2, 4}) check_tensor(t[i], kDtype<T>, size.height, "scale_y");
     for (int i : {3, 5}) check_tensor(t[i], kDtype<T>, size.width, "scale_x");
     STD_TORCH_CHECK(size.pixels == size.width * size.height, "a convolution needs whole lines");
-    const int slack = mean_field_kernels<T>().slack;
     const int64_t radius_y = t[0].numel() - 1, radius_x = t[1].numel() - 1;
-    const int64_t lines = size.height + 2 * radius_y + slack;
-    const int64_t belief_pitch = pitch(size.width * size.row);
-    const int64_t column_pitch = pitch((size.width + 2 * radius_x + slack) * size.row);
-    belief_ = make_buffer<T>(lines * belief_pitch);
-    columns_ = make_buffer<T>(size.height * column_pitch);
-    zero(belief_.get(), radius_y * belief_pitch);
-    zero(belief_.get() + (radius_y + size.height) * belief_pitch, (radius_y + slack) * belief_pitch);
+    const int64_t before = radius_x * size.row, inside = size.width * size.row;
+    const int64_t after = before + mean_field_kernels<T>().slack * size.row;
+    const int64_t line = pitch(before + inside + after);
+    lines_ = make_buffer<T>(size.height * line);
     for (int64_t y = 0; y < size.height; ++y) {
-      T* line = columns_.get() + y * column_pitch;
-      zero(line, radius_x * size.row);
-      zero(line + (radius_x + size.width) * size.row, (radius_x + slack) * size.row);
+      zero(lines_.get() + y * line, before);
+      zero(lines_.get() + y * line + before + inside, after);
     }
-    *term = {radius_y,      radius_x,      data<T>(t[0]),  data<T>(t[1]),
-             data<T>(t[2]), data<T>(t[3]), data<T>(t[4]),  data<T>(t[5]),
-             belief_pitch,  column_pitch,  belief_.get(),  columns_.get(),
+    *term = {radius_y,
+             radius_x,
+             data<T>(t[0]),
+             data<T>(t[1]),
+             data<T>(t[2]),
+             data<T>(t[3]),
+             data<T>(t[4]),
+             data<T>(t[5]),
+             line,
+             lines_.get(),
              make_mixing(t[6], size, &mixing_)};
   }
 
+  // Convolves what was sent down the columns, in strips that fit the L2 cache.
   void deliver() {
-    constexpr int64_t kStrip = 4096 / sizeof(T);  // scalars: the lines of a strip stay in the L2 cache
+    constexpr int64_t kCacheScalars = (256 << 10) / sizeof(T), kLeast = 64 / sizeof(T);
     const auto& kernels = mean_field_kernels<T>();
-    const int64_t scalars = size_.width * size_.row;
+    const int64_t begin = term_->radius_x * size_.row, scalars = size_.width * size_.row;
+    const int64_t column = kernels.columns_scratch(*term_, size_.height, 1);
+    const int64_t strip = std::clamp(kCacheScalars / column / kLeast * kLeast, kLeast, 16 * kLeast);
     torch::stable::parallel_for(
-        0, (scalars + kStrip - 1) / kStrip, 1, [&](int64_t first, int64_t last) {
-          for (int64_t s = first; s < last; ++s) {
-            kernels.conv_columns(*term_, size_.height, size_.row, s * kStrip,
-                                 std::min((s + 1) * kStrip, scalars));
+        0, (scalars + strip - 1) / strip, 1, [&](int64_t first, int64_t last) {
+          const Buffer<T> scratch = make_buffer<T>(column * strip);
+          for (int64_t i = first * strip; i < std::min(last * strip, scalars); i += strip) {
+            kernels.conv_columns(*term_, size_.height, begin + i, std::min(strip, scalars - i),
+                                 scratch.get());
           }
         });
   }
@@ -167,7 +174,7 @@ class Conv {
 
   Sizes size_;
   ConvTerm<T>* term_;
-  Buffer<T> belief_, columns_;
+  Buffer<T> lines_;
   std::vector<T> mixing_;
 };
 
@@ -190,8 +197,6 @@ Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
 
   Tensor scores = torch::stable::empty_like(logits);
   const auto& kernels = mean_field_kernels<T>();
-  const int64_t scratch = kernels.scratch(size.labels);
-  const Buffer<T> memory = make_buffer<T>(size.bands * scratch);
   MeanField<T> m{};
   m.labels = size.labels;
   m.row = size.row;
@@ -212,9 +217,10 @@ Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
       for (auto& conv : convs) conv.deliver();
     }
     torch::stable::parallel_for(0, size.bands, 1, [&](int64_t first, int64_t last) {
+      const Buffer<T> scratch = make_buffer<T>(kernels.update_scratch(m));
       for (int64_t b = first; b < last; ++b) {
         kernels.update(m, static_cast<int>(b), band_begin(b, size.pixels, size.width),
-                       band_begin(b + 1, size.pixels, size.width), memory.get() + b * scratch);
+                       band_begin(b + 1, size.pixels, size.width), scratch.get());
       }
     });
   }
@@ -255,11 +261,10 @@ template <typename T>
 void softmax_into(const Tensor& scores, const Tensor& belief) {
   const auto& kernels = mean_field_kernels<T>();
   const int labels = static_cast<int>(scores.size(0));
-  const int64_t pixels = scores.size(1), scratch = kernels.scratch(labels);
-  torch::stable::parallel_for(0, (pixels + kChunk - 1) / kChunk, 16, [&](int64_t a, int64_t b) {
-    const Buffer<T> memory = make_buffer<T>(scratch);
-    kernels.softmax(data<T>(scores), labels, pixels, a * kChunk, std::min(b * kChunk, pixels),
-                    memory.get(), mutable_data<T>(belief));
+  const int64_t pixels = scores.size(1), chunk = 64;
+  torch::stable::parallel_for(0, (pixels + chunk - 1) / chunk, 16, [&](int64_t a, int64_t b) {
+    kernels.softmax(data<T>(scores), labels, pixels, a * chunk, std::min(b * chunk, pixels),
+                    mutable_data<T>(belief));
   });
 }
 

@@ -110,8 +110,8 @@ std::vector<Tensor> build(const Tensor& features, const KeyLayout& layout, int64
   return {vertex, local_start, merge_start, merge_local, neighbours, weight};
 }
 
-// features [d, N], range [2, d] (lowest, highest) -> [vertex, local_start, merge_start, merge_local,
-// neighbours, barycentric weight].
+// features [d, N], range [2, d] (lowest, highest) -> [vertex, local_start, merge_start,
+// merge_local, neighbours, barycentric weight].
 std::vector<Tensor> lattice_build(const Tensor& features, const Tensor& range, int64_t width) {
   const int64_t dims = features.size(0);
   const ScalarType dtype = features.scalar_type();

@@ -1,4 +1,5 @@
-// The contract of the mean-field kernels: plain pointers, sizes, no allocation, no threads, no torch.
+// The contract of the mean-field kernels: plain pointers, sizes, no allocation, no threads, no
+// torch.
 //
 // Symbols: N pixels in `height` lines of `width` (the last may be shorter), L labels, rows of `row`
 // scalars (L rounded up to 16 bytes, padding zero), d features, K = d + 1 vertices per pixel,
@@ -12,7 +13,8 @@ namespace segfast {
 constexpr int kMaxFeatures = 32;
 constexpr int kChunk = 64;  // pixels that a mean-field update keeps in cache from slice to splat
 
-// --- the permutohedral lattice ---------------------------------------------------------------------
+// --- the permutohedral lattice
+// ---------------------------------------------------------------------
 
 // How the d stored coordinates of a vertex share the 64-bit words of its key: coordinate i, less
 // origin[i], sits in word[i] at shift[i], with room for the coordinates of neighbours.
@@ -68,8 +70,8 @@ struct LatticeKernels {
                        int64_t begin, int64_t end, int row, T* received);
 };
 
-// scale_i of the embedding, i in [0, d). sqrt(2/3) (d + 1) is rounded to T first, as in the published
-// code: positions on the border of a simplex then fall to the same side.
+// scale_i of the embedding, i in [0, d). sqrt(2/3) (d + 1) is rounded to T first, as in the
+// published code: positions on the border of a simplex then fall to the same side.
 template <typename T>
 T lattice_scale(int dims, int i);
 // Pixels are splatted band by band into a table of the band's own; the bands are merged in their
@@ -84,7 +86,8 @@ void rehash(VertexTable* table, int words);
 void merge_vertices(const uint64_t* keys, int64_t count, int words, VertexTable* table,
                     int32_t* global);
 
-// --- one mean-field update ---------------------------------------------------------------------------
+// --- one mean-field update
+// ---------------------------------------------------------------------------
 
 enum class MixingKind : int { scalar, vector, matrix };
 
@@ -92,7 +95,8 @@ template <typename T>
 struct Mixing {
   MixingKind kind;
   T scalar;
-  const T* values;  // vector: [row]; matrix: [L, row], row k holds what label k sends to every label
+  const T*
+      values;  // vector: [row]; matrix: [L, row], row k holds what label k sends to every label
 };
 
 template <typename T>
@@ -107,17 +111,17 @@ struct LatticeTerm {
   Mixing<T> mixing;
 };
 
-// Separable Gaussian on the pixel grid: down the columns (conv_columns), then along the rows.
+// Separable Gaussian on the pixel grid. One buffer carries the beliefs: written by an update,
+// convolved down the columns in place, and along each row just before the next update overwrites
+// it.
 template <typename T>
 struct ConvTerm {
   int64_t radius_y, radius_x;
   const T *taps_y, *taps_x;  // [radius + 1] exp(-r^2 / 2 sigma^2)
   const T *in_y, *in_x;      // [height], [width]: normalisation before the kernel, an outer product
   const T *out_y, *out_x;    // and after it
-  int64_t belief_pitch;      // scalars from line to line
-  int64_t column_pitch;
-  T* belief;   // [radius_y + height + radius_y + slack, belief_pitch]: lines of [width, row]
-  T* columns;  // [height, column_pitch]: lines of [radius_x + width + radius_x + slack, row]
+  int64_t pitch;             // scalars from line to line
+  T* lines;                  // [height, pitch]: radius_x zeros, [width, row], radius_x zeros, slack
   Mixing<T> mixing;
 };
 
@@ -137,23 +141,25 @@ struct MeanField {
 
 template <typename T>
 struct MeanFieldKernels {
-  // scores = logits + messages; belief = softmax(scores); splat it: for the pixels of one band.
+  // scores = logits + messages; belief = softmax(scores); send it: for the pixels of one band.
   void (*update)(const MeanField<T>& problem, int band, int64_t begin, int64_t end, T* scratch);
   // Scalars of scratch that an update needs.
-  int64_t (*scratch)(int labels);
+  int64_t (*update_scratch)(const MeanField<T>& problem);
   // belief = softmax over labels of scores [L, pixels], for pixels [begin, end).
   void (*softmax)(const T* scores, int labels, int64_t pixels, int64_t begin, int64_t end,
-                  T* scratch, T* belief);
-  // Columns pass of a ConvTerm over scalars [begin, end) of every line.
-  void (*conv_columns)(const ConvTerm<T>& term, int64_t height, int row, int64_t begin, int64_t end);
-  int slack;  // lines and pixels that the convolution may read past its padding
+                  T* belief);
+  // Convolves `count` scalars of every line, from `begin` on, down the columns.
+  void (*conv_columns)(const ConvTerm<T>& term, int64_t height, int64_t begin, int64_t count,
+                       T* scratch);
+  int64_t (*columns_scratch)(const ConvTerm<T>& term, int64_t height, int64_t count);
+  int slack;  // pixels that the convolution may read past its padding
 };
 
-#define SEGFAST_DECLARE_KERNELS(isa)                          \
-  namespace isa {                                             \
-  extern const LatticeKernels<float> lattice_kernels_f32;     \
-  extern const LatticeKernels<double> lattice_kernels_f64;    \
-  extern const MeanFieldKernels<float> mean_field_kernels_f32; \
+#define SEGFAST_DECLARE_KERNELS(isa)                            \
+  namespace isa {                                               \
+  extern const LatticeKernels<float> lattice_kernels_f32;       \
+  extern const LatticeKernels<double> lattice_kernels_f64;      \
+  extern const MeanFieldKernels<float> mean_field_kernels_f32;  \
   extern const MeanFieldKernels<double> mean_field_kernels_f64; \
   }
 SEGFAST_DECLARE_KERNELS(baseline)

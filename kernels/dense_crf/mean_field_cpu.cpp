@@ -1,4 +1,5 @@
-// One mean-field update, fused: slice, convolve, mix, softmax and splat while the pixels are cached.
+// One mean-field update, fused: slice, convolve, mix, softmax and splat while the pixels are
+// cached.
 //   scores = logits + sum_m M_m K~_m Q;   Q = softmax(scores)
 #include "dense_crf.h"
 #include "simd.h"
@@ -8,7 +9,7 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-// Scratch rows hold all labels of one pixel, padded to whole vectors so that they transpose.
+// Labels of a pixel, padded to whole vectors so that they transpose.
 template <typename T>
 SEGFAST_INLINE int64_t padded(int labels) {
   constexpr int W = kLanes<T>;
@@ -17,22 +18,29 @@ SEGFAST_INLINE int64_t padded(int labels) {
 
 template <typename T>
 struct Scratch {
-  int64_t row;  // padded labels
-  T* message;   // [kChunk, row] sum of the mixed messages
-  T* single;    // [kChunk, row] one message, before its mixing
-  T* belief;    // [kChunk, row]
-  T* tile;      // [row, W] one vector of pixels, label by label
+  int64_t pitch;  // padded labels
+  T* message;     // [width, row] sum of the mixed messages of one line
+  T* single;      // [width, row] one message, before its mixing
+  T* belief;      // [kChunk, pitch]
+  T* tile;        // [pitch, W] one vector of pixels, label by label
 };
 
 template <typename T>
-int64_t scratch_scalars(int labels) {
-  return padded<T>(labels) * (3 * kChunk + kLanes<T>) + kVectorBytes;
+int64_t line_scalars(const MeanField<T>& m) {
+  constexpr int64_t W = kLanes<T>;
+  return (m.width * m.row + padded<T>(m.labels) * (W + 1)) / W * W;  // decide reads whole tiles
 }
 
 template <typename T>
-Scratch<T> carve(T* memory, int labels) {
-  const int64_t row = padded<T>(labels), block = row * kChunk;
-  return {row, memory, memory + block, memory + 2 * block, memory + 3 * block};
+int64_t update_scratch(const MeanField<T>& m) {
+  return 2 * line_scalars(m) + padded<T>(m.labels) * (kChunk + kLanes<T>);
+}
+
+template <typename T>
+Scratch<T> carve(const MeanField<T>& m, T* memory) {
+  const int64_t pitch = padded<T>(m.labels), line = line_scalars(m);
+  T* belief = memory + 2 * line;
+  return {pitch, memory, memory + line, belief, belief + kChunk * pitch};
 }
 
 template <typename T>
@@ -40,18 +48,18 @@ SEGFAST_INLINE void clear(T* x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] = 0;
 }
 
-template <int kForWriting, typename T>
+template <typename T>
 SEGFAST_INLINE void prefetch(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, kForWriting);
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
 }
 
 // message[p] += M single[p] for a mixing that is no scalar
 template <typename T>
 SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, int labels, int row,
-                        int64_t pitch, int count, T* message) {
-  for (int p = 0; p < count; ++p) {
-    const T* from = single + p * pitch;
-    T* to = message + p * pitch;
+                        int64_t count, T* message) {
+  for (int64_t p = 0; p < count; ++p) {
+    const T* from = single + p * row;
+    T* to = message + p * row;
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
       Vec<T, N> sum = load<N>(to + l);
@@ -67,12 +75,12 @@ SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, int labels, in
 
 // to[p] += sum_k weight_k received[vertex_k]
 template <typename T, int kCorners>
-SEGFAST_INLINE void slice(const LatticeTerm<T>& term, const T* received, int64_t first, int count,
-                          int row, int64_t pitch, T* to) {
+void slice(const LatticeTerm<T>& term, const T* received, int64_t first, int count, int row,
+           T* to) {
   const int corners = kCorners ? kCorners : term.corners;
   const int32_t* vertex = term.vertex + first * corners;
   const T* weight = term.out_weight + first * corners;
-  for (int p = 0; p < count; ++p, vertex += corners, weight += corners, to += pitch) {
+  for (int p = 0; p < count; ++p, vertex += corners, weight += corners, to += row) {
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
       Vec<T, N> sum = load<N>(to + l);
@@ -85,47 +93,46 @@ SEGFAST_INLINE void slice(const LatticeTerm<T>& term, const T* received, int64_t
 }
 
 template <typename T>
-SEGFAST_INLINE void add_lattice_message(const LatticeTerm<T>& term, int band, int64_t first,
-                                        int count, int labels, int row, const Scratch<T>& s) {
+SEGFAST_INLINE void add_lattice_message(const MeanField<T>& m, const LatticeTerm<T>& term, int band,
+                                        int64_t first, int count, T* single, T* message) {
   const bool direct = term.mixing.kind == MixingKind::scalar;
-  T* to = direct ? s.message : s.single;
-  if (!direct) clear(to, count * s.row);
+  T* to = direct ? message : single;
+  if (!direct) clear(to, count * m.row);
   const auto run = term.corners == 6   ? &slice<T, 6>
                    : term.corners == 3 ? &slice<T, 3>
                                        : &slice<T, 0>;
-  run(term, term.received + term.local_start[band] * row, first, count, row, s.row, to);
-  if (!direct) mix(term.mixing, s.single, labels, row, s.row, count, s.message);
+  run(term, term.received + term.local_start[band] * m.row, first, count, m.row, to);
+  if (!direct) mix(term.mixing, single, m.labels, m.row, count, message);
 }
 
-// Along the row, on what conv_columns left; overwrites the message if `first_message`.
+// Along row y, on what conv_columns left; overwrites the message if `first_term`.
 template <typename T>
-SEGFAST_INLINE void add_conv_message(const ConvTerm<T>& term, int64_t y, int64_t x, int count,
-                                     int labels, int row, const Scratch<T>& s,
-                                     bool first_message) {
+void add_conv_message(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y, bool first_term,
+                      const Scratch<T>& s) {
   const bool direct = term.mixing.kind == MixingKind::scalar;
-  const bool add = direct && !first_message;
+  const bool add = direct && !first_term;
   T* to = direct ? s.message : s.single;
-  const T* in = term.columns + y * term.column_pitch + (term.radius_x + x) * row;
-  for (int p = 0; p < count; p += kWindow) {
-    const int outputs = count - p < kWindow ? count - p : kWindow;
-    prefetch<0>(in + (p + kChunk + term.radius_x) * row, kWindow * row);
+  const T* in = term.lines + y * term.pitch + term.radius_x * m.row;
+  for (int64_t x = 0; x < m.width; x += kWindow) {
+    const int outputs = static_cast<int>(m.width - x < kWindow ? m.width - x : kWindow);
+    prefetch(in + (x + kChunk + term.radius_x) * m.row, kWindow * m.row);
     T scale[kWindow];
     for (int b = 0; b < outputs; ++b) {
-      scale[b] = term.out_y[y] * term.out_x[x + p + b] * term.mixing.scalar;
+      scale[b] = term.out_y[y] * term.out_x[x + b] * term.mixing.scalar;
     }
-    for_each_vector<T>(row, [&](int64_t l, auto width) {
+    for_each_vector<T>(m.row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      symmetric_window<N>(in + p * row + l, row, term.taps_x, term.radius_x, outputs,
+      symmetric_window<N>(in + x * m.row + l, m.row, term.taps_x, term.radius_x, outputs,
                           [&](int b, Vec<T, N> sum) {
-                            T* at = to + (p + b) * s.row + l;
+                            T* at = to + (x + b) * m.row + l;
                             sum *= scale[b];
                             store<N>(at, add ? load<N>(at) + sum : sum);
                           });
     });
   }
   if (direct) return;
-  if (first_message) clear(s.message, count * s.row);
-  mix(term.mixing, s.single, labels, row, s.row, count, s.message);
+  if (first_term) clear(s.message, m.width * m.row);
+  mix(term.mixing, s.single, m.labels, m.row, m.width, s.message);
 }
 
 template <typename T>
@@ -173,11 +180,13 @@ SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int count, cons
     top = maximum(score, top);
   };
   if (m.belief != nullptr) {
-    for (int l = 0; l < m.labels; ++l) tile[l] = load_pixels(m.belief + l * m.pixels + pixel, count);
+    for (int l = 0; l < m.labels; ++l)
+      tile[l] = load_pixels(m.belief + l * m.pixels + pixel, count);
   } else {
     if (m.receive) {
-      for (int64_t l = 0; l < s.row; l += W) {
-        transpose<T, W>([&](int w) { return load<W>(message + w * s.row + l); },
+      for (int64_t l = 0; l < s.pitch; l += W) {
+        // (vectors reach into the next pixel: those lanes are labels that do not exist)
+        transpose<T, W>([&](int w) { return load<W>(message + w * m.row + l); },
                         [&](int i, V score) {
                           if (l + i < m.labels) take(l + i, score);
                         });
@@ -188,16 +197,16 @@ SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int count, cons
     if (!m.send) return;
     inverse = exponentials<T>(tile, top, m.labels);
   }
-  for (int64_t l = 0; l < s.row; l += W) {
+  for (int64_t l = 0; l < s.pitch; l += W) {
     transpose<T, W>([&](int i) { return l + i < m.labels ? tile[l + i] * inverse : V{}; },
-                    [&](int w, V labels) { store<W>(belief + w * s.row + l, labels); });
+                    [&](int w, V labels) { store<W>(belief + w * s.pitch + l, labels); });
   }
 }
 
 // sent[vertex_k] += weight_k belief[p]
 template <typename T, int kCorners>
-SEGFAST_INLINE void splat(const LatticeTerm<T>& term, T* sent, int64_t first, int count, int row,
-                          int64_t pitch, const T* belief) {
+void splat(const LatticeTerm<T>& term, T* sent, int64_t first, int count, int row, int64_t pitch,
+           const T* belief) {
   const int corners = kCorners ? kCorners : term.corners;
   const int32_t* vertex = term.vertex + first * corners;
   const T* weight = term.in_weight + first * corners;
@@ -214,37 +223,61 @@ SEGFAST_INLINE void splat(const LatticeTerm<T>& term, T* sent, int64_t first, in
 }
 
 template <typename T>
-SEGFAST_INLINE void send_to_lattice(const LatticeTerm<T>& term, int band, int64_t first, int count,
-                                    int row, const Scratch<T>& s) {
+SEGFAST_INLINE void send_to_lattice(const MeanField<T>& m, const LatticeTerm<T>& term, int band,
+                                    int64_t first, int count, const Scratch<T>& s) {
   const auto run = term.corners == 6   ? &splat<T, 6>
                    : term.corners == 3 ? &splat<T, 3>
                                        : &splat<T, 0>;
-  run(term, term.sent + term.local_start[band] * row, first, count, row, s.row, s.belief);
+  run(term, term.sent + term.local_start[band] * m.row, first, count, m.row, s.pitch, s.belief);
 }
 
 template <typename T>
-SEGFAST_INLINE T* belief_line(const ConvTerm<T>& term, int64_t y) {
-  return term.belief + (term.radius_y + y) * term.belief_pitch;
-}
-
-template <typename T>
-SEGFAST_INLINE void send_to_conv(const ConvTerm<T>& term, int64_t y, int64_t x, int count, int row,
-                                 const Scratch<T>& s) {
-  T* to = belief_line(term, y) + x * row;
+SEGFAST_INLINE void send_to_conv(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y,
+                                 int64_t x, int count, const Scratch<T>& s) {
+  T* to = term.lines + y * term.pitch + (term.radius_x + x) * m.row;
   for (int p = 0; p < count; ++p) {
     const T scale = term.in_y[y] * term.in_x[x + p];
-    for_each_vector<T>(row, [&](int64_t l, auto width) {
+    for_each_vector<T>(m.row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      store<N>(to + p * row + l, load<N>(s.belief + p * s.row + l) * scale);
+      store<N>(to + p * m.row + l, load<N>(s.belief + p * s.pitch + l) * scale);
     });
+  }
+}
+
+// A line of `width` pixels from `first` on: all its messages arrive before its beliefs leave.
+template <typename T>
+void update_line(const MeanField<T>& m, int band, int64_t first, int64_t width,
+                 const Scratch<T>& s) {
+  constexpr int W = kLanes<T>;
+  const int64_t y = first / m.width;
+  if (m.receive) {
+    if (m.conv_count == 0) clear(s.message, width * m.row);
+    for (int t = 0; t < m.conv_count; ++t) add_conv_message(m, m.conv[t], y, t == 0, s);
+  }
+  for (int64_t x = 0; x < width; x += kChunk) {
+    const int count = static_cast<int>(width - x < kChunk ? width - x : kChunk);
+    T* message = s.message + x * m.row;
+    if (m.receive) {
+      for (int t = 0; t < m.lattice_count; ++t) {
+        add_lattice_message(m, m.lattice[t], band, first + x, count, s.single, message);
+      }
+    }
+    for (int p = 0; p < count; p += W) {
+      decide(m, first + x + p, count - p < W ? count - p : W, message + p * m.row, s,
+             s.belief + p * s.pitch);
+    }
+    if (!m.send) continue;
+    for (int t = 0; t < m.lattice_count; ++t) {
+      send_to_lattice(m, m.lattice[t], band, first + x, count, s);
+    }
+    for (int t = 0; t < m.conv_count; ++t) send_to_conv(m, m.conv[t], y, x, count, s);
   }
 }
 
 template <typename T>
 void update(const MeanField<T>& m, int band, int64_t begin, int64_t end, T* memory) {
-  constexpr int W = kLanes<T>;
-  const Scratch<T> s = carve(memory, m.labels);
-  clear(s.message, 3 * kChunk * s.row);  // padding labels stay zero from here on
+  const Scratch<T> s = carve(m, memory);
+  clear(memory, update_scratch(m));  // the padding stays zero from here on
   if (m.send) {
     for (int t = 0; t < m.lattice_count; ++t) {
       const LatticeTerm<T>& term = m.lattice[t];
@@ -252,74 +285,61 @@ void update(const MeanField<T>& m, int band, int64_t begin, int64_t end, T* memo
             (term.local_start[band + 1] - term.local_start[band]) * m.row);
     }
   }
-  for (int64_t first = begin; first < end;) {
-    const int64_t y = first / m.width, x = first - y * m.width;
-    int64_t room = end - first < m.width - x ? end - first : m.width - x;
-    const int count = static_cast<int>(room < kChunk ? room : kChunk);
-    if (m.send) {
-      for (int t = 0; t < m.conv_count; ++t) {
-        prefetch<1>(belief_line(m.conv[t], y) + x * m.row, count * m.row);
-      }
-    }
-    if (m.receive) {
-      if (m.conv_count == 0) clear(s.message, count * s.row);
-      for (int t = 0; t < m.conv_count; ++t) {
-        add_conv_message(m.conv[t], y, x, count, m.labels, m.row, s, t == 0);
-      }
-      for (int t = 0; t < m.lattice_count; ++t) {
-        add_lattice_message(m.lattice[t], band, first, count, m.labels, m.row, s);
-      }
-    }
-    for (int p = 0; p < count; p += W) {
-      decide(m, first + p, count - p < W ? count - p : W, s.message + p * s.row, s,
-             s.belief + p * s.row);
-    }
-    if (m.send) {
-      for (int t = 0; t < m.lattice_count; ++t) {
-        send_to_lattice(m.lattice[t], band, first, count, m.row, s);
-      }
-      for (int t = 0; t < m.conv_count; ++t) send_to_conv(m.conv[t], y, x, count, m.row, s);
-    }
-    first += count;
+  for (int64_t first = begin; first < end; first += m.width) {
+    update_line(m, band, first, end - first < m.width ? end - first : m.width, s);
   }
 }
 
 template <typename T>
 void softmax_pixels(const T* scores, int labels, int64_t pixels, int64_t begin, int64_t end,
-                    T* scratch, T* belief) {
+                    T* belief) {
   constexpr int W = kLanes<T>;
-  Vec<T, W>* tile = reinterpret_cast<Vec<T, W>*>(scratch);
+  using V = Vec<T, W>;
   for (int64_t at = begin; at < end; at += W) {
     const int count = static_cast<int>(end - at < W ? end - at : W);
-    Vec<T, W> top = broadcast<T, W>(-__builtin_inf());
+    V top = broadcast<T, W>(-__builtin_inf()), sum{};
+    for (int l = 0; l < labels; ++l)
+      top = maximum(load_pixels(scores + l * pixels + at, count), top);
     for (int l = 0; l < labels; ++l) {
-      tile[l] = load_pixels(scores + l * pixels + at, count);
-      top = maximum(tile[l], top);
+      const V e = exp_nonpositive<W>(load_pixels(scores + l * pixels + at, count) - top);
+      store_pixels(belief + l * pixels + at, e, count);
+      sum += e;
     }
-    const Vec<T, W> inverse = exponentials<T>(tile, top, labels);
+    const V inverse = T(1) / sum;
     for (int l = 0; l < labels; ++l) {
-      store_pixels(belief + l * pixels + at, tile[l] * inverse, count);
+      T* q = belief + l * pixels + at;
+      store_pixels(q, load_pixels(q, count) * inverse, count);
     }
   }
 }
 
 template <typename T>
-void conv_columns(const ConvTerm<T>& term, int64_t height, int row, int64_t begin, int64_t end) {
-  const T* in = term.belief + term.radius_y * term.belief_pitch;
-  T* out = term.columns + term.radius_x * row;
+int64_t columns_scratch(const ConvTerm<T>& term, int64_t height, int64_t count) {
+  return (height + 2 * term.radius_y + kWindow) * count;
+}
+
+// A strip of all lines is copied between zeros, then convolved back into its place.
+template <typename T>
+void conv_columns(const ConvTerm<T>& term, int64_t height, int64_t begin, int64_t count,
+                  T* scratch) {
+  T* strip = scratch + term.radius_y * count;  // [height, count]
+  clear(scratch, term.radius_y * count);
+  clear(strip + height * count, (term.radius_y + kWindow) * count);
+  for (int64_t y = 0; y < height; ++y) {
+    const T* in = term.lines + y * term.pitch + begin;
+    for_each_vector<T>(count, [&](int64_t i, auto width) {
+      constexpr int N = decltype(width)::value;
+      __builtin_prefetch(in + 8 * term.pitch + i);
+      store<N>(strip + y * count + i, load<N>(in + i));
+    });
+  }
   for (int64_t y = 0; y < height; y += kWindow) {
     const int outputs = static_cast<int>(height - y < kWindow ? height - y : kWindow);
-    const T* next = in + (y + kWindow + term.radius_y) * term.belief_pitch + begin;
-    for_each_vector<T>(end - begin, [&](int64_t i, auto width) {
-      for (int b = 0; b < kWindow; ++b) {
-        __builtin_prefetch(next + b * term.belief_pitch + i);
-        __builtin_prefetch(out + (y + kWindow + b) * term.column_pitch + begin + i, 1);
-      }
+    T* out = term.lines + y * term.pitch + begin;
+    for_each_vector<T>(count, [&](int64_t i, auto width) {
       constexpr int N = decltype(width)::value;
-      symmetric_window<N>(in + y * term.belief_pitch + begin + i, term.belief_pitch, term.taps_y,
-                          term.radius_y, outputs, [&](int b, Vec<T, N> sum) {
-                            store<N>(out + (y + b) * term.column_pitch + begin + i, sum);
-                          });
+      symmetric_window<N>(strip + y * count + i, count, term.taps_y, term.radius_y, outputs,
+                          [&](int b, Vec<T, N> sum) { store<N>(out + b * term.pitch + i, sum); });
     });
   }
 }
@@ -327,9 +347,11 @@ void conv_columns(const ConvTerm<T>& term, int64_t height, int row, int64_t begi
 }  // namespace
 
 extern const MeanFieldKernels<float> mean_field_kernels_f32 = {
-    update<float>, scratch_scalars<float>, softmax_pixels<float>, conv_columns<float>, kWindow};
+    update<float>,       update_scratch<float>,  softmax_pixels<float>,
+    conv_columns<float>, columns_scratch<float>, kWindow};
 extern const MeanFieldKernels<double> mean_field_kernels_f64 = {
-    update<double>, scratch_scalars<double>, softmax_pixels<double>, conv_columns<double>, kWindow};
+    update<double>,       update_scratch<double>,  softmax_pixels<double>,
+    conv_columns<double>, columns_scratch<double>, kWindow};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

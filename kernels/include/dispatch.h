@@ -1,4 +1,5 @@
-// Which compiled copy of a kernel runs: the widest instruction set that this machine has, or a forced one.
+// Which compiled copy of a kernel runs: the widest instruction set that this machine has, or a
+// forced one.
 #pragma once
 
 namespace segfast {

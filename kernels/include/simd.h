@@ -1,9 +1,9 @@
 // Short vectors of the instruction set this file is compiled for (GCC and Clang vector extensions).
 //
-// A kernel source is compiled once per instruction set with -DSEGFAST_ISA=<name>; everything lands in
-// namespace segfast::<name>. Nothing here may become a weak symbol: the linker would be free to pick
-// the AVX-512 copy of an inline function for every caller. Hence templates and inline functions live
-// in an anonymous namespace and no standard-library function is instantiated.
+// A kernel source is compiled once per instruction set with -DSEGFAST_ISA=<name>; everything lands
+// in namespace segfast::<name>. Nothing here may become a weak symbol: the linker would be free to
+// pick the AVX-512 copy of an inline function for every caller. Hence templates and inline
+// functions live in an anonymous namespace and no standard-library function is instantiated.
 #pragma once
 
 #include <cstdint>
@@ -128,9 +128,18 @@ SEGFAST_INLINE Vec<double, N> exp_nonpositive(Vec<double, N> x) {
   const Vec<double, N> n = shifted - kRound;
   const Vec<double, N> r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
   Vec<double, N> p = broadcast<double, N>(1.0 / 6227020800.0);
-  constexpr double kInverseFactorial[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                                          1.0 / 40320,     1.0 / 5040,     1.0 / 720,     1.0 / 120,
-                                          1.0 / 24,        1.0 / 6,        0.5,           1.0,
+  constexpr double kInverseFactorial[] = {1.0 / 479001600,
+                                          1.0 / 39916800,
+                                          1.0 / 3628800,
+                                          1.0 / 362880,
+                                          1.0 / 40320,
+                                          1.0 / 5040,
+                                          1.0 / 720,
+                                          1.0 / 120,
+                                          1.0 / 24,
+                                          1.0 / 6,
+                                          0.5,
+                                          1.0,
                                           1.0};
   for (double c : kInverseFactorial) p = p * r + c;
   const I exponent = (((I)shifted - (I)broadcast<double, N>(kRound)) + 1023) << 52;
