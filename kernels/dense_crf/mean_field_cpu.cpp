@@ -81,12 +81,12 @@ void slice(const LatticeTerm<T>& term, const T* received, int64_t first, int cou
   const int32_t* vertex = term.vertex + first * corners;
   const T* weight = term.out_weight + first * corners;
   for (int p = 0; p < count; ++p, vertex += corners, weight += corners, to += row) {
+    const T* from[kCorners ? kCorners : kMaxFeatures + 1];
+    for (int k = 0; k < corners; ++k) from[k] = received + int64_t{vertex[k]} * row;
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
       Vec<T, N> sum = load<N>(to + l);
-      for (int k = 0; k < corners; ++k) {
-        sum += load<N>(received + int64_t{vertex[k]} * row + l) * weight[k];
-      }
+      for (int k = 0; k < corners; ++k) sum += load<N>(from[k] + l) * weight[k];
       store<N>(to + l, sum);
     });
   }
@@ -211,13 +211,12 @@ void splat(const LatticeTerm<T>& term, T* sent, int64_t first, int count, int ro
   const int32_t* vertex = term.vertex + first * corners;
   const T* weight = term.in_weight + first * corners;
   for (int p = 0; p < count; ++p, vertex += corners, weight += corners, belief += pitch) {
+    T* at[kCorners ? kCorners : kMaxFeatures + 1];
+    for (int k = 0; k < corners; ++k) at[k] = sent + int64_t{vertex[k]} * row;
     for_each_vector<T>(row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
       const Vec<T, N> q = load<N>(belief + l);
-      for (int k = 0; k < corners; ++k) {
-        T* at = sent + int64_t{vertex[k]} * row + l;
-        store<N>(at, load<N>(at) + q * weight[k]);
-      }
+      for (int k = 0; k < corners; ++k) store<N>(at[k] + l, load<N>(at[k] + l) + q * weight[k]);
     });
   }
 }

@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators: a message names the argument, the contract, what came."""
+"""Argument checks shared by the operators: messages name the argument, the contract, what came."""
 
 from __future__ import annotations
 

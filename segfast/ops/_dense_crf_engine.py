@@ -9,13 +9,14 @@ kernels serve where they are there, kernels/dense_crf/reference.py elsewhere.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from segfast._native import native
+from segfast._native import native, why_not_native
 from segfast.kernels.dense_crf import reference
 
 StepCallback = Callable[[Tensor], None]
@@ -67,7 +68,7 @@ def mix(mixing: Tensor, message: Tensor) -> Tensor:
 
 
 def feature_range(features: Tensor) -> Tensor:
-    """Lowest and highest of each feature [F, N] -> [2, F] float64; not finite if any value is not."""
+    """Lowest and highest of each feature [F, N] -> [2, F] float64; not finite if a value is not."""
     if native() is None:
         return torch.stack(torch.aminmax(features, dim=1)).double()
     return torch.ops.segfast._feature_range(features.contiguous())
@@ -169,9 +170,57 @@ class _NativeTerms:
         norm = plain.mean_field(torch.zeros_like(ones), ones, 1).squeeze(0)  # [N]
         before, after = in_out_scales(norm, normalization)
         if normalization == "symmetric":
+            assert before is not None
             return [*lattice, *[weight * before[:, None]] * 2]
         scales = (weight if s is None else weight * s[:, None] for s in (before, after))
         return [*lattice, *scales]
+
+
+def reference_kernel(
+    term: PairwiseTerm, like: Tensor, shape: tuple[int, int] | None
+) -> Callable[[Tensor], Tensor]:
+    """K~ of a term in plain PyTorch, [L, N] -> [L, N]."""
+    if term.method == "conv":
+        assert shape is not None
+        assert term.sigma is not None
+        kernel = reference.separable_kernel(like, shape, term.sigma)
+    else:
+        assert term.features is not None
+        exact = term.method == "exact"
+        kernel = (
+            reference.exact_kernel(term.features)
+            if exact
+            else reference.Lattice(term.features).filter
+        )
+    return reference.normalized(kernel, like, term.normalization)
+
+
+# Measured on one core, in seconds per pixel and label (lattice) or per pair of pixels (exact).
+SECONDS = {
+    ("reference", "lattice"): 8e-8,
+    ("reference", "exact"): 2e-8,
+    ("native", "lattice"): 5e-9,
+    ("native", "exact"): 4e-10,
+}
+
+
+def warn_if_slow(logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int) -> None:
+    """Says so, with the remedy, before a job that will take more than a minute."""
+    kind = "reference" if native() is None else "native"
+    labels, pixels = logits.shape
+    exact = any(term.method == "exact" for term in terms)
+    work = pixels * (pixels if exact else labels)
+    seconds = SECONDS[kind, "exact" if exact else "lattice"] * work * iterations
+    if seconds < 60:
+        return
+    remedies = [f"compiled kernels are missing: {why_not_native()}"] if native() is None else []
+    if exact:
+        remedies.append('method="lattice" takes time in proportion to the pixels')
+    warnings.warn(
+        f"dense CRF of {pixels} pixels, {labels} labels, {iterations} iterations: about "
+        f"{seconds / 60:.0f} minutes. {'; '.join(remedies) or 'Use a smaller image'}.",
+        stacklevel=2,
+    )
 
 
 class Engine:
@@ -193,49 +242,46 @@ class Engine:
     ) -> None:
         self.logits = logits.contiguous()
         self.terms = terms
-        self.shape = shape
-        self.tolerance = tolerance
-        self.empty = self.logits.numel() == 0
+        # Terms that one native call fuses, and terms whose messages are added to them.
+        self.fused: _NativeTerms | None = None
+        self.separate: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
         # A NaN or infinite position has a NaN or no distance to everything: so has the message.
-        self.poisoned = False
-        for term in () if self.empty else terms:
+        self.undefined = self.logits.numel() == 0 or not self._positions_are_finite()
+        if self.undefined:
+            return
+        if native() is not None:
+            self.fused = _NativeTerms(self.logits, shape)
+        for term in terms:
+            if self.fused is not None and term.method != "exact":
+                self.fused.add(term)
+                continue
+            if self.fused is not None and term.features is not None:
+                kernel: Callable[[Tensor], Tensor] = _ExactKernel(
+                    term.features, term.normalization, tolerance
+                )
+            else:
+                kernel = reference_kernel(term, self.logits, shape)
+            self.separate.append((term.mixing.to(logits.dtype), kernel))
+
+    def _positions_are_finite(self) -> bool:
+        for term in self.terms:
             if term.method == "lattice" and term.features is not None:
                 span = feature_range(term.features)
-                self.poisoned |= not bool(span.isfinite().all())
-                if not self.poisoned:
-                    require_reach(span, term.features.dtype)
-        self.native = native() is not None and not self.empty and not self.poisoned
-        if self.native:
-            self.group = self._native_terms([t for t in terms if t.method != "exact"])
-            self.exact = [
-                (t.mixing.to(logits.dtype), _ExactKernel(t.features, t.normalization, tolerance))
-                for t in terms
-                if t.method == "exact" and t.features is not None
-            ]
-
-    def _native_terms(self, terms: Sequence[PairwiseTerm]) -> _NativeTerms:
-        group = _NativeTerms(self.logits, self.shape)
-        for term in terms:
-            group.add(term)
-        return group
-
-    def messages(self, belief: Tensor) -> list[Tensor]:
-        """Per term mixing_m (K~_m belief), each [L, N]."""
-        return [
-            Engine(torch.zeros_like(self.logits), [term], self.shape, self.tolerance).step(belief)
-            for term in self.terms
-        ]
+                if not span.isfinite().all():
+                    return False
+                require_reach(span, term.features.dtype)
+        return True
 
     def step(self, belief: Tensor) -> Tensor:
         """logits + sum of the messages sent by ``belief`` [L, N] -> scores [L, N]."""
-        if self.empty or self.poisoned:
+        if self.undefined:
             return torch.full_like(self.logits, math.nan)
-        if not self.native:
-            messages = [mix(t.mixing, self._reference(t, belief)) for t in self.terms]
-            return sum(messages, self.logits)
         belief = belief.contiguous()
-        scores = self.group.mean_field(self.logits, belief, 1)
-        for mixing, kernel in self.exact:
+        if self.fused is None:
+            scores = self.logits.clone()
+        else:
+            scores = self.fused.mean_field(self.logits, belief, 1)
+        for mixing, kernel in self.separate:
             scores += mix(mixing, kernel(belief))
         return scores
 
@@ -247,8 +293,9 @@ class Engine:
 
     def run(self, iterations: int, on_step: StepCallback | None = None) -> Tensor:
         """Mean field from softmax(logits); ``on_step(scores)`` after each iteration."""
-        if self.native and not self.exact and on_step is None:
-            return self.group.mean_field(self.logits, None, iterations)
+        warn_if_slow(self.logits, self.terms, iterations)
+        if self.fused is not None and not self.separate and on_step is None:
+            return self.fused.mean_field(self.logits, None, iterations)
         scores = self.logits
         for _ in range(iterations):
             scores = self.step(self.belief(scores))
@@ -256,23 +303,11 @@ class Engine:
                 on_step(scores)
         return scores
 
-    def _reference(self, term: PairwiseTerm, values: Tensor) -> Tensor:
-        if term.method == "conv":
-            assert self.shape is not None
-            assert term.sigma is not None
-            planes = values.reshape(-1, *self.shape)  # [L, H, W]
-            y = reference.spatial_filter(planes, term.sigma, term.normalization)
-            return y.reshape_as(values)
-        assert term.features is not None
-        filter_ = (
-            reference.lattice_filter if term.method == "lattice" else reference.gaussian_filter
-        )
-        return filter_(values, term.features, term.normalization)
-
 
 def filter_features(
     values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float
 ) -> Tensor:
     """K~ values for values [C, N] and features [F, N] -> [C, N]."""
     term = PairwiseTerm(features, torch.ones((), dtype=values.dtype), normalization, method)
+    warn_if_slow(values, [term], 1)
     return Engine(torch.zeros_like(values), [term], None, tolerance).step(values)

@@ -25,7 +25,7 @@ NORMALIZATIONS = ("none", "before", "after", "symmetric")
 METHODS = ("lattice", "exact", "auto")
 SPATIAL = ("conv", "lattice")
 MAX_FEATURES = 32
-# "auto" sums every pair up to this many pixels (128 x 128): there it costs about what the lattice does.
+# "auto" sums every pair up to this many pixels: small enough for it to stay cheap.
 AUTO_EXACT_PIXELS = 128 * 128
 UINT8_COLOR_SIGMA = 13.0
 
@@ -127,8 +127,8 @@ def mean_field(
         bilateral_sigma: sigma_alpha in pixels, one number or (y, x).
         color_sigma: sigma_beta in image units, one number or one per channel. None means 13 for
             uint8 images; it must be given for every other dtype.
-        compatibility: mu [L, L], the penalty, used as given; None = Potts (minus the identity, equal
-            to 1 - I up to a constant per pixel).
+        compatibility: mu [L, L], the penalty, used as given; None = Potts (minus the identity,
+            equal to 1 - I up to a constant per pixel).
         iterations: number of parallel updates; 0 returns the logits.
         normalization: of each kernel, see :func:`gaussian_filter`. "symmetric" is pydensecrf's
             default, "after" DeepLab's and CRF-RNN's.
@@ -287,7 +287,8 @@ def _checked_weight(name: str, weight: Weight, labels: int, logits: Tensor) -> T
             )
         if tuple(weight.shape) not in ((), (labels,), (labels, labels)):
             raise ValueError(
-                f"{name} must be a number, [L] = [{labels}] or [L, L], got {_check.describe(weight)}"
+                f"{name} must be a number, [L] = [{labels}] or [L, L], "
+                f"got {_check.describe(weight)}"
             )
         _require_same_device(name, weight, "logits", logits)
         return weight
