@@ -23,6 +23,7 @@ help: ## this list (the default)
 demo: build ## install, build, refine a labelling of a photograph: demo-output/demo.png
 	@echo "==> segfast demo"
 	@$(RUN) -m segfast demo
+	@echo "         (segfast is $(VENV)/bin/segfast here)"
 
 test: lint types peer ## install, build, pass every check and test (PYTEST_ARGS="-k lattice")
 	@echo "==> tests"
@@ -64,7 +65,7 @@ clean: ## remove the environment and all that was built
 $(VENV)/created:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "segfast needs Python >= 3.10; '$(PYTHON)' is" \
-	    "$$("$(PYTHON)" --version 2>&1): make PYTHON=/path/to/python3" >&2; exit 1; }
+	    "$$("$(PYTHON)" --version 2>&1 | head -n 1): make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "==> virtual environment in $(VENV): $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv $(VENV)
 	@touch $@
@@ -86,10 +87,13 @@ $(VENV)/built: $(VENV)/user $(CODE)
 	@$(RUN) setup.py --quiet build_ext --inplace
 	@if ls segfast/_C.* >/dev/null 2>&1; then touch $@; fi
 
-# Optional: it is compiled here from its sources, which newer Pythons refuse.
+# Optional: it comes as sources, which are compiled here and do not suit newer Pythons.
 $(VENV)/peer: $(VENV)/user
-	@echo "==> trying to install pydensecrf (optional; a minute)"
-	@$(RUN) -c 'import sys; sys.exit(sys.version_info > (3, 13))' \
-	  && $(PIP) install --quiet --constraint constraints.txt pydensecrf2 >$(VENV)/peer.log 2>&1 \
-	  || echo "    not to be had (needs Python <= 3.12, see $(VENV)/peer.log): not compared with"
+	@echo "==> trying to install pydensecrf (optional, to compare with; a minute)"
+	@if ! $(RUN) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+	  echo "    goes without: its sources do not compile for Python 3.13 and newer"; \
+	elif ! $(PIP) install --quiet --constraint constraints.txt pydensecrf2 \
+	    >$(VENV)/peer.log 2>&1; then \
+	  echo "    goes without: it could not be installed, see $(VENV)/peer.log"; \
+	fi
 	@touch $@
