@@ -41,7 +41,15 @@ def commands(program: str) -> list[list[str]]:
 
 def test_every_line_is_known() -> None:
     programs = {words[0] for words in COMMANDS}
-    assert programs == {"make", "pip", "segfast", ".venv/bin/pre-commit"}
+    assert programs == {"make", "pip", "segfast", "python", ".venv/bin/pre-commit"}
+
+
+def test_modules_that_are_run_exist() -> None:
+    """segfast.benchmarks is benchmarks/ in a checkout, installed or not."""
+    modules = [words[1] for words in commands("python") if words[0] == "-m"]
+    assert len(modules) == len(commands("python")) > 0
+    paths = [name.removeprefix("segfast.").replace(".", "/") + ".py" for name in modules]
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
 
 
 @pytest.fixture
