@@ -114,51 +114,42 @@ SEGFAST_INLINE KeySteps key_steps(const KeyLayout& layout) {
 
 // The K vertices of a simplex, remainder 0 to d, and the barycentric weights:
 // vertex k + 1 is vertex k plus 1 everywhere, less d + 1 on the axis of rank d - k.
-template <typename T>
+template <typename T, int kDims, int kWords>  // 0: as many as the layout says
 SEGFAST_INLINE void embed_pixel(const Simplices<T>& simplices, int lane, const KeyLayout& layout,
-                                const KeySteps& steps, int words, VertexTable* table,
-                                uint64_t* last_keys, int32_t* last_vertex, int32_t* vertex,
+                                const KeySteps& steps, VertexTable* table, int32_t* vertex,
                                 T* weight) {
-  const int d = layout.dims;
-  int axis[kMaxFeatures + 2];
-  T offset[kMaxFeatures + 2];
-  uint64_t key[kMaxWords] = {};
+  const int d = kDims ? kDims : layout.dims, words = kWords ? kWords : layout.words;
+  int axis[kMaxFeatures + 1];
+  T offset[kMaxFeatures + 1];
+  uint64_t key[(kMaxFeatures + 1) * (kWords ? kWords : kMaxWords)];
   for (int i = 0; i <= d; ++i) {
     const int rank = static_cast<int>(simplices.rank[i][lane]);
     axis[rank] = i;
     offset[rank] = simplices.offset[i][lane];
   }
+  for (int w = 0; w < words; ++w) key[w] = 0;
   for (int i = 0; i < d; ++i) {
-    key[layout.word[i]] += static_cast<uint64_t>(simplices.rem0[i][lane] - layout.origin[i])
-                           << layout.shift[i];
+    key[kWords == 1 ? 0 : layout.word[i]] +=
+        static_cast<uint64_t>(simplices.rem0[i][lane] - layout.origin[i]) << layout.shift[i];
+  }
+  for (int k = 0; k < d; ++k) {
+    uint64_t* next = key + (k + 1) * words;
+    for (int w = 0; w < words; ++w) next[w] = key[k * words + w] + steps.ones[w];
+    const int a = axis[d - k];
+    next[kWords == 1 ? 0 : steps.word[a]] -= steps.wrap[a];
   }
   weight[0] = 1 + offset[d] - offset[0];
   for (int k = 1; k <= d; ++k) weight[k] = offset[d - k] - offset[d - k + 1];
-  for (int k = 0; k <= d; ++k) {
-    // Neighbouring pixels mostly share vertices: look there before probing the table.
-    if (last_vertex[k] < 0 || !same_key(last_keys + k * words, key, words)) {
-      last_vertex[k] = find_or_insert(table, key, words);
-      for (int w = 0; w < words; ++w) last_keys[k * words + w] = key[w];
-    }
-    vertex[k] = last_vertex[k];
-    if (k == d) break;
-    for (int w = 0; w < words; ++w) key[w] += steps.ones[w];
-    const int a = axis[d - k];
-    key[steps.word[a]] -= steps.wrap[a];
-  }
+  for (int k = 0; k <= d; ++k) vertex[k] = find_or_insert(table, key + k * words, words);
 }
 
-template <typename T, int kWords>  // kWords 0: as many as the layout says
-int64_t embed_words(const T* features, int64_t pixels, int64_t begin, int64_t end,
+template <typename T, int kDims, int kWords>
+int64_t embed_range(const T* features, int64_t pixels, int64_t begin, int64_t end,
                     const KeyLayout& layout, VertexTable* table, int32_t* vertex, T* weight) {
-  const int d = layout.dims, words = kWords ? kWords : layout.words;
+  const int d = layout.dims;
   const KeySteps steps = key_steps(layout);
   T scale[kMaxFeatures];
   for (int i = 0; i < d; ++i) scale[i] = lattice_scale<T>(d, i);
-  uint64_t last_keys[(kMaxFeatures + 1) * (kWords ? kWords : kMaxWords)];
-  int32_t last_vertex[kMaxFeatures + 1];
-  for (int k = 0; k <= d; ++k) last_vertex[k] = -1;
-
   Simplices<T> simplices;
   for (int64_t first = begin; first < end; first += kLanes<T>) {
     const int count = static_cast<int>(end - first < kLanes<T> ? end - first : kLanes<T>);
@@ -166,8 +157,8 @@ int64_t embed_words(const T* features, int64_t pixels, int64_t begin, int64_t en
     enclose(features, pixels, first, d, scale, &simplices);
     for (int lane = 0; lane < count; ++lane) {
       const int64_t at = (first + lane) * (d + 1);
-      embed_pixel(simplices, lane, layout, steps, words, table, last_keys, last_vertex, vertex + at,
-                  weight + at);
+      embed_pixel<T, kDims, kWords>(simplices, lane, layout, steps, table, vertex + at,
+                                    weight + at);
     }
   }
   return end;
@@ -176,7 +167,11 @@ int64_t embed_words(const T* features, int64_t pixels, int64_t begin, int64_t en
 template <typename T>
 int64_t embed(const T* features, int64_t pixels, int64_t begin, int64_t end,
               const KeyLayout& layout, VertexTable* table, int32_t* vertex, T* weight) {
-  const auto run = layout.words == 1 ? &embed_words<T, 1> : &embed_words<T, 0>;
+  const bool one_word = layout.words == 1;
+  const auto run = one_word && layout.dims == 5   ? &embed_range<T, 5, 1>
+                   : one_word && layout.dims == 2 ? &embed_range<T, 2, 1>
+                   : one_word                     ? &embed_range<T, 0, 1>
+                                                  : &embed_range<T, 0, 0>;
   return run(features, pixels, begin, end, layout, table, vertex, weight);
 }
 

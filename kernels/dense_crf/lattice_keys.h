@@ -34,6 +34,7 @@ SEGFAST_INLINE int64_t find_slot(const VertexTable& table, const uint64_t* key, 
   return slot;
 }
 
+// The number of the key, which is inserted if new; the table must have room.
 SEGFAST_INLINE int32_t find_or_insert(VertexTable* table, const uint64_t* key, int words) {
   const int64_t slot = find_slot(*table, key, words);
   if (table->slots[slot] < 0) {

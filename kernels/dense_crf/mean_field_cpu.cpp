@@ -328,7 +328,7 @@ void conv_columns(const ConvTerm<T>& term, int64_t height, int64_t begin, int64_
     const T* in = term.lines + y * term.pitch + begin;
     for_each_vector<T>(count, [&](int64_t i, auto width) {
       constexpr int N = decltype(width)::value;
-      __builtin_prefetch(in + 8 * term.pitch + i);
+      __builtin_prefetch(in + 24 * term.pitch + i);
       store<N>(strip + y * count + i, load<N>(in + i));
     });
   }
