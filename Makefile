@@ -25,7 +25,7 @@ demo: build ## install, build, refine a labelling of a photograph: demo-output/d
 	@$(RUN) -m segfast demo
 	@echo "         (segfast is $(VENV)/bin/segfast here)"
 
-test: lint types peer ## install, build, pass every check and test (PYTEST_ARGS="-k lattice")
+test: lint types build peer ## install, build, pass every check and test (PYTEST_ARGS="-k lattice")
 	@echo "==> tests"
 	@$(RUN) -m pytest $(PYTEST_ARGS)
 

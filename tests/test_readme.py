@@ -6,6 +6,7 @@ Python blocks are run by test_documentation.py.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import segfast
+from segfast import _native
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -178,6 +180,13 @@ def test_everything_the_package_may_ask_for_is_pinned_within_its_bounds() -> Non
         (pin,) = pins()[requirement.name.lower()].specifier
         assert pin.operator == "=="
         assert requirement.specifier.contains(pin.version), requirement
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
+@pytest.mark.skipif("SEGFAST_NATIVE" in os.environ, reason="SEGFAST_NATIVE is set")
+def test_kernels_were_compiled() -> None:
+    """Else most tests would skip the kernels and look green."""
+    assert _native.why_not_native() is None
 
 
 @needs_make
