@@ -127,8 +127,8 @@ class Conv {
     for (int i : {3, 5}) check_tensor(t[i], kDtype<T>, size.width, "scale_x");
     STD_TORCH_CHECK(size.pixels == size.width * size.height, "a convolution needs whole lines");
     const int64_t radius_y = t[0].numel() - 1, radius_x = t[1].numel() - 1;
-    const int64_t before = radius_x * size.row, inside = size.width * size.row;
-    const int64_t after = before + mean_field_kernels<T>().slack * size.row;
+    const int64_t before = radius_x * size.labels, inside = size.width * size.labels;
+    const int64_t after = before + mean_field_kernels<T>().slack * size.labels + kVectorScalars;
     const int64_t line = pitch(before + inside + after);
     lines_ = make_buffer<T>(size.height * line);
     for (int64_t y = 0; y < size.height; ++y) {
@@ -152,7 +152,8 @@ class Conv {
   void deliver() {
     constexpr int64_t kCacheScalars = (256 << 10) / sizeof(T), kLeast = 64 / sizeof(T);
     const auto& kernels = mean_field_kernels<T>();
-    const int64_t begin = term_->radius_x * size_.row, scalars = size_.width * size_.row;
+    const int64_t begin = term_->radius_x * size_.labels;
+    const int64_t scalars = (size_.width * size_.labels + kLeast - 1) / kLeast * kLeast;
     const int64_t column = kernels.columns_scratch(*term_, size_.height, 1);
     const int64_t strip = std::clamp(kCacheScalars / column / kLeast * kLeast, kLeast, 16 * kLeast);
     torch::stable::parallel_for(
@@ -166,6 +167,8 @@ class Conv {
   }
 
  private:
+  static constexpr int64_t kVectorScalars = 64 / sizeof(T);  // whole vectors may be written
+
   // An odd number of cache lines: walking down a column must not revisit the same cache sets.
   static int64_t pitch(int64_t scalars) {
     constexpr int64_t kLine = 64 / sizeof(T);

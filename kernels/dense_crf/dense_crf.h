@@ -121,7 +121,7 @@ struct ConvTerm {
   const T *in_y, *in_x;      // [height], [width]: normalisation before the kernel, an outer product
   const T *out_y, *out_x;    // and after it
   int64_t pitch;             // scalars from line to line
-  T* lines;                  // [height, pitch]: radius_x zeros, [width, row], radius_x zeros, slack
+  T* lines;                  // [height, pitch]: zeros, [width, L], zeros (radius_x pixels, slack)
   Mixing<T> mixing;
 };
 

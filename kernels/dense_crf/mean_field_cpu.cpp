@@ -19,28 +19,36 @@ SEGFAST_INLINE int64_t padded(int labels) {
 template <typename T>
 struct Scratch {
   int64_t pitch;  // padded labels
-  T* message;     // [width, row] sum of the mixed messages of one line
-  T* single;      // [width, row] one message, before its mixing
+  int64_t depth;  // chunks whose messages are held at once
+  T* messages;    // [depth, kChunk, pitch] sums of the mixed messages, rows of [row]
+  T* single;      // [kChunk, pitch] one message, before its mixing
   T* belief;      // [kChunk, pitch]
   T* tile;        // [pitch, W] one vector of pixels, label by label
+
+  T* message(int64_t chunk) const { return messages + chunk % depth * kChunk * pitch; }
 };
 
+// The row convolution runs ahead by its radius: what a chunk sends replaces what later ones read.
 template <typename T>
-int64_t line_scalars(const MeanField<T>& m) {
-  constexpr int64_t W = kLanes<T>;
-  return (m.width * m.row + padded<T>(m.labels) * (W + 1)) / W * W;  // decide reads whole tiles
+int64_t chunks_held(const MeanField<T>& m) {
+  int64_t depth = 1;
+  for (int t = 0; t < m.conv_count; ++t) {
+    const int64_t needed = (m.conv[t].radius_x + kChunk - 1) / kChunk + 1;
+    depth = depth < needed ? needed : depth;
+  }
+  return depth;
 }
 
 template <typename T>
 int64_t update_scratch(const MeanField<T>& m) {
-  return 2 * line_scalars(m) + padded<T>(m.labels) * (kChunk + kLanes<T>);
+  return padded<T>(m.labels) * ((chunks_held(m) + 2) * kChunk + 2 * kLanes<T>);
 }
 
 template <typename T>
 Scratch<T> carve(const MeanField<T>& m, T* memory) {
-  const int64_t pitch = padded<T>(m.labels), line = line_scalars(m);
-  T* belief = memory + 2 * line;
-  return {pitch, memory, memory + line, belief, belief + kChunk * pitch};
+  const int64_t pitch = padded<T>(m.labels), block = kChunk * pitch, depth = chunks_held(m);
+  T* single = memory + depth * block;
+  return {pitch, depth, memory, single, single + block, single + 2 * block};
 }
 
 template <typename T>
@@ -107,32 +115,33 @@ SEGFAST_INLINE void add_lattice_message(const MeanField<T>& m, const LatticeTerm
 
 // Along row y, on what conv_columns left; overwrites the message if `first_term`.
 template <typename T>
-void add_conv_message(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y, bool first_term,
-                      const Scratch<T>& s) {
+void add_conv_message(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y, int64_t x,
+                      int count, bool first_term, T* single, T* message) {
   const bool direct = term.mixing.kind == MixingKind::scalar;
   const bool add = direct && !first_term;
-  T* to = direct ? s.message : s.single;
-  const T* in = term.lines + y * term.pitch + term.radius_x * m.row;
-  for (int64_t x = 0; x < m.width; x += kWindow) {
-    const int outputs = static_cast<int>(m.width - x < kWindow ? m.width - x : kWindow);
-    prefetch(in + (x + kChunk + term.radius_x) * m.row, kWindow * m.row);
+  T* to = direct ? message : single;
+  const T* in = term.lines + y * term.pitch + (term.radius_x + x) * m.labels;
+  for (int p = 0; p < count; p += kWindow) {
+    const int outputs = count - p < kWindow ? count - p : kWindow;
+    prefetch(in + (p + kChunk + term.radius_x) * m.labels, kWindow * m.labels);
     T scale[kWindow];
     for (int b = 0; b < outputs; ++b) {
-      scale[b] = term.out_y[y] * term.out_x[x + b] * term.mixing.scalar;
+      scale[b] = term.out_y[y] * term.out_x[x + p + b] * term.mixing.scalar;
     }
+    // (the last vector reaches into the next pixel: those lanes are labels that do not exist)
     for_each_vector<T>(m.row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      symmetric_window<N>(in + x * m.row + l, m.row, term.taps_x, term.radius_x, outputs,
+      symmetric_window<N>(in + p * m.labels + l, m.labels, term.taps_x, term.radius_x, outputs,
                           [&](int b, Vec<T, N> sum) {
-                            T* at = to + (x + b) * m.row + l;
+                            T* at = to + (p + b) * m.row + l;
                             sum *= scale[b];
                             store<N>(at, add ? load<N>(at) + sum : sum);
                           });
     });
   }
   if (direct) return;
-  if (first_term) clear(s.message, m.width * m.row);
-  mix(term.mixing, s.single, m.labels, m.row, m.width, s.message);
+  if (first_term) clear(message, count * m.row);
+  mix(term.mixing, single, m.labels, m.row, count, message);
 }
 
 template <typename T>
@@ -233,29 +242,42 @@ SEGFAST_INLINE void send_to_lattice(const MeanField<T>& m, const LatticeTerm<T>&
 template <typename T>
 SEGFAST_INLINE void send_to_conv(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y,
                                  int64_t x, int count, const Scratch<T>& s) {
-  T* to = term.lines + y * term.pitch + (term.radius_x + x) * m.row;
+  T* to = term.lines + y * term.pitch + (term.radius_x + x) * m.labels;
   for (int p = 0; p < count; ++p) {
     const T scale = term.in_y[y] * term.in_x[x + p];
+    // Padding zeros spill into the next pixel, which is written after this one.
     for_each_vector<T>(m.row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      store<N>(to + p * m.row + l, load<N>(s.belief + p * s.pitch + l) * scale);
+      store<N>(to + p * m.labels + l, load<N>(s.belief + p * s.pitch + l) * scale);
     });
   }
 }
 
-// A line of `width` pixels from `first` on: all its messages arrive before its beliefs leave.
+template <typename T>
+SEGFAST_INLINE void receive_conv(const MeanField<T>& m, int64_t y, int64_t x, int64_t width,
+                                 T* single, T* message) {
+  if (!m.receive || x >= width) return;
+  const int count = static_cast<int>(width - x < kChunk ? width - x : kChunk);
+  if (m.conv_count == 0) clear(message, count * m.row);
+  for (int t = 0; t < m.conv_count; ++t) {
+    add_conv_message(m, m.conv[t], y, x, count, t == 0, single, message);
+  }
+}
+
+// A line of `width` pixels from `first` on.
 template <typename T>
 void update_line(const MeanField<T>& m, int band, int64_t first, int64_t width,
                  const Scratch<T>& s) {
   constexpr int W = kLanes<T>;
   const int64_t y = first / m.width;
-  if (m.receive) {
-    if (m.conv_count == 0) clear(s.message, width * m.row);
-    for (int t = 0; t < m.conv_count; ++t) add_conv_message(m, m.conv[t], y, t == 0, s);
+  for (int64_t c = 0; c + 1 < s.depth; ++c) {
+    receive_conv(m, y, c * kChunk, width, s.single, s.message(c));
   }
-  for (int64_t x = 0; x < width; x += kChunk) {
+  for (int64_t c = 0; c * kChunk < width; ++c) {
+    const int64_t x = c * kChunk, ahead = c + s.depth - 1;
     const int count = static_cast<int>(width - x < kChunk ? width - x : kChunk);
-    T* message = s.message + x * m.row;
+    T* message = s.message(c);
+    receive_conv(m, y, ahead * kChunk, width, s.single, s.message(ahead));
     if (m.receive) {
       for (int t = 0; t < m.lattice_count; ++t) {
         add_lattice_message(m, m.lattice[t], band, first + x, count, s.single, message);

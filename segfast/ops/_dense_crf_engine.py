@@ -145,7 +145,7 @@ class _NativeTerms:
         before: list[Tensor] = []
         after: list[Tensor] = []
         for size, s in zip(self.shape, sigma, strict=True):
-            radius = min(math.ceil(CONV_RADIUS[self.like.dtype] * s), size - 1)
+            radius = min(int(CONV_RADIUS[self.like.dtype] * s), size - 1)
             r = torch.arange(radius + 1, dtype=torch.float64)
             tap = torch.exp(-0.5 * (r / s) ** 2)
             # n = K 1 is an outer product: per axis, the taps that stay inside.
