@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020b000000000000"  # the stable ABI of torch 2.11: serves every newer torch too
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 FLAGS += ["-Wno-ignored-attributes", "-Wno-maybe-uninitialized"]
-KERNEL_FLAGS = "-ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-tree-slp-vectorize".split()
+KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+KERNEL_FLAGS += ["-fno-tree-slp-vectorize"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 INSTRUCTION_SETS = {  # the CPU kernels are compiled once for each, and chosen at run time
     "baseline": [],
