@@ -12,6 +12,7 @@
 
 #include "csrc/buffer.h"
 #include "csrc/check.h"
+#include "csrc/parallel.h"
 #include "kernels/dense_crf/tables.h"
 
 namespace segfast {
@@ -150,20 +151,18 @@ class Conv {
 
   // Convolves what was sent down the columns, in strips that fit the L2 cache.
   void deliver() {
-    constexpr int64_t kCacheScalars = (256 << 10) / sizeof(T), kLeast = 64 / sizeof(T);
+    constexpr int64_t kCacheScalars = (512 << 10) / sizeof(T), kLeast = 64 / sizeof(T);
     const auto& kernels = mean_field_kernels<T>();
     const int64_t begin = term_->radius_x * size_.labels;
     const int64_t scalars = (size_.width * size_.labels + kLeast - 1) / kLeast * kLeast;
     const int64_t column = kernels.columns_scratch(*term_, size_.height, 1);
-    const int64_t strip = std::clamp(kCacheScalars / column / kLeast * kLeast, kLeast, 16 * kLeast);
-    torch::stable::parallel_for(
-        0, (scalars + strip - 1) / strip, 1, [&](int64_t first, int64_t last) {
-          const Buffer<T> scratch = make_buffer<T>(column * strip);
-          for (int64_t i = first * strip; i < std::min(last * strip, scalars); i += strip) {
-            kernels.conv_columns(*term_, size_.height, begin + i, std::min(strip, scalars - i),
-                                 scratch.get());
-          }
-        });
+    const int64_t strip = std::clamp(kCacheScalars / column / kLeast * kLeast, kLeast, 64 * kLeast);
+    for_each_item((scalars + strip - 1) / strip, [&] {
+      return [&, scratch = make_buffer<T>(column * strip)](int64_t i) {
+        kernels.conv_columns(*term_, size_.height, begin + i * strip,
+                             std::min(strip, scalars - i * strip), scratch.get());
+      };
+    });
   }
 
  private:
@@ -219,12 +218,11 @@ Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
       for (auto& lattice : lattices) lattice.deliver();
       for (auto& conv : convs) conv.deliver();
     }
-    torch::stable::parallel_for(0, size.bands, 1, [&](int64_t first, int64_t last) {
-      const Buffer<T> scratch = make_buffer<T>(kernels.update_scratch(m));
-      for (int64_t b = first; b < last; ++b) {
-        kernels.update(m, static_cast<int>(b), band_begin(b, size.pixels, size.width),
-                       band_begin(b + 1, size.pixels, size.width), scratch.get());
-      }
+    for_each_item(size.bands, [&] {
+      return [&, scratch = make_buffer<T>(kernels.update_scratch(m))](int64_t band) {
+        kernels.update(m, static_cast<int>(band), band_begin(band, size.pixels, size.width),
+                       band_begin(band + 1, size.pixels, size.width), scratch.get());
+      };
     });
   }
   return scores;

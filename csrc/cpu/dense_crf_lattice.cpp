@@ -9,6 +9,7 @@
 
 #include "csrc/buffer.h"
 #include "csrc/check.h"
+#include "csrc/parallel.h"
 #include "kernels/dense_crf/dense_crf.h"
 #include "kernels/dense_crf/tables.h"
 
@@ -61,15 +62,15 @@ std::vector<Tensor> build(const Tensor& features, const KeyLayout& layout, int64
 
   std::vector<Vertices> tables;
   for (int64_t b = 0; b < bands; ++b) tables.emplace_back(layout.words, 16384);
-  torch::stable::parallel_for(0, bands, 1, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b) {
+  for_each_item(bands, [&] {
+    return [&](int64_t b) {
       int64_t at = band_begin(b, pixels, width);
       const int64_t end = band_begin(b + 1, pixels, width);
       while ((at = kernels.embed(data<T>(features), pixels, at, end, layout, &tables[b].table,
                                  mutable_data<int32_t>(vertex), mutable_data<T>(weight))) < end) {
         tables[b].grow();
       }
-    }
+    };
   });
 
   Tensor local_start = make({bands + 1}, ScalarType::Long);
