@@ -247,6 +247,11 @@ class Session:
         return absent
 
 
+def _hear_interrupts() -> None:
+    """A shell's background jobs (`... &`) ignore interrupts, and so would all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def execute(
     command: Sequence[str], environment: dict[str, str], limit: float, log: IO[str]
 ) -> tuple[int, bool]:
@@ -263,6 +268,7 @@ def execute(
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
 
     def stop(number: int) -> None:

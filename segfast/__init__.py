@@ -1,7 +1,7 @@
 """segfast: fast, exact, deterministic kernels for semantic segmentation in PyTorch.
 
 ``segfast.ops`` holds the operators, ``segfast.nn`` their modules, ``segfast.compat`` drop-in
-replacements for other packages; ``segfast.info()`` says what was built and which kernel serves what.
+replacements for other packages; ``segfast.info()`` says what was built and what serves what.
 """
 
 from segfast import nn, ops

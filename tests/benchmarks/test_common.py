@@ -117,7 +117,7 @@ def test_peak_memory_in_a_fresh_process_says_why_it_failed() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_warm_allocator_takes_page_faults_out() -> None:
-    def faults(mode: str) -> int:
+    def faults(mode: str, megabytes: int) -> int:
         import resource
 
         with _common.allocator(mode) as really:
@@ -127,12 +127,13 @@ def test_warm_allocator_takes_page_faults_out() -> None:
             counts = []
             for _ in range(4):
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                torch.empty(16 << 20).fill_(1.0)
+                torch.empty(megabytes << 18).fill_(1.0)
                 counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         return min(counts)
 
-    # 64 MB fresh are 32 faults with huge pages, 16384 without; afterwards the default is restored
-    assert faults("warm") < 16 < faults("default")
+    # 64 MB fresh are 32 faults with huge pages, 16384 without. Afterwards the default is restored;
+    # more is asked for then, which does not fit into what the heap may have kept.
+    assert faults("warm", 64) < 16 < faults("default", 256)
 
 
 # ------------------------------------------------------------------------------ facts, pictures

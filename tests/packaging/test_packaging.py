@@ -157,8 +157,10 @@ def test_wheel_holds_what_runs(built: Path) -> None:
     with zipfile.ZipFile(only_wheel(built / "dist")) as wheel:
         names = set(wheel.namelist())
     modules = {str(path) for path in tracked("segfast")}
-    kernels = {f"segfast/{path}" for path in tracked("kernels") if path.suffix == ".py"}
-    assert not (modules | kernels) - names
+    mapped = {
+        f"segfast/{path}" for path in tracked("kernels", "benchmarks") if path.suffix == ".py"
+    }
+    assert not (modules | mapped) - names
     assert any(name.startswith("segfast/_C.") for name in names)
     strays = {n for n in names if not n.startswith(("segfast/", "segfast-")) or "test_" in n}
     assert not strays
@@ -173,6 +175,7 @@ def test_wheel_serves_a_fresh_environment(
     assert f"home: {python.parent.parent}" in said
     assert "kernels: compiled, ['baseline'" in said
     assert "exact_cpu.cpp" in call(python.parent / "segfast", "info", cwd=tmp_path)
+    assert "dense_crf" in call(python.parent / "segfast", "bench", cwd=tmp_path).splitlines()
 
 
 @pytest.mark.parametrize("cause", ["asked for", "no compiler"])
