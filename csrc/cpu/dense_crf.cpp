@@ -128,13 +128,16 @@ class Conv {
     for (int i : {3, 5}) check_tensor(t[i], kDtype<T>, size.width, "scale_x");
     STD_TORCH_CHECK(size.pixels == size.width * size.height, "a convolution needs whole lines");
     const int64_t radius_y = t[0].numel() - 1, radius_x = t[1].numel() - 1;
+    const int slack = mean_field_kernels<T>().slack;
+    shift_ = radius_y + slack;
     const int64_t before = radius_x * size.labels, inside = size.width * size.labels;
-    const int64_t after = before + mean_field_kernels<T>().slack * size.labels + kVectorScalars;
+    const int64_t after = before + slack * size.labels + kVectorScalars;
     const int64_t line = pitch(before + inside + after);
-    lines_ = make_buffer<T>(size.height * line);
-    for (int64_t y = 0; y < size.height; ++y) {
-      zero(lines_.get() + y * line, before);
-      zero(lines_.get() + y * line + before + inside, after);
+    const int64_t count = radius_y + size.height + shift_ + radius_y + slack;
+    memory_ = make_buffer<T>(count * line);
+    for (int64_t y = 0; y < count; ++y) {
+      zero(memory_.get() + y * line, before);
+      zero(memory_.get() + y * line + before + inside, after);
     }
     *term = {radius_y,
              radius_x,
@@ -145,24 +148,26 @@ class Conv {
              data<T>(t[4]),
              data<T>(t[5]),
              line,
-             lines_.get(),
+             memory_.get() + radius_y * line,
              make_mixing(t[6], size, &mixing_)};
   }
 
-  // Convolves what was sent down the columns, in strips that fit the L2 cache.
+  // Convolves what was sent down the columns, strip by strip; alternately down and up the buffer.
   void deliver() {
-    constexpr int64_t kCacheScalars = (512 << 10) / sizeof(T), kLeast = 64 / sizeof(T);
+    constexpr int64_t kStrip = 2048 / sizeof(T);  // its lines around one block stay in the L2 cache
     const auto& kernels = mean_field_kernels<T>();
     const int64_t begin = term_->radius_x * size_.labels;
-    const int64_t scalars = (size_.width * size_.labels + kLeast - 1) / kLeast * kLeast;
-    const int64_t column = kernels.columns_scratch(*term_, size_.height, 1);
-    const int64_t strip = std::clamp(kCacheScalars / column / kLeast * kLeast, kLeast, 64 * kLeast);
-    for_each_item((scalars + strip - 1) / strip, [&] {
-      return [&, scratch = make_buffer<T>(column * strip)](int64_t i) {
-        kernels.conv_columns(*term_, size_.height, begin + i * strip,
-                             std::min(strip, scalars - i * strip), scratch.get());
+    const int64_t scalars =
+        (size_.width * size_.labels + kVectorScalars - 1) / kVectorScalars * kVectorScalars;
+    T* out = term_->lines + shift_ * term_->pitch;
+    for_each_item((scalars + kStrip - 1) / kStrip, [&] {
+      return [&](int64_t i) {
+        kernels.conv_columns(*term_, size_.height, begin + i * kStrip,
+                             std::min(kStrip, scalars - i * kStrip), out);
       };
     });
+    term_->lines = out;
+    shift_ = -shift_;
   }
 
  private:
@@ -176,7 +181,8 @@ class Conv {
 
   Sizes size_;
   ConvTerm<T>* term_;
-  Buffer<T> lines_;
+  int64_t shift_;  // lines to where the next convolution moves the beliefs
+  Buffer<T> memory_;
   std::vector<T> mixing_;
 };
 

@@ -148,11 +148,12 @@ struct MeanFieldKernels {
   // belief = softmax over labels of scores [L, pixels], for pixels [begin, end).
   void (*softmax)(const T* scores, int labels, int64_t pixels, int64_t begin, int64_t end,
                   T* belief);
-  // Convolves `count` scalars of every line, from `begin` on, down the columns.
+  // Convolves `count` scalars of every line, from `begin` on, down the columns: what stands at
+  // term.lines moves to `out`, radius_y + slack lines further up or down in its buffer. Zeroes the
+  // radius_y lines above and radius_y + slack lines below the input.
   void (*conv_columns)(const ConvTerm<T>& term, int64_t height, int64_t begin, int64_t count,
-                       T* scratch);
-  int64_t (*columns_scratch)(const ConvTerm<T>& term, int64_t height, int64_t count);
-  int slack;  // pixels that the convolution may read past its padding
+                       T* out);
+  int slack;  // pixels or lines that the convolution may read past its padding
 };
 
 #define SEGFAST_DECLARE_KERNELS(isa)                            \

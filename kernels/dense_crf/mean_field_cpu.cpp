@@ -335,32 +335,25 @@ void softmax_pixels(const T* scores, int labels, int64_t pixels, int64_t begin, 
 }
 
 template <typename T>
-int64_t columns_scratch(const ConvTerm<T>& term, int64_t height, int64_t count) {
-  return (height + 2 * term.radius_y + kWindow) * count;
-}
-
-// A strip of all lines is copied between zeros, then convolved back into its place.
-template <typename T>
-void conv_columns(const ConvTerm<T>& term, int64_t height, int64_t begin, int64_t count,
-                  T* scratch) {
-  T* strip = scratch + term.radius_y * count;  // [height, count]
-  clear(scratch, term.radius_y * count);
-  clear(strip + height * count, (term.radius_y + kWindow) * count);
-  for (int64_t y = 0; y < height; ++y) {
-    const T* in = term.lines + y * term.pitch + begin;
-    for_each_vector<T>(count, [&](int64_t i, auto width) {
-      constexpr int N = decltype(width)::value;
-      __builtin_prefetch(in + 24 * term.pitch + i);
-      store<N>(strip + y * count + i, load<N>(in + i));
-    });
-  }
-  for (int64_t y = 0; y < height; y += kWindow) {
+void conv_columns(const ConvTerm<T>& term, int64_t height, int64_t begin, int64_t count, T* out) {
+  T* in = term.lines + begin;
+  out += begin;
+  for (int64_t y = 1; y <= term.radius_y; ++y) clear(in - y * term.pitch, count);
+  for (int64_t y = 0; y < term.radius_y + kWindow; ++y)
+    clear(in + (height + y) * term.pitch, count);
+  const int64_t blocks = (height + kWindow - 1) / kWindow;
+  const int64_t step = out < in ? 1 : -1;  // towards what is still to be read
+  const int64_t ahead = step > 0 ? kWindow + term.radius_y : -term.radius_y - kWindow;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t y = (step > 0 ? i : blocks - 1 - i) * kWindow;
     const int outputs = static_cast<int>(height - y < kWindow ? height - y : kWindow);
-    T* out = term.lines + y * term.pitch + begin;
-    for_each_vector<T>(count, [&](int64_t i, auto width) {
+    const T* from = in + y * term.pitch;
+    T* to = out + y * term.pitch;
+    for_each_vector<T>(count, [&](int64_t x, auto width) {
       constexpr int N = decltype(width)::value;
-      symmetric_window<N>(strip + y * count + i, count, term.taps_y, term.radius_y, outputs,
-                          [&](int b, Vec<T, N> sum) { store<N>(out + b * term.pitch + i, sum); });
+      for (int b = 0; b < kWindow; ++b) __builtin_prefetch(from + (ahead + b) * term.pitch + x);
+      symmetric_window<N>(from + x, term.pitch, term.taps_y, term.radius_y, outputs,
+                          [&](int b, Vec<T, N> sum) { store<N>(to + b * term.pitch + x, sum); });
     });
   }
 }
@@ -368,11 +361,9 @@ void conv_columns(const ConvTerm<T>& term, int64_t height, int64_t begin, int64_
 }  // namespace
 
 extern const MeanFieldKernels<float> mean_field_kernels_f32 = {
-    update<float>,       update_scratch<float>,  softmax_pixels<float>,
-    conv_columns<float>, columns_scratch<float>, kWindow};
+    update<float>, update_scratch<float>, softmax_pixels<float>, conv_columns<float>, kWindow};
 extern const MeanFieldKernels<double> mean_field_kernels_f64 = {
-    update<double>,       update_scratch<double>,  softmax_pixels<double>,
-    conv_columns<double>, columns_scratch<double>, kWindow};
+    update<double>, update_scratch<double>, softmax_pixels<double>, conv_columns<double>, kWindow};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

@@ -171,7 +171,8 @@ class _NativeTerms:
         before, after = in_out_scales(norm, normalization)
         if normalization == "symmetric":
             assert before is not None
-            return [*lattice, *[weight * before[:, None]] * 2]
+            weight *= before[:, None]
+            return [*lattice, weight, weight]
         scales = (weight if s is None else weight * s[:, None] for s in (before, after))
         return [*lattice, *scales]
 
@@ -296,7 +297,7 @@ class Engine:
         warn_if_slow(self.logits, self.terms, iterations)
         if self.fused is not None and not self.separate and on_step is None:
             return self.fused.mean_field(self.logits, None, iterations)
-        scores = self.logits
+        scores = self.logits.clone()
         for _ in range(iterations):
             scores = self.step(self.belief(scores))
             if on_step is not None:

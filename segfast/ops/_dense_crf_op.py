@@ -51,21 +51,25 @@ def _mean_field(
 ) -> Tensor:  # fmt: skip
     _warn_about_inputs(logits, image, color_sigma)
     dtype = _compute_dtype(logits.dtype)
-    batch, labels, height, width = logits.shape
-    kept = iterations if keep_steps else 1
-    steps = logits.new_empty((kept, *logits.shape))  # [S, B, L, H, W]
     mixings = [_mixing(w, compatibility, dtype) for w in (spatial_weight, bilateral_weight)]
-    for b in range(batch):
+
+    def infer(b: int) -> Tensor:  # [S, L, H, W]
         terms = _terms(
             image[b], mixings, spatial_sigma, bilateral_sigma, color_sigma, normalization,
             method, spatial, dtype,
         )  # fmt: skip
         unary = logits[b].to("cpu", dtype).flatten(1)  # [L, N]
-        engine = Engine(unary, terms, (height, width), tolerance)
-        done: list[Tensor] = []
-        scores = engine.run(iterations, done.append if keep_steps else None)
-        for s, state in enumerate(done if keep_steps else [scores]):
-            steps[s, b] = state.reshape(labels, height, width)
+        engine = Engine(unary, terms, (logits.shape[2], logits.shape[3]), tolerance)
+        states: list[Tensor] = []
+        scores = engine.run(iterations, states.append if keep_steps else None)
+        stacked = torch.stack(states) if states else scores[None]
+        return stacked.unflatten(2, logits.shape[2:]).to(logits.device, logits.dtype)
+
+    if logits.shape[0] == 1 and (iterations > 0 or not keep_steps):
+        return infer(0).unsqueeze(1)  # a single image is not copied
+    steps = logits.new_empty((iterations if keep_steps else 1, *logits.shape))  # [S, B, L, H, W]
+    for b in range(logits.shape[0] if steps.numel() else 0):
+        steps[:, b] = infer(b)
     return steps
 
 
