@@ -20,43 +20,40 @@ namespace segfast {
 constexpr int64_t kExactTile = 32;  // pixels per tile
 constexpr int64_t kExactAlign = 64;
 
-enum class ExactDtype : int { float32 = 0, float64 = 1 };
-
+template <typename T>
 struct ExactProblem {
-  ExactDtype dtype;
   int64_t pixels, channels, dims;  // N, C, F; all at least 1
   int64_t tiles;                   // exact_tiles(N)
   double tolerance;                // 0: no pair is left out
-  const void* values;              // [C, N]
-  const void* features;            // [F, N]
-  void* out;                       // [C, N]
+  const T* values;                 // [C, N]
+  const T* features;               // [F, N]
+  T* out;                          // [C, N]
   int64_t* order;                  // [N]: the pixel in each slot
   int64_t* spare;                  // [N]: scratch of split
-  void* keys;                      // [N] of 8 bytes: scratch of split
-  void* tile_features;             // [tiles, F, kExactTile]
-  void* tile_values;               // [tiles, kExactTile, C]
-  void* boxes;                     // [2, F, exact_box_stride]: lower and upper corners
+  void* keys;                      // [N] integers as wide as T: scratch of split
+  T* tile_features;                // [tiles, F, kExactTile]
+  T* tile_values;                  // [tiles, kExactTile, C]
+  T* boxes;                        // [2, F, exact_box_stride]: lower and upper corners
 };
 
-enum ExactStatus : int { kExactOk = 0, kExactBadProblem = 1 };
-
+template <typename T>
 struct ExactKernels {
-  int (*start)(const ExactProblem&, int64_t begin, int64_t end);
-  int (*split)(const ExactProblem&, int64_t level, int64_t begin, int64_t end);
-  int (*pack)(const ExactProblem&, int64_t begin, int64_t end);
+  void (*start)(const ExactProblem<T>&, int64_t begin, int64_t end);
+  void (*split)(const ExactProblem<T>&, int64_t level, int64_t begin, int64_t end);
+  void (*pack)(const ExactProblem<T>&, int64_t begin, int64_t end);
   // scratch: exact_scratch_bytes, kExactAlign-aligned, one per thread
-  int (*filter)(const ExactProblem&, int64_t begin, int64_t end, void* scratch);
+  void (*filter)(const ExactProblem<T>&, int64_t begin, int64_t end, void* scratch);
 };
 
-namespace baseline {
-extern const ExactKernels exact_kernels;
-}
-namespace avx2 {
-extern const ExactKernels exact_kernels;
-}
-namespace avx512 {
-extern const ExactKernels exact_kernels;
-}
+#define SEGFAST_DECLARE_KERNELS(isa)                   \
+  namespace isa {                                      \
+  extern const ExactKernels<float> exact_kernels_f32;  \
+  extern const ExactKernels<double> exact_kernels_f64; \
+  }
+SEGFAST_DECLARE_KERNELS(baseline)
+SEGFAST_DECLARE_KERNELS(avx2)
+SEGFAST_DECLARE_KERNELS(avx512)
+#undef SEGFAST_DECLARE_KERNELS
 
 // static: an inline function would be a weak symbol in every per-instruction-set object.
 static constexpr int64_t exact_tiles(int64_t pixels) {

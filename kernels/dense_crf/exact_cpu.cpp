@@ -18,23 +18,13 @@ constexpr int kGroup = 2 * kLanes<T>;  // pixels i handled at once: two vectors
 // Channels whose sums fit in registers beside two vectors of P and one value.
 constexpr int kMaxBlock = kVectorRegisters == 32 ? 12 : 6;
 
-// ------------------------------------------------------------------------------------ order
-
 template <typename T>
-struct KeyOf;
-template <>
-struct KeyOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct KeyOf<double> {
-  using type = uint64_t;
-};
+using KeyOf = std::make_unsigned_t<IntOf<T>>;
 
 // An integer that orders as x does.
 template <typename T>
-SEGFAST_INLINE typename KeyOf<T>::type order_key(T x) {
-  using U = typename KeyOf<T>::type;
+SEGFAST_INLINE KeyOf<T> order_key(T x) {
+  using U = KeyOf<T>;
   U bits;
   __builtin_memcpy(&bits, &x, sizeof(bits));
   constexpr U kSign = U{1} << (8 * sizeof(U) - 1);
@@ -44,9 +34,9 @@ SEGFAST_INLINE typename KeyOf<T>::type order_key(T x) {
 // Splits the slots [begin, end) at middle: smaller keys on the widest axis left, stable, ties in
 // order.
 template <typename T>
-void split_range(const ExactProblem& p, int64_t begin, int64_t middle, int64_t end) {
-  using U = typename KeyOf<T>::type;
-  const T* features = static_cast<const T*>(p.features);
+void split_range(const ExactProblem<T>& p, int64_t begin, int64_t middle, int64_t end) {
+  using U = KeyOf<T>;
+  const T* features = p.features;
   U* keys = static_cast<U*>(p.keys);
   int64_t* order = p.order;
 
@@ -70,7 +60,7 @@ void split_range(const ExactProblem& p, int64_t begin, int64_t middle, int64_t e
 
   for (int64_t s = begin; s < end; ++s) keys[s] = order_key(axis[order[s]]);
   // The key of rank middle - begin, bit by bit: the largest pivot with at most that many below it.
-  constexpr int64_t kChunk = 1 << 16;  // counted in a key's own width, which is faster
+  constexpr int64_t kCounted = 1 << 16;  // counted in a key's own width, which is faster
   const int64_t rank = middle - begin;
   int64_t below = 0;
   U pivot = 0;
@@ -78,10 +68,10 @@ void split_range(const ExactProblem& p, int64_t begin, int64_t middle, int64_t e
     const U candidate = pivot | bit;
     int64_t count = 0;
     for (int64_t s = begin; s < end;) {
-      const int64_t stop = end - s < kChunk ? end : s + kChunk;
-      U in_chunk = 0;
-      for (; s < stop; ++s) in_chunk += keys[s] < candidate;
-      count += in_chunk;
+      const int64_t stop = end - s < kCounted ? end : s + kCounted;
+      U in_part = 0;
+      for (; s < stop; ++s) in_part += keys[s] < candidate;
+      count += in_part;
     }
     if (count <= rank) {
       pivot = candidate;
@@ -101,8 +91,6 @@ void split_range(const ExactProblem& p, int64_t begin, int64_t middle, int64_t e
   __builtin_memcpy(order + begin, p.spare + begin, (end - begin) * sizeof(int64_t));
 }
 
-// ------------------------------------------------------------------------------------ pack
-
 template <typename T>
 constexpr T kInfinity = __builtin_inf();
 
@@ -111,18 +99,18 @@ constexpr T kInfinity = __builtin_inf();
 // (gaussian.h shifts it into the result); a tile with NaN or infinite content gets an unbounded
 // box, so that no bound can leave out what the full sum would turn into NaN.
 template <typename T>
-void pack_tile(const ExactProblem& p, int64_t tile) {
+void pack_tile(const ExactProblem<T>& p, int64_t tile) {
   const int64_t first = tile * kTile;
   const int64_t count = p.pixels - first < kTile ? p.pixels - first : kTile;
   const int64_t* order = p.order + first;
   const int64_t stride = exact_box_stride(p.tiles);
-  T* lower = static_cast<T*>(p.boxes) + tile;
+  T* lower = p.boxes + tile;
   T* upper = lower + p.dims * stride;
   bool finite = true;
 
-  T* rows = static_cast<T*>(p.tile_values) + first * p.channels;
+  T* rows = p.tile_values + first * p.channels;
   for (int64_t c = 0; c < p.channels; ++c) {
-    const T* values = static_cast<const T*>(p.values) + c * p.pixels;
+    const T* values = p.values + c * p.pixels;
     for (int64_t s = 0; s < count; ++s) {
       const T v = values[order[s]];
       finite &= v - v == 0;
@@ -131,9 +119,9 @@ void pack_tile(const ExactProblem& p, int64_t tile) {
   }
   for (int64_t k = count * p.channels; k < kTile * p.channels; ++k) rows[k] = 0;
 
-  T* packed = static_cast<T*>(p.tile_features) + first * p.dims;
+  T* packed = p.tile_features + first * p.dims;
   for (int64_t f = 0; f < p.dims; ++f) {
-    const T* x = static_cast<const T*>(p.features) + f * p.pixels;
+    const T* x = p.features + f * p.pixels;
     T low = kInfinity<T>, high = -kInfinity<T>;
     for (int64_t s = 0; s < kTile; ++s) {
       T v = x[order[s < count ? s : count - 1]];
@@ -153,14 +141,6 @@ void pack_tile(const ExactProblem& p, int64_t tile) {
   }
 }
 
-// ------------------------------------------------------------------------------------ which tiles
-
-// Above every rounding error of a squared distance: F + 4 operations of relative error epsilon / 2.
-template <typename T>
-T slack(const ExactProblem& p) {
-  return 1 + T(p.dims + 8) * (sizeof(T) == 4 ? 0x1p-23f : 0x1p-52);
-}
-
 // Tiles that the tile needs, in ascending order.
 //
 // d_J, the distance between two boxes, bounds every distance between their pixels, so a tile left
@@ -168,7 +148,7 @@ T slack(const ExactProblem& p) {
 // while the sum of these stays within the tolerance; d^2 / 2 is binned (rounded down) to find
 // where.
 template <typename T>
-int64_t keep_tiles(const ExactProblem& p, int64_t tile, T* reach, int64_t* kept) {
+int64_t keep_tiles(const ExactProblem<T>& p, int64_t tile, T* reach, int64_t* kept) {
   int64_t count = 0;
   if (!(p.tolerance > 0)) {
     for (int64_t j = 0; j < p.tiles; ++j) kept[count++] = j;
@@ -178,11 +158,12 @@ int64_t keep_tiles(const ExactProblem& p, int64_t tile, T* reach, int64_t* kept)
   constexpr int kBins = 512;
   constexpr T kPerUnit = 4;
   constexpr T kLast = (kBins - 1) / kPerUnit;
-  // Below every rounding error of the sum: F + 4 operations of relative error epsilon.
-  const T half = T(0.5) / slack<T>(p);
+  // Less than 1/2 by more than F + 4 roundings of d^2 can make up: a bin is never too far.
+  constexpr T kEpsilon = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52;
+  const T half = T(0.5) / (1 + T(p.dims + 8) * kEpsilon);
 
   const int64_t stride = exact_box_stride(p.tiles);
-  const T* lower = static_cast<const T*>(p.boxes);
+  const T* lower = p.boxes;
   const T* upper = lower + p.dims * stride;
   int32_t histogram[kBins] = {};
   for (int64_t j = 0; j < p.tiles; j += W) {
@@ -217,8 +198,6 @@ int64_t keep_tiles(const ExactProblem& p, int64_t tile, T* reach, int64_t* kept)
   return count;
 }
 
-// ------------------------------------------------------------------------------------ kernel
-
 // P [32, kGroup]: 32 pixels j against a group of pixels i, features [F, 32] each.
 template <typename T>
 SEGFAST_INLINE void kernel_block(const T* fi, const T* fj, int64_t dims, T* block) {
@@ -243,8 +222,6 @@ SEGFAST_INLINE void kernel_block(const T* fi, const T* fj, int64_t dims, T* bloc
     for (int k = 0; k < 2 * kRows; ++k) store<W>(block + (2 * j + k) * W, d[k]);
   }
 }
-
-// ------------------------------------------------------------------------------------ sums
 
 // sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on; values[t] are rows of tile t.
 // In three levels, so that rounding stays below that of a plain float32 product: 32 terms in
@@ -303,15 +280,15 @@ void accumulate_all(const T* block, const T* const* values, int tiles, int64_t c
 }
 
 template <typename T>
-void filter_tile(const ExactProblem& p, int64_t tile, void* scratch) {
+void filter_tile(const ExactProblem<T>& p, int64_t tile, void* scratch) {
   T* reach = static_cast<T*>(scratch);
   int64_t* kept = static_cast<int64_t*>(scratch) + exact_box_stride(p.tiles);
   double* sums = reinterpret_cast<double*>(kept + exact_box_stride(p.tiles));
   alignas(kExactAlign) T block[kBatch * kTile * kGroup<T>];
   const T* rows[kBatch];
 
-  const T* features = static_cast<const T*>(p.tile_features);
-  const T* values = static_cast<const T*>(p.tile_values);
+  const T* features = p.tile_features;
+  const T* values = p.tile_values;
   const int64_t kept_count = keep_tiles<T>(p, tile, reach, kept);
   __builtin_memset(sums, 0, p.channels * kTile * sizeof(double));
 
@@ -331,26 +308,18 @@ void filter_tile(const ExactProblem& p, int64_t tile, void* scratch) {
   const int64_t* order = p.order + tile * kTile;
   const int64_t count = p.pixels - tile * kTile < kTile ? p.pixels - tile * kTile : kTile;
   for (int64_t c = 0; c < p.channels; ++c) {
-    T* out = static_cast<T*>(p.out) + c * p.pixels;
+    T* out = p.out + c * p.pixels;
     for (int64_t s = 0; s < count; ++s) out[order[s]] = static_cast<T>(sums[c * kTile + s]);
   }
 }
 
-// ------------------------------------------------------------------------------------ the table
-
-bool valid(const ExactProblem& p) {
-  return p.pixels >= 1 && p.channels >= 1 && p.dims >= 1 && p.tiles == exact_tiles(p.pixels) &&
-         (p.dtype == ExactDtype::float32 || p.dtype == ExactDtype::float64);
-}
-
-int start(const ExactProblem& p, int64_t begin, int64_t end) {
-  if (!valid(p) || begin < 0 || end > p.pixels) return kExactBadProblem;
+template <typename T>
+void start(const ExactProblem<T>& p, int64_t begin, int64_t end) {
   for (int64_t s = begin; s < end; ++s) p.order[s] = s;
-  return kExactOk;
 }
 
-int split(const ExactProblem& p, int64_t level, int64_t begin, int64_t end) {
-  if (!valid(p) || begin < 0 || end > int64_t{1} << level) return kExactBadProblem;
+template <typename T>
+void split(const ExactProblem<T>& p, int64_t level, int64_t begin, int64_t end) {
   for (int64_t k = begin; k < end; ++k) {
     // Children of a range are the ranges 2k and 2k + 1 of the next level: the same formula.
     const int64_t first = k * p.tiles >> level;
@@ -358,31 +327,26 @@ int split(const ExactProblem& p, int64_t level, int64_t begin, int64_t end) {
     const int64_t last = (k + 1) * p.tiles >> level;
     if (middle == first || middle == last) continue;
     const int64_t stop = last * kTile < p.pixels ? last * kTile : p.pixels;
-    (p.dtype == ExactDtype::float32 ? &split_range<float>
-                                    : &split_range<double>)(p, first * kTile, middle * kTile, stop);
+    split_range(p, first * kTile, middle * kTile, stop);
   }
-  return kExactOk;
 }
 
-int pack(const ExactProblem& p, int64_t begin, int64_t end) {
-  if (!valid(p) || begin < 0 || end > p.tiles) return kExactBadProblem;
-  for (int64_t tile = begin; tile < end; ++tile) {
-    (p.dtype == ExactDtype::float32 ? &pack_tile<float> : &pack_tile<double>)(p, tile);
-  }
-  return kExactOk;
+template <typename T>
+void pack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) pack_tile(p, tile);
 }
 
-int filter(const ExactProblem& p, int64_t begin, int64_t end, void* scratch) {
-  if (!valid(p) || begin < 0 || end > p.tiles) return kExactBadProblem;
-  for (int64_t tile = begin; tile < end; ++tile) {
-    (p.dtype == ExactDtype::float32 ? &filter_tile<float> : &filter_tile<double>)(p, tile, scratch);
-  }
-  return kExactOk;
+template <typename T>
+void filter(const ExactProblem<T>& p, int64_t begin, int64_t end, void* scratch) {
+  for (int64_t tile = begin; tile < end; ++tile) filter_tile(p, tile, scratch);
 }
 
 }  // namespace
 
-extern const ExactKernels exact_kernels = {&start, &split, &pack, &filter};
+extern const ExactKernels<float> exact_kernels_f32 = {start<float>, split<float>, pack<float>,
+                                                      filter<float>};
+extern const ExactKernels<double> exact_kernels_f64 = {start<double>, split<double>, pack<double>,
+                                                       filter<double>};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

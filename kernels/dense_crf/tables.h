@@ -3,6 +3,7 @@
 
 #include "dense_crf.h"
 #include "dispatch.h"
+#include "exact.h"
 
 namespace segfast {
 
@@ -21,6 +22,15 @@ const MeanFieldKernels<T>& mean_field_kernels() {
     return dispatch<MeanFieldKernels<float>>(SEGFAST_TABLES(mean_field_kernels_f32));
   } else {
     return dispatch<MeanFieldKernels<double>>(SEGFAST_TABLES(mean_field_kernels_f64));
+  }
+}
+
+template <typename T>
+const ExactKernels<T>& exact_kernels() {
+  if constexpr (sizeof(T) == 4) {
+    return dispatch<ExactKernels<float>>(SEGFAST_TABLES(exact_kernels_f32));
+  } else {
+    return dispatch<ExactKernels<double>>(SEGFAST_TABLES(exact_kernels_f64));
   }
 }
 
