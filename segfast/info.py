@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from segfast._native import native, why_not_native
+from segfast._native import instruction_sets, native, why_not_native
 from segfast._version import __version__
 from segfast.ops import dense_crf
 
@@ -18,8 +18,8 @@ def info() -> dict[str, Any]:
     """Facts about this installation, as plain values ready for JSON.
 
     Keys: ``version``, ``python``, ``torch``, ``machine``, ``build`` (None without compiled
-    kernels), ``why_not_native``, ``instruction_set``, ``threads``, ``devices``, ``served_by``
-    (operator -> device -> the kernel that serves it).
+    kernels), ``why_not_native``, ``instruction_set`` (None likewise), ``instruction_sets`` (what
+    runs here), ``threads``, ``devices``, ``served_by`` (operator -> device -> its kernel).
 
     Example:
         >>> import segfast
@@ -35,7 +35,7 @@ def info() -> dict[str, Any]:
         "build": None if module is None else dict(module.build_info()),
         "why_not_native": why_not_native(),
         "instruction_set": None if module is None else module.instruction_set(),
-        "instruction_sets": [] if module is None else list(module.instruction_sets()),
+        "instruction_sets": instruction_sets(),
         "threads": torch.get_num_threads(),
         "devices": ["cpu"]
         + [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())],

@@ -128,6 +128,7 @@ class DenseCRF(nn.Module):
         _check.require_choice("normalization", normalization, NORMALIZATIONS)
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)
+        _check.not_negative("tolerance", tolerance)
         self._keep("spatial_weight", spatial_weight, "a number, [L] or [L, L]", (0, 1, 2))
         self._keep("bilateral_weight", bilateral_weight, "a number, [L] or [L, L]", (0, 1, 2))
         self._keep("compatibility", compatibility, "None or [L, L]", (2,))

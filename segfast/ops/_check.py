@@ -40,6 +40,15 @@ def require_count(name: str, value: object, minimum: int = 0) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
+def not_negative(name: str, value: object) -> float:
+    """A finite number >= 0 as a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+    return float(value)
+
+
 def positive_floats(name: str, value: object, count: int) -> list[float]:
     """One positive number, or a sequence of ``count`` of them -> list of 1 or ``count``."""
     values: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value]

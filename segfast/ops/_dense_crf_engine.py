@@ -20,10 +20,9 @@ from segfast._native import native, why_not_native
 from segfast.kernels.dense_crf import reference
 
 StepCallback = Callable[[Tensor], None]
-TINY = 1e-20  # added to the norm before its reciprocal
 # Radius of the spatial convolution in sigmas: what is cut off is below the dtype's rounding.
 CONV_RADIUS = {torch.float32: 5.5, torch.float64: 8.5}
-COORDINATE_LIMIT = {torch.float32: 2.0**22, torch.float64: 2.0**30}
+COORDINATE_LIMIT = {torch.float32: 2.0**22, torch.float64: 2.0**30}  # lattice_build's, too
 LINE = 1024  # pixels per "line" where there is no image shape
 
 torch.library.define("segfast::_feature_range", "(Tensor features) -> Tensor")
@@ -89,7 +88,7 @@ def require_reach(span: Tensor, dtype: torch.dtype) -> None:
 
 def in_out_scales(norm: Tensor, normalization: str) -> tuple[Tensor | None, Tensor | None]:
     """What multiplies the values before and after the kernel, for n = K 1; None is one."""
-    inverse = (norm + TINY).reciprocal()
+    inverse = (norm + reference.TINY).reciprocal()
     before = {"before": inverse, "symmetric": inverse.sqrt()}.get(normalization)
     after = {"after": inverse, "symmetric": inverse.sqrt()}.get(normalization)
     return before, after
@@ -187,12 +186,10 @@ def reference_kernel(
         kernel = reference.separable_kernel(like, shape, term.sigma)
     else:
         assert term.features is not None
-        exact = term.method == "exact"
-        kernel = (
-            reference.exact_kernel(term.features)
-            if exact
-            else reference.Lattice(term.features).filter
-        )
+        if term.method == "exact":
+            kernel = reference.exact_kernel(term.features)
+        else:
+            kernel = reference.Lattice(term.features).filter
     return reference.normalized(kernel, like, term.normalization)
 
 

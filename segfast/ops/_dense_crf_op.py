@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from segfast.kernels.dense_crf import reference
 from segfast.ops._dense_crf_engine import Engine, PairwiseTerm, filter_features
 
 torch.library.define(
@@ -89,28 +90,18 @@ def _terms(
 ) -> list[PairwiseTerm]:  # fmt: skip
     """The spatial and the bilateral kernel of one image [C, H, W]; a zero weight drops its term."""
     terms = []
-    height, width = image.shape[1:]
+    image = image.to("cpu", dtype)
     if mixings[0].count_nonzero():
         if spatial == "conv" or method == "exact":
             sigma = (spatial_sigma[0], spatial_sigma[1])
             terms.append(PairwiseTerm(None, mixings[0], normalization, "conv", sigma))
         else:
-            grid = pixel_features(height, width, spatial_sigma, dtype)
+            grid = reference.position_features(image, spatial_sigma)  # [2, N]
             terms.append(PairwiseTerm(grid, mixings[0], normalization, "lattice"))
     if mixings[1].count_nonzero():
-        grid = pixel_features(height, width, bilateral_sigma, dtype)
-        scale = torch.tensor(color_sigma, dtype=dtype).reshape(-1, 1)  # [C, 1]
-        color = image.to("cpu", dtype).flatten(1) / scale  # [C, N]
-        features = torch.cat([grid, color])  # [2 + C, N]
+        features = reference.image_features(image, bilateral_sigma, color_sigma)  # [2 + C, N]
         terms.append(PairwiseTerm(features, mixings[1], normalization, method))
     return terms
-
-
-def pixel_features(height: int, width: int, sigma: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """x / sigma_x and y / sigma_y of every pixel, in that order -> [2, H * W]."""
-    x = torch.arange(width, dtype=dtype) / sigma[1]
-    y = torch.arange(height, dtype=dtype) / sigma[0]
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)])
 
 
 def _warn_about_inputs(logits: Tensor, image: Tensor, color: Sequence[float]) -> None:
@@ -202,14 +193,8 @@ for _name in ("gaussian_filter", "mean_field"):
     torch.library.register_autograd(f"segfast::{_name}", _refuse)
 
 
-class GaussianFilter(torch.autograd.Function):
-    """segfast::gaussian_filter for torch.func and forward mode."""
-
+class _InferenceOnly(torch.autograd.Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(values: Tensor, features: Tensor, options: tuple[Any, ...]) -> Tensor:
-        return torch.ops.segfast.gaussian_filter(values, features, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -224,10 +209,16 @@ class GaussianFilter(torch.autograd.Function):
         _refuse()
 
 
-class MeanField(torch.autograd.Function):
-    """segfast::mean_field for torch.func and forward mode."""
+class GaussianFilter(_InferenceOnly):
+    """segfast::gaussian_filter for torch.func and forward mode."""
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(values: Tensor, features: Tensor, options: tuple[Any, ...]) -> Tensor:
+        return torch.ops.segfast.gaussian_filter(values, features, *options)
+
+
+class MeanField(_InferenceOnly):
+    """segfast::mean_field for torch.func and forward mode."""
 
     @staticmethod
     def forward(
@@ -237,15 +228,3 @@ class MeanField(torch.autograd.Function):
         return torch.ops.segfast.mean_field(
             logits, image, spatial_weight, bilateral_weight, compatibility, *options
         )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> NoReturn:
-        _refuse()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse()

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from segfast._native import native
+from segfast.kernels.dense_crf.reference import NORMALIZATIONS
 from segfast.ops import _check
 from segfast.ops._dense_crf_op import GaussianFilter, MeanField
 
-NORMALIZATIONS = ("none", "before", "after", "symmetric")
 METHODS = ("lattice", "exact", "auto")
 SPATIAL = ("conv", "lattice")
 MAX_FEATURES = 32
@@ -88,7 +88,7 @@ def gaussian_filter(
     _require_same_device("features", features, "values", values)
     _check.require_choice("method", method, METHODS)
     _check.require_choice("normalization", normalization, NORMALIZATIONS)
-    tolerance = _checked_tolerance(tolerance)
+    tolerance = _check.not_negative("tolerance", tolerance)
     method = resolve_method(method, values.shape[2], normalization)
     return GaussianFilter.apply(values, features, (method, normalization, tolerance))
 
@@ -171,7 +171,7 @@ def mean_field(
     spatial_y_x = (_check.positive_floats("spatial_sigma", spatial_sigma, 2) * 2)[:2]
     bilateral_y_x = (_check.positive_floats("bilateral_sigma", bilateral_sigma, 2) * 2)[:2]
     color = _checked_color_sigma(color_sigma, image)
-    tolerance = _checked_tolerance(tolerance)
+    tolerance = _check.not_negative("tolerance", tolerance)
     weights = [
         _checked_weight("spatial_weight", spatial_weight, labels, logits),
         _checked_weight("bilateral_weight", bilateral_weight, labels, logits),
@@ -221,7 +221,7 @@ def served_by() -> dict[str, str]:
     cpu = (
         "PyTorch reference (kernels/dense_crf/reference.py)"
         if module is None
-        else f"lattice_cpu.cpp, exact_cpu.cpp ({module.instruction_set()})"
+        else f"mean_field_cpu.cpp, lattice_cpu.cpp, exact_cpu.cpp ({module.instruction_set()})"
     )
     return {"cpu": cpu, "cuda": f"copied to the CPU: {cpu}"}
 
@@ -234,14 +234,6 @@ def _require_same_device(name: str, value: Tensor, other: str, like: Tensor) -> 
         raise ValueError(
             f"{name} must be on the device of {other}, {like.device}, got {value.device}"
         )
-
-
-def _checked_tolerance(tolerance: float) -> float:
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
-        raise TypeError(f"tolerance must be a number, got {_check.describe(tolerance)}")
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be finite and not negative, got {tolerance}")
-    return float(tolerance)
 
 
 def _checked_shapes(logits: Tensor, image: Tensor) -> int:

@@ -237,6 +237,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "spatial": ({"spatial": "fft"}, ValueError, r"spatial.*conv.*'fft'"),
     "iterations negative": ({"iterations": -1}, ValueError, r"iterations.*-1"),
     "iterations float": ({"iterations": 2.5}, TypeError, r"iterations.*2\.5"),
+    "tolerance": ({"tolerance": -1e-7}, ValueError, r"tolerance.*not negative.*-1e-07"),
+    "tolerance text": ({"tolerance": "0"}, TypeError, r"tolerance.*number.*'0'"),
     "spatial_sigma": ({"spatial_sigma": 0}, ValueError, r"spatial_sigma.*positive"),
     "bilateral_sigma": ({"bilateral_sigma": (1, 2, 3)}, ValueError, r"bilateral_sigma.*3"),
     "color_sigma": ({"color_sigma": (13, -1, 13)}, ValueError, r"color_sigma.*positive"),
