@@ -13,8 +13,7 @@ namespace segfast {
 constexpr int kMaxFeatures = 32;
 constexpr int kChunk = 64;  // pixels that a mean-field update keeps in cache from slice to splat
 
-// --- the permutohedral lattice
-// ---------------------------------------------------------------------
+// The permutohedral lattice.
 
 // How the d stored coordinates of a vertex share the 64-bit words of its key: coordinate i, less
 // origin[i], sits in word[i] at shift[i], with room for the coordinates of neighbours.
@@ -86,8 +85,7 @@ void rehash(VertexTable* table, int words);
 void merge_vertices(const uint64_t* keys, int64_t count, int words, VertexTable* table,
                     int32_t* global);
 
-// --- one mean-field update
-// ---------------------------------------------------------------------------
+// One mean-field update.
 
 enum class MixingKind : int { scalar, vector, matrix };
 
@@ -95,8 +93,8 @@ template <typename T>
 struct Mixing {
   MixingKind kind;
   T scalar;
-  const T*
-      values;  // vector: [row]; matrix: [L, row], row k holds what label k sends to every label
+  // vector: [row]; matrix: [L, row], row k holds what label k sends to every label
+  const T* values;
 };
 
 template <typename T>
@@ -112,7 +110,7 @@ struct LatticeTerm {
 };
 
 // Separable Gaussian on the pixel grid. One buffer carries the beliefs: written by an update,
-// convolved down the columns in place, and along each row just before the next update overwrites
+// convolved down the columns as it moves, and along each row just before the next update overwrites
 // it.
 template <typename T>
 struct ConvTerm {

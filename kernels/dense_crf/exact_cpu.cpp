@@ -182,7 +182,7 @@ int64_t keep_tiles(const ExactProblem<T>& p, int64_t tile, T* reach, int64_t* ke
   for (int64_t j = 0; j < p.tiles; ++j) ++histogram[static_cast<int>(reach[j] * kPerUnit)];
 
   constexpr double kWiden = 1.2840254166877414;  // exp(1 / kPerUnit)
-  double weight = 32 * 3.303e-56;                // 32 exp(-kLast), rounded up
+  double weight = kTile * 3.303e-56;             // kTile exp(-kLast), rounded up
   double dropped = 0;
   int bin = kBins;
   while (bin > 0) {

@@ -1,6 +1,6 @@
-// exp(-d / 2) of squared distances, M vectors at once so that their latencies overlap. Results
-// below the smallest normal number are 0; NaN stays NaN, provided it has no payload: the exponent
-// trick would shift that into the result.
+// exp(-d / 2) in place of squared distances d >= 0, M vectors at once so that their latencies
+// overlap. Results below the smallest normal number are 0; NaN stays NaN, provided it has no
+// payload: the exponent trick would shift that into the result.
 #pragma once
 
 #include "simd.h"
@@ -23,9 +23,7 @@ constexpr int32_t kPowers[32] = {
 constexpr int kTableLanes = 0;
 #endif
 
-// exp(-d / 2) in place, for M vectors of squared distances d >= 0.
-//   -d log2(e) / 2 = n + r,  n a multiple of 1 (of 1/32 where a table has 2^(k/32)), |r| <= half of
-//   it
+//   -d log2(e) / 2 = n + r,  n a multiple of 1 (of 1/32 with the table), |r| <= half of that
 // n sits in the low bits of `shifted`, from where it is added to exponent bits. Polynomials for
 // 2^r: minimax with value 1 at 0, relative error 2e-9 (5e-8 beside the table: below the rounding).
 template <int M, int N>

@@ -70,8 +70,6 @@ SEGFAST_INLINE Vec<T, N> broadcast(T x) {
   return x - Vec<T, N>{};
 }
 
-// Calls f(offset, width tag) over [0, count): full vectors, then one half, then one quarter vector.
-// count must be a multiple of kRowMultiple<T>.
 template <int N>
 struct Width {
   static constexpr int value = N;
@@ -79,6 +77,8 @@ struct Width {
 template <typename T>
 constexpr int kRowMultiple = 16 / sizeof(T);
 
+// Calls f(offset, width tag) over [0, count): full vectors, then one half, then one quarter vector.
+// count must be a multiple of kRowMultiple<T>.
 template <typename T, typename F>
 SEGFAST_INLINE void for_each_vector(int64_t count, const F& f) {
   constexpr int kFull = kLanes<T>;
