@@ -82,7 +82,7 @@ def interleaved_benchmark(
     def run_peers() -> None:
         for name, peer in peers:
             samples[name].append(timed(peer))
-        peers.append(peers.pop(0)) if peers else None  # another order in the next round
+        peers[:] = peers[1:] + peers[:1]  # another order in the next round
 
     benchmark.pedantic(job, setup=run_peers, rounds=number_of_rounds(once, budget), iterations=1)
     if benchmark.stats is None:

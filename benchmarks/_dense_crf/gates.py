@@ -46,7 +46,7 @@ def _oracle(workload: Workload, inputs: Inputs, method: str, spatial: str) -> Te
     return scores.flatten(1).softmax(0)
 
 
-ONE_ITERATION = 1e-5  # max |dQ| the issue allows after one iteration
+ONE_ITERATION = 1e-5  # max |dQ| that the project promises after one iteration in float32
 # A float32 exponent of size e = |f|^2 / 2 (up to ~100 here) rounds by e * 6e-8 in each of its
 # F + 2 products, and K with it; un-normalised sums then carry that relative error.
 BRUTE_FORCE_RELATIVE = 1e-4

@@ -1,4 +1,4 @@
-"""The benchmarks are not installed: they run from a checkout, and so do their tests."""
+"""Lets the tests import `benchmarks` from the checkout (installed it is `segfast.benchmarks`)."""
 
 from __future__ import annotations
 

@@ -83,11 +83,8 @@ class Problem:
 @pytest.fixture(scope="session")
 def problem() -> Problem:
     rng = np.random.default_rng(7)
-    height, width, labels = (
-        20,
-        23,
-        4,
-    )  # pydensecrf adds phantom pixels unless 4 divides their number
+    # pydensecrf adds phantom pixels unless 4 divides their number
+    height, width, labels = 20, 23, 4
     patches = rng.integers(0, 256, (5, 6, 3)).repeat(4, 0).repeat(4, 1)[:height, :width]
     image = np.clip(patches + rng.normal(0, 6, patches.shape), 0, 255).astype(np.uint8)
     energy = (3 * rng.random((labels, height * width))).astype(np.float32)

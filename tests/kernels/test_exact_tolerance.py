@@ -128,16 +128,13 @@ def test_zero_tolerance_is_dense(instruction_set: str, dtype: torch.dtype) -> No
     assert (skipped[0, TILE:] == 0).any()
 
 
-def test_bound_does_not_depend_on_threads(instruction_set: str) -> None:
+@pytest.mark.usefixtures("restored_threads")
+def test_same_bits_for_any_number_of_threads(instruction_set: str) -> None:
     generator = torch.Generator().manual_seed(1)
     features = 4 * torch.randn(1, 5, 2000, generator=generator)
     values = torch.randn(1, 6, 2000, generator=generator)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results += [gaussian_filter(values, features) for _ in range(2)]
-    finally:
+    for threads in (1, 2, 3):
         torch.set_num_threads(threads)
+        results += [gaussian_filter(values, features) for _ in range(2)]
     assert all(torch.equal(results[0], result) for result in results)

@@ -30,7 +30,9 @@ def reference_mean_field(
     logits: Tensor, image: Tensor, dtype: torch.dtype = torch.float64, **options: Any
 ) -> Tensor:
     """Scores [B, L, H, W] of the reference computed in `dtype`."""
-    each = [reference.mean_field(x.to(dtype), y, **options) for x, y in zip(logits, image)]  # noqa: B905
+    each = [
+        reference.mean_field(x.to(dtype), y, **options) for x, y in zip(logits, image, strict=True)
+    ]
     return torch.stack(each)
 
 
