@@ -172,7 +172,7 @@ class DenseCRF:
         Raises:
             TypeError, ValueError: Q is no such array or holds values that are not finite.
         """
-        belief = self._belief(Q)
+        belief = self._checked_belief(Q)
         if not Q.flags.writeable:
             raise ValueError("Q is updated in place: it must be writable, got a read-only array")
         scores = self._prepared().step(torch.from_numpy(belief))  # [L, N]
@@ -186,7 +186,7 @@ class DenseCRF:
         As in pydensecrf it is not KL(Q || P): the partition function is missing and pairwise
         energies count twice. Compare values of one CRF. Q and errors as in `stepInference`.
         """
-        belief = torch.from_numpy(np.ascontiguousarray(self._belief(Q)))  # [L, N]
+        belief = torch.from_numpy(np.ascontiguousarray(self._checked_belief(Q)))  # [L, N]
         scores = self._prepared().step(belief)  # -U - sum E_m(Q) [L, N]
         energy = belief.clamp_min(SMALLEST).log_().sub_(scores)
         return float(energy.mul_(belief).sum(dtype=torch.float64))
@@ -234,7 +234,7 @@ class DenseCRF:
         )
         self._engine = None
 
-    def _belief(self, Q: object) -> Float32:
+    def _checked_belief(self, Q: object) -> Float32:
         wanted = f"a float32 array [nlabels, nvar] = {(self._nlabels, self._nvar)}"
         if not isinstance(Q, np.ndarray):
             raise TypeError(f"Q must be {wanted}, got {describe(Q)}")

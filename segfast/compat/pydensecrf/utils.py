@@ -160,8 +160,7 @@ def create_pairwise_gaussian(sdims: Numbers, shape: Sequence[int]) -> Float32:
     except TypeError as error:
         raise TypeError(f"shape must be the grid's sizes, got {describe(shape)}: {error}") from None
     sigmas = as_sigmas(sdims, "sdims", len(sizes), f"one per axis of shape {sizes}")
-    positions = np.indices(sizes, np.float32).reshape(len(sizes), -1)  # [D, N]
-    return divided(positions, sigmas, ["sdims"] * len(sizes))
+    return _positions(sizes, sigmas)
 
 
 def create_pairwise_bilateral(
@@ -208,11 +207,13 @@ def create_pairwise_bilateral(
     require_finite(colours.astype(np.float32), "img")
     return np.concatenate(
         [
-            divided(
-                np.indices(sizes, np.float32).reshape(len(sizes), -1),
-                deviations,
-                ["sdims"] * len(sizes),
-            ),
+            _positions(sizes, deviations),
             divided(colours, colour_deviations, ["schan"] * len(colours)),
         ]
     )
+
+
+def _positions(sizes: Sequence[int], sigmas: Sequence[float]) -> Float32:
+    """p_a / sigma_a of every pixel of a grid of D axes, row-major: [D, N]."""
+    positions = np.indices(sizes, np.float32).reshape(len(sizes), -1)
+    return divided(positions, sigmas, ["sdims"] * len(sizes))
