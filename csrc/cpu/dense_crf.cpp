@@ -34,16 +34,16 @@ void zero(T* p, int64_t count) {
 // [] | [L] | [L, L] -> what the kernels read: padded, the matrix transposed.
 template <typename T>
 Mixing<T> make_mixing(const Tensor& mixing, const Sizes& size, std::vector<T>* memory) {
+  const int64_t columns = mixing.dim() == 0 ? 1 : size.labels;
+  const int64_t rows = mixing.dim() <= 1 ? 1 : size.labels;
+  check_tensor(mixing, kDtype<T>, rows * columns, "mixing");
   const T* m = data<T>(mixing);
   if (mixing.dim() == 0) return {MixingKind::scalar, m[0], nullptr};
-  const int rows = mixing.dim() == 1 ? 1 : size.labels;
-  check_tensor(mixing, kDtype<T>, int64_t{rows} * size.labels, "mixing");
   memory->assign(rows * size.row, 0);
-  for (int l = 0; l < size.labels; ++l) {
-    for (int k = 0; k < rows; ++k) (*memory)[k * size.row + l] = m[l * rows + k];
+  for (int64_t l = 0; l < columns; ++l) {
+    for (int64_t k = 0; k < rows; ++k) (*memory)[k * size.row + l] = m[l * rows + k];
   }
-  return {rows == 1 && mixing.dim() == 1 ? MixingKind::vector : MixingKind::matrix, T(1),
-          memory->data()};
+  return {mixing.dim() == 1 ? MixingKind::vector : MixingKind::matrix, T(1), memory->data()};
 }
 
 // One lattice with the tables that its messages pass through.

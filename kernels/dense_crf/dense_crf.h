@@ -11,7 +11,6 @@
 namespace segfast {
 
 constexpr int kMaxFeatures = 32;
-constexpr int kChunk = 64;  // pixels that a mean-field update keeps in cache from slice to splat
 
 // The permutohedral lattice.
 

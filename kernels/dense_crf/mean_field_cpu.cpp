@@ -9,6 +9,8 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
+constexpr int kChunk = 64;  // pixels that stay in cache from slice to splat
+
 // Labels of a pixel, padded to whole vectors so that they transpose.
 template <typename T>
 SEGFAST_INLINE int64_t padded(int labels) {
@@ -74,7 +76,9 @@ SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, int labels, in
       if (mixing.kind == MixingKind::vector) {
         sum += load<N>(from + l) * load<N>(mixing.values + l);
       } else {
-        for (int k = 0; k < labels; ++k) sum += load<N>(mixing.values + k * row + l) * from[k];
+        for (int64_t k = 0; k < labels; ++k) {
+          sum += load<N>(mixing.values + k * row + l) * from[k];
+        }
       }
       store<N>(to + l, sum);
     });
