@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             args = build_parser().parse_args(argv)
+            _require_instruction_set()
             return int(args.run(args))
     except UserError as error:
         _say(f"error: {error}")
@@ -75,6 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a name too long, a loop of links, a disk that goes away ...
         _say(f"error: {error.filename or 'file system'}: {reason(error)}")
         return 2
+
+
+def _require_instruction_set() -> None:
+    from segfast._native import native
+
+    try:
+        native()
+    except ValueError as error:
+        raise UserError(f"SEGFAST_ISA: {error}") from None
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

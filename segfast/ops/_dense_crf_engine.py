@@ -291,7 +291,6 @@ class Engine:
 
     def run(self, iterations: int, on_step: StepCallback | None = None) -> Tensor:
         """Mean field from softmax(logits); ``on_step(scores)`` after each iteration."""
-        warn_if_slow(self.logits, self.terms, iterations)
         if self.fused is not None and not self.separate and on_step is None:
             return self.fused.mean_field(self.logits, None, iterations)
         scores = self.logits.clone()

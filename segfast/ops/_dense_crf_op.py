@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
-from segfast.ops._dense_crf_engine import Engine, PairwiseTerm, filter_features
+from segfast.ops._dense_crf_engine import Engine, PairwiseTerm, filter_features, warn_if_slow
 
 torch.library.define(
     "segfast::gaussian_filter",
@@ -60,6 +60,7 @@ def _mean_field(
             method, spatial, dtype,
         )  # fmt: skip
         unary = logits[b].to("cpu", dtype).flatten(1)  # [L, N]
+        warn_if_slow(unary, terms, iterations)
         engine = Engine(unary, terms, (logits.shape[2], logits.shape[3]), tolerance)
         states: list[Tensor] = []
         scores = engine.run(iterations, states.append if keep_steps else None)

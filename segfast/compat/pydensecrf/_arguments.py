@@ -74,11 +74,16 @@ def as_count(value: Any, name: str, minimum: int) -> int:
     return number
 
 
-def as_sigmas(value: object, name: str, count: int, each: str) -> tuple[float, ...]:
-    """One standard deviation for all axes, or `count` of them; positive and finite."""
+def as_sigmas(
+    value: object, name: str, count: int, each: str, one: bool = False
+) -> tuple[float, ...]:
+    """One standard deviation for all axes, or `count` of them; positive and finite.
+
+    With `one`, a sequence of one serves for all too, as schan=(13,) does in pydensecrf.
+    """
     wanted = f"{name} must be one number, or {count} ({each})"
     array = as_array(value, name, f"one number, or {count} ({each})")
-    if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
+    if array.ndim > 1 or (array.ndim == 1 and len(array) not in ((1, count) if one else (count,))):
         raise ValueError(f"{wanted}, got {describe(value)}")
     sigmas = tuple(float(sigma) for sigma in np.broadcast_to(array, (count,)))
     if not all(math.isfinite(sigma) and sigma > 0 for sigma in sigmas):

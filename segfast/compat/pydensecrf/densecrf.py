@@ -41,7 +41,7 @@ from segfast.compat.pydensecrf._terms import (
     as_member,
     as_mixing,
 )
-from segfast.ops._dense_crf_engine import Engine, PairwiseTerm
+from segfast.ops._dense_crf_engine import Engine, PairwiseTerm, warn_if_slow
 
 __all__ = [
     "CONST_KERNEL",
@@ -155,7 +155,7 @@ class DenseCRF:
         Raises ValueError for a negative or fractional number.
         """
         count = as_count(n_iterations, "n_iterations", 0)
-        scores = self._prepared().run(count)  # [L, N]
+        scores = self._prepared(count).run(count)  # [L, N]
         return _belief(scores)
 
     def startInference(self) -> tuple[Float32, Float32, Float32]:
@@ -245,12 +245,13 @@ class DenseCRF:
         require_finite(belief, "Q")
         return belief
 
-    def _prepared(self) -> Engine:
+    def _prepared(self, iterations: int = 1) -> Engine:
         """The terms with what is computed from them once (lattices, normalisations)."""
         if self._engine is None:
             logits = self._logits
             if logits is None:
                 logits = torch.zeros(self._nlabels, self._nvar)
+            warn_if_slow(logits, self._terms, iterations)
             self._engine = Engine(logits, self._terms, self._shape)
         return self._engine
 

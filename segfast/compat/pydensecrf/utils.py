@@ -201,7 +201,7 @@ def create_pairwise_bilateral(
         each += "; chdim=-1 says that no axis holds channels"
     deviations = as_sigmas(sdims, "sdims", len(sizes), each)
     colour_deviations = as_sigmas(
-        schan, "schan", len(channels), f"one per channel of img, with chdim={chdim}"
+        schan, "schan", len(channels), f"one per channel of img, with chdim={chdim}", one=True
     )
     colours = channels.reshape(len(channels), -1)  # [C, N]
     require_finite(colours.astype(np.float32), "img")
