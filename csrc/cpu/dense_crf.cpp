@@ -120,7 +120,8 @@ class Lattice {
 template <typename T>
 class Conv {
  public:
-  Conv(const Tensor* t, const Sizes& size, ConvTerm<T>* term) : size_(size), term_(term) {
+  Conv(const Tensor* t, const Sizes& size, const MeanFieldKernels<T>& kernels, ConvTerm<T>* term)
+      : kernels_(kernels), size_(size), term_(term) {
     STD_TORCH_CHECK(t[0].numel() >= 1 && t[1].numel() >= 1, "taps must not be empty");
     check_tensor(t[0], kDtype<T>, t[0].numel(), "taps_y");
     check_tensor(t[1], kDtype<T>, t[1].numel(), "taps_x");
@@ -128,7 +129,7 @@ class Conv {
     for (int i : {3, 5}) check_tensor(t[i], kDtype<T>, size.width, "scale_x");
     STD_TORCH_CHECK(size.pixels == size.width * size.height, "a convolution needs whole lines");
     const int64_t radius_y = t[0].numel() - 1, radius_x = t[1].numel() - 1;
-    const int slack = mean_field_kernels<T>().slack;
+    const int slack = kernels_.slack;
     shift_ = radius_y + slack;
     const int64_t before = radius_x * size.labels, inside = size.width * size.labels;
     const int64_t after = before + slack * size.labels + kVectorScalars;
@@ -155,15 +156,14 @@ class Conv {
   // Convolves what was sent down the columns, strip by strip; alternately down and up the buffer.
   void deliver() {
     constexpr int64_t kStrip = 2048 / sizeof(T);  // its lines around one block stay in the L2 cache
-    const auto& kernels = mean_field_kernels<T>();
     const int64_t begin = term_->radius_x * size_.labels;
     const int64_t scalars =
         (size_.width * size_.labels + kVectorScalars - 1) / kVectorScalars * kVectorScalars;
     T* out = term_->lines + shift_ * term_->pitch;
     for_each_item((scalars + kStrip - 1) / kStrip, [&] {
       return [&](int64_t i) {
-        kernels.conv_columns(*term_, size_.height, begin + i * kStrip,
-                             std::min(kStrip, scalars - i * kStrip), out);
+        kernels_.conv_columns(*term_, size_.height, begin + i * kStrip,
+                              std::min(kStrip, scalars - i * kStrip), out);
       };
     });
     term_->lines = out;
@@ -179,6 +179,8 @@ class Conv {
     return ((scalars + kLine - 1) / kLine | 1) * kLine;
   }
 
+  // One instruction set throughout: the memory is sized for its slack.
+  const MeanFieldKernels<T>& kernels_;
   Sizes size_;
   ConvTerm<T>* term_;
   int64_t shift_;  // lines to where the next convolution moves the beliefs
@@ -194,17 +196,17 @@ Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
   std::vector<ConvTerm<T>> conv_terms(conv_tensors.size() / kConvTensors);
   std::vector<Lattice<T>> lattices;
   std::vector<Conv<T>> convs;
+  const auto& kernels = mean_field_kernels<T>();
   lattices.reserve(lattice_terms.size());
   convs.reserve(conv_terms.size());
   for (size_t i = 0; i < lattice_terms.size(); ++i) {
     lattices.emplace_back(&lattice_tensors[i * kLatticeTensors], size, &lattice_terms[i]);
   }
   for (size_t i = 0; i < conv_terms.size(); ++i) {
-    convs.emplace_back(&conv_tensors[i * kConvTensors], size, &conv_terms[i]);
+    convs.emplace_back(&conv_tensors[i * kConvTensors], size, kernels, &conv_terms[i]);
   }
 
   Tensor scores = torch::stable::empty_like(logits);
-  const auto& kernels = mean_field_kernels<T>();
   MeanField<T> m{};
   m.labels = size.labels;
   m.row = size.row;

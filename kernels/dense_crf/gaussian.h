@@ -29,7 +29,7 @@ constexpr int kTableLanes = 0;
 template <int M, int N>
 SEGFAST_INLINE void gaussian_of(Vec<float, N>* d) {
   using V = Vec<float, N>;
-  using I = Vec<int32_t, N>;
+  using U = Vec<uint32_t, N>;  // exponents of results that are replaced below may wrap
   constexpr bool kTable = N == kTableLanes;
   constexpr float kScale = -0.72134752044448170f;                // its float is 1.3e-8 off
   constexpr float kRound = kTable ? 0x1.8p23f / 32 : 0x1.8p23f;  // adding it rounds to such an n
@@ -43,8 +43,9 @@ SEGFAST_INLINE void gaussian_of(Vec<float, N>* d) {
     V power[M];
 #pragma GCC unroll 8
     for (int k = 0; k < M; ++k) {
-      const I n = (I)shifted[k];
-      power[k] = (V)(__builtin_shuffle(load<N>(kPowers), load<N>(kPowers + N), n) + (n << 18));
+      const Vec<int32_t, N> n = (Vec<int32_t, N>)shifted[k];
+      power[k] = (V)((U)__builtin_shuffle(load<N>(kPowers), load<N>(kPowers + N), n) +
+                     ((U)n << 18));
     }
 #pragma GCC unroll 8
     for (int k = 0; k < M; ++k) q[k] = (r[k] * 0.240226503f + 0.693157327f) * r[k];
@@ -62,7 +63,7 @@ SEGFAST_INLINE void gaussian_of(Vec<float, N>* d) {
       for (int k = 0; k < M; ++k) q[k] = q[k] * r[k] + kPolynomial[n];
     }
 #pragma GCC unroll 8
-    for (int k = 0; k < M; ++k) q[k] = (V)((I)q[k] + ((I)shifted[k] << 23));
+    for (int k = 0; k < M; ++k) q[k] = (V)((U)q[k] + ((U)shifted[k] << 23));
   }
 #pragma GCC unroll 8
   for (int k = 0; k < M; ++k) d[k] = d[k] > 174.0f ? V{} : q[k];

@@ -30,12 +30,14 @@ struct Scratch {
   T* message(int64_t chunk) const { return messages + chunk % depth * kChunk * pitch; }
 };
 
-// The row convolution runs ahead by its radius: what a chunk sends replaces what later ones read.
+// The row convolution runs ahead by its radius, and by the pixels that padding spills into: what a
+// chunk sends replaces what later ones read.
 template <typename T>
 int64_t chunks_held(const MeanField<T>& m) {
+  const int64_t spilled = (m.row - 1) / m.labels;  // pixels after the last one that is sent
   int64_t depth = 1;
   for (int t = 0; t < m.conv_count; ++t) {
-    const int64_t needed = (m.conv[t].radius_x + kChunk - 1) / kChunk + 1;
+    const int64_t needed = (m.conv[t].radius_x + spilled + kChunk - 1) / kChunk + 1;
     depth = depth < needed ? needed : depth;
   }
   return depth;

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LARGEST = 1e308  # what a float holds, also as the limit of integers
 
 
 def describe(value: object) -> str:
@@ -36,15 +37,15 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def require_count(name: str, value: object, minimum: int = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an integer, got {describe(value)}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if not minimum <= value < 2**31:
+        raise ValueError(f"{name} must be at least {minimum} and below 2^31, got {value}")
 
 
 def not_negative(name: str, value: object) -> float:
     """A finite number >= 0 as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= LARGEST:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
     return float(value)
 
@@ -57,6 +58,6 @@ def positive_floats(name: str, value: object, count: int) -> list[float]:
     for number in values:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise TypeError(f"{name} must be a number or {count} of them, got {describe(value)}")
-        if not 0 < number < math.inf:  # math.isfinite does not trace
+        if not 0 < number <= LARGEST:  # math.isfinite does not trace
             raise ValueError(f"{name} must be positive and finite, got {describe(value)}")
     return [float(number) for number in values]

@@ -144,7 +144,7 @@ class _NativeTerms:
         before: list[Tensor] = []
         after: list[Tensor] = []
         for size, s in zip(self.shape, sigma, strict=True):
-            radius = min(int(CONV_RADIUS[self.like.dtype] * s), size - 1)
+            radius = int(min(CONV_RADIUS[self.like.dtype] * s, size - 1))  # the product may be inf
             r = torch.arange(radius + 1, dtype=torch.float64)
             tap = torch.exp(-0.5 * (r / s) ** 2)
             # n = K 1 is an outer product: per axis, the taps that stay inside.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
-from segfast.ops._dense_crf_engine import Engine, PairwiseTerm, filter_features, warn_if_slow
+from segfast.ops._dense_crf_engine import (
+    Engine,
+    PairwiseTerm,
+    feature_range,
+    filter_features,
+    warn_if_slow,
+)
 
 torch.library.define(
     "segfast::gaussian_filter",
@@ -101,8 +108,22 @@ def _terms(
             terms.append(PairwiseTerm(grid, mixings[0], normalization, "lattice"))
     if mixings[1].count_nonzero():
         features = reference.image_features(image, bilateral_sigma, color_sigma)  # [2 + C, N]
+        if features.numel() and not feature_range(features).isfinite().all():
+            require_finite_quotients(image, bilateral_sigma, color_sigma)
         terms.append(PairwiseTerm(features, mixings[1], normalization, method))
     return terms
+
+
+def require_finite_quotients(
+    image: Tensor, bilateral_sigma: Sequence[float], color_sigma: Sequence[float]
+) -> None:
+    """Refuses sigmas so small that a finite image overflows; NaN in the image may pass on."""
+    if image.isfinite().all():
+        raise ValueError(
+            f"bilateral_sigma and color_sigma must be larger: positions and colours divided by "
+            f"{min(bilateral_sigma):.3g} and {min(color_sigma, default=math.inf):.3g} overflow "
+            f"{image.dtype}"
+        )
 
 
 def _warn_about_inputs(logits: Tensor, image: Tensor, color: Sequence[float]) -> None:

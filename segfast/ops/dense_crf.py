@@ -10,7 +10,6 @@ Fields", ICML 2013. Derivations: kernels/dense_crf/README.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ MAX_FEATURES = 32
 # "auto" sums every pair up to this many pixels: small enough for it to stay cheap.
 AUTO_EXACT_PIXELS = 128 * 128
 UINT8_COLOR_SIGMA = 13.0
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 Weight = float | Tensor  # a number, [L] or [L, L]
 Sigma = float | Sequence[float]
@@ -288,6 +288,6 @@ def _checked_weight(name: str, weight: Weight, labels: int, logits: Tensor) -> T
         raise TypeError(
             f"{name} must be a number or a tensor [L] or [L, L], got {_check.describe(weight)}"
         )
-    if not -math.inf < weight < math.inf:
-        raise ValueError(f"{name} must be finite, got {weight}")
+    if not abs(weight) <= FLOAT32_MAX:
+        raise ValueError(f"{name} must be finite in float32, got {weight:.3g}")
     return torch.full((), float(weight), dtype=torch.float64, device=logits.device)

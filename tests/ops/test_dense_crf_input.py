@@ -238,3 +238,43 @@ def test_deviations_too_small_for_the_dtype_are_refused(problem: Problem) -> Non
     logits, image = problem(3, 3, 8, 9)
     with pytest.raises(ValueError, match="sigma"):
         mean_field(logits, image, bilateral_sigma=1e-30)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("color_sigma", 1e-37, "color_sigma must be larger"),
+        ("bilateral_sigma", 1e-46, "bilateral_sigma .* must be larger"),
+        ("bilateral_weight", 1e39, "bilateral_weight must be finite in float32"),
+        ("spatial_sigma", 10**400, "spatial_sigma must be positive and finite"),
+        ("tolerance", 10**400, "tolerance"),
+        ("iterations", 2**70, "iterations must be at least 0 and below 2"),
+    ],
+)
+def test_extreme_numbers_are_refused(argument: str, value: float, message: str) -> None:
+    """Nothing finite becomes NaN silently, and no error is a bare overflow."""
+    logits, image = torch.zeros(1, 2, 4, 5), torch.arange(60).reshape(1, 3, 4, 5).byte()
+    with pytest.raises(ValueError, match=message):
+        mean_field(logits, image, **{argument: value})
+
+
+def test_a_huge_spatial_sigma_is_the_mean() -> None:
+    logits, image = torch.randn(1, 2, 4, 5), torch.zeros(1, 3, 4, 5).byte()
+    options = {"bilateral_weight": 0.0, "normalization": "after", "iterations": 1}
+    scores = mean_field(logits, image, spatial_sigma=1e308, spatial_weight=1.0, **options)
+    mean = logits.softmax(1).mean((2, 3), keepdim=True)
+    torch.testing.assert_close(scores, logits + mean)
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3, 5, 21])
+@pytest.mark.parametrize("sigma", [0.05, 0.18, 11.7])
+def test_padding_does_not_reach_the_next_chunk(labels: int, sigma: float) -> None:
+    """What is sent from one chunk of pixels must not touch what the next has still to read."""
+    torch.manual_seed(0)
+    logits, image = torch.randn(1, labels, 2, 200).double(), torch.zeros(1, 3, 2, 200).byte()
+    options = {"iterations": 3, "spatial_sigma": sigma, "bilateral_weight": 0.0}
+    expected = reference.mean_field(logits[0], image[0], **options)
+    # float64 rounding, and the 2e-16 of the kernel beyond 8.5 sigma
+    torch.testing.assert_close(
+        mean_field(logits, image, **options)[0], expected, rtol=0, atol=1e-12
+    )
