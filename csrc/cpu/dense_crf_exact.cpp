@@ -1,4 +1,4 @@
-// segfast::_exact_filter: checks, memory, threads; the arithmetic is in
+// segfast::_exact_order and _exact_filter: checks, memory, threads; the arithmetic is in
 // kernels/dense_crf/exact_cpu.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -13,12 +13,18 @@ namespace segfast {
 namespace {
 
 template <typename T>
-void run(ExactProblem<T> p) {
+Tensor order_of(const Tensor& features) {
+  Tensor order = torch::stable::new_empty(features, {features.size(1)}, ScalarType::Long);
+  ExactProblem<T> p{};
+  p.dims = features.size(0);
+  p.pixels = features.size(1);
+  p.tiles = exact_tiles(p.pixels);
+  p.features = data<T>(features);
+  p.order = mutable_data<int64_t>(order);
+  if (p.pixels == 0) return order;
   const auto& kernels = exact_kernels<T>();
-  const auto order = make_buffer<int64_t>(p.pixels);
   const auto spare = make_buffer<int64_t>(p.pixels);
   const auto keys = make_buffer<T>(p.pixels);
-  p.order = order.get();
   p.spare = spare.get();
   p.keys = keys.get();
   torch::stable::parallel_for(0, p.pixels, 65536,
@@ -29,7 +35,23 @@ void run(ExactProblem<T> p) {
         0, ranges, ranges * 2048 / p.pixels + 1,
         [&](int64_t begin, int64_t end) { kernels.split(p, level, begin, end); });
   }
+  return order;
+}
 
+// features [F, N] -> the pixels [N] in an order that keeps near ones together.
+Tensor exact_order(const Tensor& features) {
+  const ScalarType dtype = features.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "features must be float32 or float64");
+  STD_TORCH_CHECK(features.dim() == 2 && features.size(0) >= 1,
+                  "features must be [F, N] with at least one row");
+  check_tensor(features, dtype, features.numel(), "features");
+  return dtype == ScalarType::Float ? order_of<float>(features) : order_of<double>(features);
+}
+
+template <typename T>
+void run(ExactProblem<T> p) {
+  const auto& kernels = exact_kernels<T>();
   const int64_t slots = p.tiles * kExactTile;
   const auto features = make_buffer<T>(slots * p.dims);
   const auto values = make_buffer<T>(slots * p.channels);
@@ -46,7 +68,7 @@ void run(ExactProblem<T> p) {
 }
 
 template <typename T>
-Tensor filter(const Tensor& values, const Tensor& features, double tolerance) {
+Tensor filter(const Tensor& values, const Tensor& features, const Tensor& order, double tolerance) {
   Tensor out = torch::stable::empty_like(values);
   ExactProblem<T> p{};
   p.channels = values.size(0);
@@ -56,13 +78,16 @@ Tensor filter(const Tensor& values, const Tensor& features, double tolerance) {
   p.tolerance = tolerance;
   p.values = data<T>(values);
   p.features = data<T>(features);
+  p.order = const_cast<int64_t*>(data<int64_t>(order));
   p.out = mutable_data<T>(out);
   if (out.numel() > 0) run(p);
   return out;
 }
 
-// values [C, N], features [F, N] -> y [C, N], within tolerance * max|values| of the sum over all.
-Tensor exact_filter(const Tensor& values, const Tensor& features, double tolerance) {
+// values [C, N], features [F, N], their order [N] -> y [C, N], within tolerance * max|values| of
+// the sum over all.
+Tensor exact_filter(const Tensor& values, const Tensor& features, const Tensor& order,
+                    double tolerance) {
   const ScalarType dtype = values.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "values must be float32 or float64");
@@ -72,13 +97,17 @@ Tensor exact_filter(const Tensor& values, const Tensor& features, double toleran
   STD_TORCH_CHECK(features.size(0) >= 1, "features must have at least one row");
   check_tensor(values, dtype, values.numel(), "values");
   check_tensor(features, dtype, features.size(0) * values.size(1), "features");
+  check_tensor(order, ScalarType::Long, values.size(1), "order");
   STD_TORCH_CHECK(tolerance >= 0, "tolerance must be at least 0, got ", tolerance);
-  return dtype == ScalarType::Float ? filter<float>(values, features, tolerance)
-                                    : filter<double>(values, features, tolerance);
+  return dtype == ScalarType::Float ? filter<float>(values, features, order, tolerance)
+                                    : filter<double>(values, features, order, tolerance);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) { m.impl("_exact_filter", TORCH_BOX(&exact_filter)); }
+STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
+  m.impl("_exact_order", TORCH_BOX(&exact_order));
+  m.impl("_exact_filter", TORCH_BOX(&exact_filter));
+}
 
 }  // namespace segfast

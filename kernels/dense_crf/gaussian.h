@@ -44,8 +44,8 @@ SEGFAST_INLINE void gaussian_of(Vec<float, N>* d) {
 #pragma GCC unroll 8
     for (int k = 0; k < M; ++k) {
       const Vec<int32_t, N> n = (Vec<int32_t, N>)shifted[k];
-      power[k] = (V)((U)__builtin_shuffle(load<N>(kPowers), load<N>(kPowers + N), n) +
-                     ((U)n << 18));
+      power[k] =
+          (V)((U)__builtin_shuffle(load<N>(kPowers), load<N>(kPowers + N), n) + ((U)n << 18));
     }
 #pragma GCC unroll 8
     for (int k = 0; k < M; ++k) q[k] = (r[k] * 0.240226503f + 0.693157327f) * r[k];

@@ -34,9 +34,11 @@ torch.library.define(
     "(Tensor logits, Tensor? belief, int width, Tensor[] lattices, Tensor[] convs, int iterations)"
     " -> Tensor",
 )
+torch.library.define("segfast::_exact_order", "(Tensor features) -> Tensor")
 torch.library.define("segfast::_softmax", "(Tensor scores) -> Tensor")
 torch.library.define(
-    "segfast::_exact_filter", "(Tensor values, Tensor features, float tolerance) -> Tensor"
+    "segfast::_exact_filter",
+    "(Tensor values, Tensor features, Tensor order, float tolerance) -> Tensor",
 )
 
 
@@ -99,6 +101,7 @@ class _ExactKernel:
 
     def __init__(self, features: Tensor, normalization: str, tolerance: float) -> None:
         self.features = features.contiguous()
+        self.order = torch.ops.segfast._exact_order(self.features)
         self.tolerance = tolerance
         self.before: Tensor | None = None
         self.after: Tensor | None = None
@@ -107,7 +110,9 @@ class _ExactKernel:
             self.before, self.after = in_out_scales(norm, normalization)
 
     def _raw(self, values: Tensor) -> Tensor:
-        return torch.ops.segfast._exact_filter(values.contiguous(), self.features, self.tolerance)
+        return torch.ops.segfast._exact_filter(
+            values.contiguous(), self.features, self.order, self.tolerance
+        )
 
     def __call__(self, values: Tensor) -> Tensor:
         """[C, N] -> [C, N]"""
