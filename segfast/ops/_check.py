@@ -37,8 +37,10 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def require_count(name: str, value: object, minimum: int = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an integer, got {describe(value)}")
-    if not minimum <= value < 2**31:
-        raise ValueError(f"{name} must be at least {minimum} and below 2^31, got {value}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if value >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, got {value}")
 
 
 def not_negative(name: str, value: object) -> float:
