@@ -1,33 +1,82 @@
-// Uninitialised scratch memory, aligned for any vector; large blocks ask for huge pages, because
-// faulting in 4 KiB pages costs as much as an iteration.
+// Uninitialised scratch memory, aligned for any vector. Large blocks ask for huge pages and are
+// kept for the next call: having the system hand out fresh zeroed pages costs as much as an
+// iteration.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <utility>
+#include <vector>
 
 namespace segfast {
 
-struct FreeMemory {
-  void operator()(void* p) const { std::free(p); }
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kMostKept = size_t{64} << 20;  // bytes kept by the process
+
+// Freed large blocks, by size.
+class BlockCache {
+ public:
+  // A block of at least `bytes` and at most twice that, or null.
+  void* take(size_t* bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
+      if (block->first < *bytes || block->first > 2 * *bytes) continue;
+      void* memory = block->second;
+      *bytes = block->first;
+      kept_ -= block->first;
+      blocks_.erase(block);
+      return memory;
+    }
+    return nullptr;
+  }
+
+  // False when there is no room: the caller frees it.
+  bool keep(void* memory, size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (kept_ + bytes > kMostKept) return false;
+    blocks_.emplace_back(bytes, memory);
+    kept_ += bytes;
+    return true;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::pair<size_t, void*>> blocks_;
+  size_t kept_ = 0;
+};
+
+inline BlockCache& block_cache() {
+  static BlockCache* cache = new BlockCache;  // never destroyed: buffers may outlive static order
+  return *cache;
+}
+
+struct ReleaseMemory {
+  size_t bytes = 0;
+  void operator()(void* p) const {
+    if (bytes < kHugePage || !block_cache().keep(p, bytes)) std::free(p);
+  }
 };
 template <typename T>
-using Buffer = std::unique_ptr<T[], FreeMemory>;
+using Buffer = std::unique_ptr<T[], ReleaseMemory>;
 
 template <typename T>
 Buffer<T> make_buffer(int64_t count) {
-  constexpr size_t kHugePage = size_t{2} << 20;
   size_t bytes = static_cast<size_t>(count < 1 ? 1 : count) * sizeof(T);
-  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   bytes = (bytes + alignment - 1) / alignment * alignment;
-  void* p = std::aligned_alloc(alignment, bytes);
-  if (p == nullptr) throw std::bad_alloc();
+  void* p = alignment == kHugePage ? block_cache().take(&bytes) : nullptr;
+  if (p == nullptr) {
+    p = std::aligned_alloc(alignment, bytes);
+    if (p == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (alignment == kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
+    if (alignment == kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
-  return Buffer<T>(static_cast<T*>(p));
+  }
+  return Buffer<T>(static_cast<T*>(p), ReleaseMemory{bytes});
 }
 
 }  // namespace segfast
