@@ -195,6 +195,10 @@ def _folder_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
         raise UserError(f"no image in {args.image} has a partner in {args.labels}")
     folders = {"output": args.output}
     folders |= {name: getattr(args, name) for name in OPTIONAL_OUTPUTS if getattr(args, name)}
+    for name, folder in folders.items():
+        if folder.suffix.lower() in (".png", *ARRAY_SUFFIXES) and not folder.exists():
+            option = "OUT" if name == "output" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} must be a folder, as IMAGE and LABELS are, got {folder}")
     extension = {"save_probs": "npz"}
     jobs = []
     for stem in stems:
