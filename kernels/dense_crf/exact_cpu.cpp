@@ -12,11 +12,13 @@ namespace SEGFAST_ISA {
 namespace {
 
 constexpr int kTile = kExactTile;
-constexpr int kBatch = 8;  // tiles of pixels j in one block P
+constexpr int kBatch = 4;  // tiles of pixels j in one block P
+// Registers hold the sums of kMaxBlock channels for kVectors vectors of pixels i, as many values
+// and one vector of P.
+constexpr int kVectors = kVectorRegisters == 32 ? 2 : 4;
+constexpr int kMaxBlock = kVectorRegisters == 32 ? 8 : 3;
 template <typename T>
-constexpr int kGroup = 2 * kLanes<T>;  // pixels i handled at once: two vectors
-// Channels whose sums fit in registers beside two vectors of P and one value.
-constexpr int kMaxBlock = kVectorRegisters == 32 ? 12 : 6;
+constexpr int kGroup = kVectors * kLanes<T>;  // pixels i handled at once
 
 template <typename T>
 using KeyOf = std::make_unsigned_t<IntOf<T>>;
@@ -202,59 +204,56 @@ int64_t keep_tiles(const ExactProblem<T>& p, int64_t tile, T* reach, int64_t* ke
 template <typename T>
 SEGFAST_INLINE void kernel_block(const T* fi, const T* fj, int64_t dims, T* block) {
   constexpr int W = kLanes<T>;
-  constexpr int kRows = 4;
+  constexpr int kRows = 8 / kVectors;
   constexpr int kAtOnce = kVectorRegisters == 32 ? 8 : 4;
   for (int j = 0; j < kTile; j += kRows) {
-    Vec<T, W> d[2 * kRows] = {};
+    Vec<T, W> d[8] = {};
     for (int64_t f = 0; f < dims; ++f) {
-      const Vec<T, W> x0 = load<W>(fi + f * kTile);
-      const Vec<T, W> x1 = load<W>(fi + f * kTile + W);
 #pragma GCC unroll 4
-      for (int k = 0; k < kRows; ++k) {
-        const T y = fj[f * kTile + j + k];
-        d[2 * k] += (x0 - y) * (x0 - y);
-        d[2 * k + 1] += (x1 - y) * (x1 - y);
+      for (int v = 0; v < kVectors; ++v) {
+        const Vec<T, W> x = load<W>(fi + f * kTile + v * W);
+#pragma GCC unroll 4
+        for (int k = 0; k < kRows; ++k) {
+          const Vec<T, W> gap = x - fj[f * kTile + j + k];
+          d[k * kVectors + v] += gap * gap;
+        }
       }
     }
 #pragma GCC unroll 2
-    for (int k = 0; k < 2 * kRows; k += kAtOnce) gaussian_of<kAtOnce, W>(d + k);
+    for (int k = 0; k < 8; k += kAtOnce) gaussian_of<kAtOnce, W>(d + k);
 #pragma GCC unroll 8
-    for (int k = 0; k < 2 * kRows; ++k) store<W>(block + (2 * j + k) * W, d[k]);
+    for (int k = 0; k < 8; ++k) store<W>(block + (j * kVectors + k) * W, d[k]);
   }
 }
 
 // sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on; values[t] are rows of tile t.
-// In three levels, so that rounding stays below that of a plain float32 product: 32 terms in
-// registers, 256 in `total`, all of them in double.
+// At most 128 terms meet in a register, all of them in double: rounding stays below that of a plain
+// float32 product.
 template <typename T, int C>
 void accumulate(const T* block, const T* const* values, int tiles, int64_t first, int64_t channels,
                 double* sums) {
   constexpr int W = kLanes<T>;
-  alignas(kExactAlign) T total[C][2 * W] = {};
+  Vec<T, W> y[C][kVectors] = {};
   for (int t = 0; t < tiles; ++t) {
-    const T* v = values[t] + first;
-    Vec<T, W> y[C][2] = {};
-    for (int j = 0; j < kTile; ++j, v += channels, block += 2 * W) {
-      const Vec<T, W> p0 = load<W>(block), p1 = load<W>(block + W);
-#pragma GCC unroll 12
-      for (int c = 0; c < C; ++c) {
-        y[c][0] += p0 * v[c];
-        y[c][1] += p1 * v[c];
+    const T* row = values[t] + first;
+    for (int j = 0; j < kTile; ++j, row += channels, block += kGroup<T>) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const Vec<T, W> p = load<W>(block + v * W);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) y[c][v] += p * row[c];
       }
     }
-#pragma GCC unroll 12
-    for (int c = 0; c < C; ++c) {
-      store<W>(total[c], load<W>(total[c]) + y[c][0]);
-      store<W>(total[c] + W, load<W>(total[c] + W) + y[c][1]);
-    }
   }
-  constexpr int D = kLanes<double>;
+  alignas(kExactAlign) T total[C][kGroup<T>];
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store<W>(total[c] + v * W, y[c][v]);
+  }
   for (int c = 0; c < C; ++c) {
     double* sum = sums + (first + c) * kTile;
-    for (int i = 0; i < 2 * W; i += D) {
-      const Vec<double, D> t = __builtin_convertvector(load<D>(total[c] + i), Vec<double, D>);
-      store<D>(sum + i, load<D>(sum + i) + t);
-    }
+    for (int i = 0; i < kGroup<T>; ++i) sum[i] += total[c][i];
   }
 }
 
@@ -270,7 +269,7 @@ constexpr Accumulate<T> pick(int64_t count, std::integer_sequence<int, C...>) {
 template <typename T>
 void accumulate_all(const T* block, const T* const* values, int tiles, int64_t channels,
                     double* sums) {
-  // Blocks of nearly equal size: 21 channels are 11 + 10, not 12 + 9.
+  // Blocks of nearly equal size: 19 channels are 7 + 6 + 6, not 8 + 8 + 3.
   const int64_t blocks = (channels + kMaxBlock - 1) / kMaxBlock;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = b * channels / blocks, end = (b + 1) * channels / blocks;
