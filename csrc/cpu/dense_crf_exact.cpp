@@ -56,13 +56,17 @@ void run(ExactProblem<T> p) {
   const auto features = make_buffer<T>(slots * p.dims);
   const auto values = make_buffer<T>(slots * p.channels);
   const auto boxes = make_buffer<T>(2 * p.dims * exact_box_stride(p.tiles));
+  const auto centres = make_buffer<T>(p.tiles * p.dims);
+  const auto centred = make_buffer<T>(slots * (p.dims + 1));
   p.tile_features = features.get();
   p.tile_values = values.get();
   p.boxes = boxes.get();
+  p.centres = centres.get();
+  p.centred = centred.get();
   torch::stable::parallel_for(0, p.tiles, 16,
                               [&](int64_t begin, int64_t end) { kernels.pack(p, begin, end); });
   for_each_item(p.tiles, [&] {
-    return [&, scratch = make_buffer<char>(exact_scratch_bytes(p.tiles, p.channels))](
+    return [&, scratch = make_buffer<char>(exact_scratch_bytes(p.tiles, p.channels, p.dims))](
                int64_t tile) { kernels.filter(p, tile, tile + 1, scratch.get()); };
   });
 }

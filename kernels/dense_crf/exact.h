@@ -6,7 +6,7 @@
 //   start   pixels                      the order begins as 0..N-1
 //   split   1 << level ranges           for level = 0 .. exact_levels - 1: halves at the median of
 //                                       the widest feature, until every range is one tile
-//   pack    tiles                       features, values and bounding boxes in tile order
+//   pack    tiles                       features, values, bounding boxes and centres in tile order
 //   filter  tiles                       y for the pixels of these tiles
 //
 // Tile pairs so far apart that together they cannot change a row by more than
@@ -34,6 +34,8 @@ struct ExactProblem {
   T* tile_features;                // [tiles, F, kExactTile]
   T* tile_values;                  // [tiles, kExactTile, C]
   T* boxes;                        // [2, F, exact_box_stride]: lower and upper corners
+  T* centres;                      // [tiles, F]: of small tiles, else a NaN (float32 only)
+  T* centred;                      // [tiles, F + 1, kExactTile]: see exact_block.h (float32 only)
 };
 
 template <typename T>
@@ -67,9 +69,10 @@ static constexpr int64_t exact_levels(int64_t tiles) {
 static constexpr int64_t exact_box_stride(int64_t tiles) {
   return (tiles + kExactAlign - 1) / kExactAlign * kExactAlign;
 }
-// Distances to all tiles, the list of tiles kept, and double accumulators [C, kExactTile].
-static constexpr int64_t exact_scratch_bytes(int64_t tiles, int64_t channels) {
-  return exact_box_stride(tiles) * 16 + channels * kExactTile * 8;
+// Distances to all tiles, the list of tiles kept, double accumulators [C, kExactTile] and one
+// tile's centred features.
+static constexpr int64_t exact_scratch_bytes(int64_t tiles, int64_t channels, int64_t dims) {
+  return exact_box_stride(tiles) * 16 + (channels + dims + 1) * kExactTile * 8;
 }
 
 }  // namespace segfast

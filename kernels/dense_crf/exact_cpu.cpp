@@ -4,19 +4,17 @@
 // goes to a scratch that stays in the first-level cache, then y[c, i] += P[j, i] v[j, c] runs with
 // the sums of a channel block in registers.
 #include "exact.h"
-#include "gaussian.h"
+#include "exact_block.h"
 #include "simd.h"
 
 namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int kTile = kExactTile;
-constexpr int kBatch = 8;  // tiles of pixels j in one block P
-template <typename T>
-constexpr int kGroup = 2 * kLanes<T>;  // pixels i handled at once: two vectors
-// Channels whose sums fit in registers beside two vectors of P and one value.
-constexpr int kMaxBlock = kVectorRegisters == 32 ? 12 : 6;
+constexpr int kBatch = 4;  // tiles of pixels j in one block P
+// Registers hold the sums of kMaxBlock channels for kVectors vectors of pixels i, as many values
+// and one vector of P.
+constexpr int kMaxBlock = kVectorRegisters == 32 ? 8 : 3;
 
 template <typename T>
 using KeyOf = std::make_unsigned_t<IntOf<T>>;
@@ -93,6 +91,26 @@ void split_range(const ExactProblem<T>& p, int64_t begin, int64_t middle, int64_
 
 template <typename T>
 constexpr T kInfinity = __builtin_inf();
+
+// The tile's centre, the middle of its box, and what product form needs of its pixels. A tile too
+// large for it, or unbounded, has a NaN for a centre.
+template <typename T>
+void pack_centred(const ExactProblem<T>& p, int64_t tile) {
+  constexpr T kLowest = -kSmallRadius * kSmallRadius * 1.4426950408889634 / 2;
+  const int64_t stride = exact_box_stride(p.tiles);
+  T* centre = p.centres + tile * p.dims;
+  T* centred = p.centred + tile * kTile * (p.dims + 1);
+  for (int64_t f = 0; f < p.dims; ++f) {
+    const T* box = p.boxes + f * stride + tile;
+    centre[f] = box[0] + (box[p.dims * stride] - box[0]) / 2;
+  }
+  for (int i = 0; i < kTile; i += kGroup<T>) {
+    centre_group(p.tile_features + tile * kTile * p.dims + i, centre, p.dims, centred + i);
+  }
+  bool small = true;
+  for (int i = 0; i < kTile; ++i) small &= centred[p.dims * kTile + i] >= kLowest;
+  if (!small) centre[0] = static_cast<T>(__builtin_nan(""));
+}
 
 // One tile: rows of features [F, 32] and of values [32, C], and the box around its pixels.
 // A last tile that is not full repeats its last pixel with value 0. NaN features lose their payload
@@ -198,63 +216,34 @@ int64_t keep_tiles(const ExactProblem<T>& p, int64_t tile, T* reach, int64_t* ke
   return count;
 }
 
-// P [32, kGroup]: 32 pixels j against a group of pixels i, features [F, 32] each.
-template <typename T>
-SEGFAST_INLINE void kernel_block(const T* fi, const T* fj, int64_t dims, T* block) {
-  constexpr int W = kLanes<T>;
-  constexpr int kRows = 4;
-  constexpr int kAtOnce = kVectorRegisters == 32 ? 8 : 4;
-  for (int j = 0; j < kTile; j += kRows) {
-    Vec<T, W> d[2 * kRows] = {};
-    for (int64_t f = 0; f < dims; ++f) {
-      const Vec<T, W> x0 = load<W>(fi + f * kTile);
-      const Vec<T, W> x1 = load<W>(fi + f * kTile + W);
-#pragma GCC unroll 4
-      for (int k = 0; k < kRows; ++k) {
-        const T y = fj[f * kTile + j + k];
-        d[2 * k] += (x0 - y) * (x0 - y);
-        d[2 * k + 1] += (x1 - y) * (x1 - y);
-      }
-    }
-#pragma GCC unroll 2
-    for (int k = 0; k < 2 * kRows; k += kAtOnce) gaussian_of<kAtOnce, W>(d + k);
-#pragma GCC unroll 8
-    for (int k = 0; k < 2 * kRows; ++k) store<W>(block + (2 * j + k) * W, d[k]);
-  }
-}
-
 // sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on; values[t] are rows of tile t.
-// In three levels, so that rounding stays below that of a plain float32 product: 32 terms in
-// registers, 256 in `total`, all of them in double.
+// At most 128 terms meet in a register, all of them in double: rounding stays below that of a plain
+// float32 product.
 template <typename T, int C>
 void accumulate(const T* block, const T* const* values, int tiles, int64_t first, int64_t channels,
                 double* sums) {
   constexpr int W = kLanes<T>;
-  alignas(kExactAlign) T total[C][2 * W] = {};
+  Vec<T, W> y[C][kVectors] = {};
   for (int t = 0; t < tiles; ++t) {
-    const T* v = values[t] + first;
-    Vec<T, W> y[C][2] = {};
-    for (int j = 0; j < kTile; ++j, v += channels, block += 2 * W) {
-      const Vec<T, W> p0 = load<W>(block), p1 = load<W>(block + W);
-#pragma GCC unroll 12
-      for (int c = 0; c < C; ++c) {
-        y[c][0] += p0 * v[c];
-        y[c][1] += p1 * v[c];
+    const T* row = values[t] + first;
+    for (int j = 0; j < kTile; ++j, row += channels, block += kGroup<T>) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const Vec<T, W> p = load<W>(block + v * W);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) y[c][v] += p * row[c];
       }
     }
-#pragma GCC unroll 12
-    for (int c = 0; c < C; ++c) {
-      store<W>(total[c], load<W>(total[c]) + y[c][0]);
-      store<W>(total[c] + W, load<W>(total[c] + W) + y[c][1]);
-    }
   }
-  constexpr int D = kLanes<double>;
+  alignas(kExactAlign) T total[C][kGroup<T>];
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store<W>(total[c] + v * W, y[c][v]);
+  }
   for (int c = 0; c < C; ++c) {
     double* sum = sums + (first + c) * kTile;
-    for (int i = 0; i < 2 * W; i += D) {
-      const Vec<double, D> t = __builtin_convertvector(load<D>(total[c] + i), Vec<double, D>);
-      store<D>(sum + i, load<D>(sum + i) + t);
-    }
+    for (int i = 0; i < kGroup<T>; ++i) sum[i] += total[c][i];
   }
 }
 
@@ -270,7 +259,7 @@ constexpr Accumulate<T> pick(int64_t count, std::integer_sequence<int, C...>) {
 template <typename T>
 void accumulate_all(const T* block, const T* const* values, int tiles, int64_t channels,
                     double* sums) {
-  // Blocks of nearly equal size: 21 channels are 11 + 10, not 12 + 9.
+  // Blocks of nearly equal size: 19 channels are 7 + 6 + 6, not 8 + 8 + 3.
   const int64_t blocks = (channels + kMaxBlock - 1) / kMaxBlock;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = b * channels / blocks, end = (b + 1) * channels / blocks;
@@ -284,22 +273,20 @@ void filter_tile(const ExactProblem<T>& p, int64_t tile, void* scratch) {
   T* reach = static_cast<T*>(scratch);
   int64_t* kept = static_cast<int64_t*>(scratch) + exact_box_stride(p.tiles);
   double* sums = reinterpret_cast<double*>(kept + exact_box_stride(p.tiles));
+  T* centred = reinterpret_cast<T*>(sums + p.channels * kTile);
   alignas(kExactAlign) T block[kBatch * kTile * kGroup<T>];
   const T* rows[kBatch];
 
-  const T* features = p.tile_features;
-  const T* values = p.tile_values;
   const int64_t kept_count = keep_tiles<T>(p, tile, reach, kept);
   __builtin_memset(sums, 0, p.channels * kTile * sizeof(double));
 
   for (int i = 0; i < kTile; i += kGroup<T>) {
-    const T* fi = features + tile * kTile * p.dims + i;
     for (int64_t k = 0; k < kept_count; k += kBatch) {
       const int tiles = kept_count - k < kBatch ? static_cast<int>(kept_count - k) : kBatch;
       for (int t = 0; t < tiles; ++t) {
-        const int64_t j = kept[k + t] * kTile;
-        kernel_block<T>(fi, features + j * p.dims, p.dims, block + t * kTile * kGroup<T>);
-        rows[t] = values + j * p.channels;
+        const int64_t j = kept[k + t];
+        kernel_block(p, tile, j, i, centred, block + t * kTile * kGroup<T>);
+        rows[t] = p.tile_values + j * kTile * p.channels;
       }
       accumulate_all<T>(block, rows, tiles, p.channels, sums + i);
     }
@@ -333,7 +320,10 @@ void split(const ExactProblem<T>& p, int64_t level, int64_t begin, int64_t end) 
 
 template <typename T>
 void pack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
-  for (int64_t tile = begin; tile < end; ++tile) pack_tile(p, tile);
+  for (int64_t tile = begin; tile < end; ++tile) {
+    pack_tile(p, tile);
+    if constexpr (kProductForm<T>) pack_centred(p, tile);
+  }
 }
 
 template <typename T>

@@ -128,6 +128,26 @@ def test_zero_tolerance_is_dense(instruction_set: str, dtype: torch.dtype) -> No
     assert (skipped[0, TILE:] == 0).any()
 
 
+@pytest.mark.parametrize("radius", [0.0, 0.5, 1.7, 1.8, 3.0])  # product form: up to 1.75
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_product_form(instruction_set: str, radius: float, offset: float) -> None:
+    """One tile holds values; every K_ij stays within the error that README.md proves."""
+    generator = torch.Generator().manual_seed(0)
+    ball = torch.randn(3, TILE, generator=generator)
+    features = torch.zeros(3, 50 * TILE)
+    features[:, :TILE] = radius * ball / ball.norm(dim=0).clamp(min=1e-3)
+    features[0, TILE:] = radius + torch.linspace(0.1, 13.5, 49 * TILE)  # K down to 1e-40
+    features += offset
+    values = torch.zeros(1, 50 * TILE)
+    values[0, :TILE] = 1
+    exact = reference.gaussian_filter(values.double(), features.double())[0]
+    found = gaussian_filter(values[None], features[None], tolerance=0.0)[0, 0].double()
+    farthest = (features - offset).norm(dim=0).double() + radius  # also off any centre
+    exponents = (3 * 3 + 7) * (farthest.square() + radius**2) * 2.0**-24
+    # 16: the exponential, the sums; 1.7e-38: exp(-87), below which differences give 0
+    assert ((found - exact).abs() <= exact * (exponents + 16 * 2.0**-24) + TILE * 1.7e-38).all()
+
+
 @pytest.mark.usefixtures("restored_threads")
 def test_same_bits_for_any_number_of_threads(instruction_set: str) -> None:
     generator = torch.Generator().manual_seed(1)
