@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +11,14 @@ import torch
 from torch import Tensor
 
 import host_cuda
-from host_cuda import KernelFault, Program
+from host_cuda import KernelFault, Program, build
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2  # demos::Dtype
 
-# In the order of demos::Fault.
-FAULTS = (
-    "missing_barrier missing_second_barrier missing_warp_barrier read_past_the_end"
-    " write_past_the_end read_before_the_start shared_past_the_end shared_index"
-    " dynamic_past_the_end uninitialised_shared shared_of_the_last_block divergent_barrier"
-    " deadlock foreign_mask misaligned_load signed_overflow order_of_blocks endless_spin"
-    " too_much_shared too_many_threads grid_too_large"
-).split()
+DEMOS = build.HERE / "demos"
+_FAULTS = re.search(r"enum class Fault : int \{(.*?)\}", (DEMOS / "demos.h").read_text(), re.DOTALL)
+assert _FAULTS
+FAULTS = re.findall(r"^ *(\w+),", _FAULTS[1], re.MULTILINE)
 
 N = 64
 
@@ -93,9 +90,7 @@ def test_transpose(demos: Program, seed: int, rows: int, columns: int) -> None:
     ("dtype", "code"),
     [(torch.float32, FLOAT32), (torch.float16, FLOAT16), (torch.bfloat16, BFLOAT16)],
 )
-def test_vector_loads(
-    demos: Program, seed: int, count: int, dtype: torch.dtype, code: int
-) -> None:
+def test_vector_loads(demos: Program, seed: int, count: int, dtype: torch.dtype, code: int) -> None:
     x = torch.linspace(-3, 70000, count).to(dtype)
     x[0] = float("nan") if seed else 1e-7
     y = nan(count, dtype=dtype)
@@ -237,3 +232,28 @@ def test_strided_and_offset_tensors_keep_their_place(demos: Program) -> None:
         demos("twice", x[1:9], y[1:], 8, FLOAT32)
     with pytest.raises(ValueError, match="share memory"):
         demos("twice", x[:8], x[4:], 8, FLOAT32)
+
+
+# ------------------------------------------------------------------------------------ compilation
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("__device__ int counter; int next() { return ++counter; }", "no __device__ variables"),
+        ("__global__ void k() { extern __shared__ int s[]; s[0] = 1; }", "conflicting specifiers"),
+        ("void f(unsigned long* x) { atomicAdd(x, 1ul); }", "CUDA has no atomicAdd of this type"),
+    ],
+)
+def test_sources_that_cannot_be_run(
+    demos: Program, tmp_path: Path, text: str, message: str
+) -> None:
+    source = tmp_path / "trial.cu"
+    source.write_text(text)
+    with pytest.raises(RuntimeError, match=message):
+        build.compile_object(source, tmp_path / "trial.o")
+
+
+def test_nothing_is_compiled_twice(demos: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "run", lambda command: pytest.fail(f"ran {command}"))
+    assert build.program("demos", sorted(DEMOS.glob("*.cu"))) == demos.path

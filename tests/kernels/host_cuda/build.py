@@ -18,7 +18,6 @@ BUILD = ROOT / "build/host_cuda"
 
 SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 FLAGS = ["-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE]
-FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-psabi"]
 INCLUDE = [f"-I{path}" for path in (HERE / "include", HERE, ROOT / "kernels/include", ROOT)]
 # Without weak symbols the __shared__ variables of templates lie in .bss like all others.
 KERNEL_FLAGS = ["-x", "c++", "-include", "cuda_runtime.h", "-fno-weak", "-fno-common"]

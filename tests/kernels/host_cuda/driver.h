@@ -26,8 +26,8 @@ namespace host_cuda {
 
 // As it came: __init__.py writes what driver.cpp reads.
 struct Argument {
-  char kind;             // 'a'rray, 'i'nteger, 'f'loat, 'b'ytes, 'n'one
-  uint32_t item = 0;     // bytes per element of an array
+  char kind;          // 'a'rray, 'i'nteger, 'f'loat, 'b'ytes, 'n'one
+  uint32_t item = 0;  // bytes per element of an array
   int64_t integer = 0;
   double real = 0;
   char* data = nullptr;  // of an array or bytes

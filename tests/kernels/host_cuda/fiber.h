@@ -7,7 +7,7 @@ namespace host_cuda {
 
 class Fiber {
  public:
-  Fiber() = default;              // the stack that the program started on
+  Fiber() = default;               // the stack that the program started on
   explicit Fiber(void (*body)());  // body never returns
   Fiber(const Fiber&) = delete;
 

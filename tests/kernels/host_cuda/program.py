@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import struct
 import subprocess
 import tempfile
 import threading
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,8 @@ def memory(tensor: Tensor) -> tuple[np.ndarray, int]:
     extent = 0
     if tensor.numel() > 0:
         extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.data_ptr()
-    span = (ctypes.c_char * (extent * item)).from_address(start) if extent else b""
-    return np.frombuffer(span, np.uint8), tensor.storage_offset() * item % ALIGNMENT
+    data = tensor.as_strided((extent,), (1,)).view(torch.uint8).numpy()
+    return data, int(tensor.storage_offset() * item % ALIGNMENT)
 
 
 def as_tensor(value: Tensor | np.ndarray) -> Tensor:
@@ -57,7 +57,7 @@ def as_tensor(value: Tensor | np.ndarray) -> Tensor:
 def check_overlap(spans: list[np.ndarray]) -> None:
     """Each goes to memory of its own: what two share would be two things there."""
     ranges = sorted((s.ctypes.data, s.ctypes.data + s.nbytes) for s in spans if s.nbytes)
-    for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+    for (_, end), (start, _) in pairwise(ranges):
         if start < end:
             raise ValueError("two of the tensors share memory")
 
@@ -65,11 +65,11 @@ def check_overlap(spans: list[np.ndarray]) -> None:
 class Program:
     """Starts at the first call, and again after a fault."""
 
-    def __init__(self, name: str, kernels: list[build.Path]) -> None:
+    def __init__(self, name: str, kernels: list[Path]) -> None:
         self.name = name
         self.path = build.program(name, kernels)
         self.process: subprocess.Popen[bytes] | None = None
-        self.said = tempfile.TemporaryFile()
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115
         atexit.register(self.close)
 
     def __call__(self, launcher: str, *args: Argument, seed: int = 0, timeout: float = 120) -> int:
@@ -134,7 +134,7 @@ class Program:
             return struct.pack("<cq", b"i", arg)
         if isinstance(arg, float):
             return struct.pack("<cd", b"f", arg)
-        data = bytes(arg)  # bytes, or a ctypes.Structure
+        data = bytes(arg)  # bytes, or what has them: a ctypes.Structure
         return struct.pack("<cIQQ", b"b", 1, 0, len(data)) + data
 
     @staticmethod

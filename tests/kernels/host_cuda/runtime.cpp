@@ -5,7 +5,7 @@
 namespace host_cuda {
 namespace {
 
-constexpr size_t kDynamicShared = 48 * 1024;  // without asking
+constexpr size_t kDynamicShared = 48 * 1024;   // without asking
 constexpr int kMostDynamicShared = 64 * 1024;  // sm_75: what all devices of the project have
 
 std::unordered_map<const void*, size_t>& allowed() {

@@ -23,8 +23,8 @@ bool operator==(const Site& a, const Site& b);
 
 // What a thread brings to a warp collective, and what it finds there when all have come.
 struct Meeting {
-  uint32_t came = 0;        // lanes
-  uint64_t values[kWarp];   // of the others: poison
+  uint32_t came = 0;       // lanes
+  uint64_t values[kWarp];  // of the others: poison
   uint64_t get(int lane) const { return values[lane & (kWarp - 1)]; }
 };
 

@@ -18,7 +18,7 @@ struct Matrix {
 
 // --- right ---
 int row_sums(const float* x, const Matrix& size, float* sums, CUstream_st* stream);  // [rows]
-int inclusive_scan(const int* x, int* scan, int64_t count, CUstream_st* stream);  // of <= 1024
+int inclusive_scan(const int* x, int* scan, int64_t count, CUstream_st* stream);     // of <= 1024
 int histogram(const int* x, int64_t count, unsigned* bins, int n_bins, CUstream_st* stream);
 int transpose(const float* x, const Matrix& size, float* y, CUstream_st* stream);
 int twice(const void* x, void* y, int64_t count, Dtype dtype, CUstream_st* stream);
@@ -29,14 +29,14 @@ int warp_facts(unsigned* facts, int threads, CUstream_st* stream);  // [threads,
 
 // --- wrong: one launcher, by the name of what is wrong ---
 enum class Fault : int {
-  missing_barrier,        // a write not seen
+  missing_barrier,         // a write not seen
   missing_second_barrier,  // read too late
   missing_warp_barrier,
-  read_past_the_end,      // global memory
+  read_past_the_end,  // global memory
   write_past_the_end,
   read_before_the_start,
-  shared_past_the_end,    // static, through a pointer
-  shared_index,           // static, by its bounds
+  shared_past_the_end,  // static, through a pointer
+  shared_index,         // static, by its bounds
   dynamic_past_the_end,
   uninitialised_shared,
   shared_of_the_last_block,
@@ -47,7 +47,7 @@ enum class Fault : int {
   signed_overflow,
   order_of_blocks,
   endless_spin,
-  too_much_shared,        // refused at launch
+  too_much_shared,  // refused at launch
   too_many_threads,
   grid_too_large,
 };

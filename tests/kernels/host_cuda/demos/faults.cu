@@ -33,11 +33,9 @@ __global__ void kernel(const float* x, float* y, int n) {
     reverse_twice<which>(x, y, n);
   } else if constexpr (which == Fault::missing_warp_barrier) {
     __shared__ float s[kThreads];
-    s[i] = x[n - 1 - i];
-    s[i ^ 1] += 0;  // lanes are not in step
-    y[i] = s[i ^ 1];
-    __syncwarp();
-    y[i] = s[i];
+    s[i] = v;
+    const float of_neighbour = s[i ^ 1];  // as if lanes were in step
+    y[i] = __shfl_xor_sync(kAllLanes, of_neighbour, 1);
   } else if constexpr (which == Fault::read_past_the_end) {
     y[i] = i == 0 ? x[n] : v;
   } else if constexpr (which == Fault::write_past_the_end) {
@@ -47,7 +45,7 @@ __global__ void kernel(const float* x, float* y, int n) {
     y[i] = x[n - 2 - i];
   } else if constexpr (which == Fault::shared_past_the_end) {
     __shared__ float s[kThreads];
-    float* p = s + i;
+    float* volatile p = s + i;  // only the red zone behind s can tell
     p[1] = v;
     __syncthreads();
     y[i] = p[1];

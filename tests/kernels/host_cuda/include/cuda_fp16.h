@@ -21,9 +21,7 @@ inline __half __float2half(float x) { return x; }
 inline __half __float2half_rn(float x) { return x; }
 inline float __half2float(__half x) { return x; }
 inline unsigned short __half_as_ushort(__half x) { return x.bits; }
-inline __half __ushort_as_half(unsigned short bits) {
-  return host_cuda::bit_cast<__half>(bits);
-}
+inline __half __ushort_as_half(unsigned short bits) { return host_cuda::bit_cast<__half>(bits); }
 inline __half2 __halves2half2(__half x, __half y) { return {x, y}; }
 inline __half2 __floats2half2_rn(float x, float y) { return {x, y}; }
 inline __half2 __float22half2_rn(float2 v) { return {v.x, v.y}; }

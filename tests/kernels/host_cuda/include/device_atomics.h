@@ -35,11 +35,11 @@ T atomic(T* address, const Update& update) {
 
 }  // namespace host_cuda
 
-#define HOST_CUDA_ATOMIC(name, condition, result)                        \
-  template <typename T>                                                  \
-  T name(T* address, host_cuda::Value<T> value) {                        \
+#define HOST_CUDA_ATOMIC(name, condition, result)                                 \
+  template <typename T>                                                           \
+  T name(T* address, host_cuda::Value<T> value) {                                 \
     static_assert(host_cuda::condition<T>, "CUDA has no " #name " of this type"); \
-    return host_cuda::atomic(address, [&](T old) -> T { return result; }); \
+    return host_cuda::atomic(address, [&](T old) -> T { return result; });        \
   }
 
 // Unsigned, where sums of integers wrap around.
@@ -65,7 +65,7 @@ HOST_CUDA_ATOMIC(atomicAdd, has_sums, host_cuda::wrapping_sum(old, value))
 HOST_CUDA_ATOMIC(atomicSub, has_differences, host_cuda::wrapping_sum(old, value, true))
 HOST_CUDA_ATOMIC(atomicMin, has_ordered_atomics, value < old ? value : old)
 HOST_CUDA_ATOMIC(atomicMax, has_ordered_atomics, value > old ? value : old)
-HOST_CUDA_ATOMIC(atomicAnd, has_integer_atomics, old & value)
+HOST_CUDA_ATOMIC(atomicAnd, has_integer_atomics, old& value)
 HOST_CUDA_ATOMIC(atomicOr, has_integer_atomics, old | value)
 HOST_CUDA_ATOMIC(atomicXor, has_integer_atomics, old ^ value)
 HOST_CUDA_ATOMIC(atomicExch, has_exchanges, value)

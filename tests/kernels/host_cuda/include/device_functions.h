@@ -9,11 +9,11 @@
   T name(const T* address) { \
     return *address;         \
   }
-#define HOST_CUDA_STORE(name)                                                  \
-  template <typename T, typename V>                                            \
-  void name(T* address, V value) {                                             \
-    static_assert(std::is_same_v<T, V>, "CUDA takes no other type of value");  \
-    *address = value;                                                          \
+#define HOST_CUDA_STORE(name)                                                 \
+  template <typename T, typename V>                                           \
+  void name(T* address, V value) {                                            \
+    static_assert(std::is_same_v<T, V>, "CUDA takes no other type of value"); \
+    *address = value;                                                         \
   }
 HOST_CUDA_LOAD(__ldg)
 HOST_CUDA_LOAD(__ldca)
@@ -72,17 +72,17 @@ inline float __uint_as_float(unsigned x) { return host_cuda::bit_cast<float>(x);
 inline long long __double_as_longlong(double x) { return host_cuda::bit_cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return host_cuda::bit_cast<double>(x); }
 
-#define HOST_CUDA_CONVERSIONS(suffix, round)                                              \
-  inline int __float2int_##suffix(float x) { return host_cuda::saturate<int>(round(x)); } \
-  inline unsigned __float2uint_##suffix(float x) {                                        \
-    return host_cuda::saturate<unsigned>(round(x));                                       \
-  }                                                                                       \
-  inline long long __float2ll_##suffix(float x) {                                         \
-    return host_cuda::saturate<long long>(round(x));                                      \
-  }                                                                                       \
+#define HOST_CUDA_CONVERSIONS(suffix, round)                                                \
+  inline int __float2int_##suffix(float x) { return host_cuda::saturate<int>(round(x)); }   \
+  inline unsigned __float2uint_##suffix(float x) {                                          \
+    return host_cuda::saturate<unsigned>(round(x));                                         \
+  }                                                                                         \
+  inline long long __float2ll_##suffix(float x) {                                           \
+    return host_cuda::saturate<long long>(round(x));                                        \
+  }                                                                                         \
   inline int __double2int_##suffix(double x) { return host_cuda::saturate<int>(round(x)); } \
-  inline long long __double2ll_##suffix(double x) {                                       \
-    return host_cuda::saturate<long long>(round(x));                                      \
+  inline long long __double2ll_##suffix(double x) {                                         \
+    return host_cuda::saturate<long long>(round(x));                                        \
   }
 HOST_CUDA_CONVERSIONS(rn, std::nearbyint)
 HOST_CUDA_CONVERSIONS(rz, std::trunc)
@@ -125,9 +125,7 @@ inline unsigned __brev(unsigned x) { return static_cast<unsigned>(__brevll(x) >>
 inline unsigned __umulhi(unsigned x, unsigned y) {
   return static_cast<unsigned>((static_cast<unsigned long long>(x) * y) >> 32);
 }
-inline int __mulhi(int x, int y) {
-  return static_cast<int>((static_cast<long long>(x) * y) >> 32);
-}
+inline int __mulhi(int x, int y) { return static_cast<int>((static_cast<long long>(x) * y) >> 32); }
 inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
   return static_cast<unsigned long long>((static_cast<unsigned __int128>(x) * y) >> 64);
 }

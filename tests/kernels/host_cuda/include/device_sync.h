@@ -7,7 +7,8 @@
 
 // Every function ends in the line of its caller, by which the scheduler knows a divergent barrier.
 #define HOST_CUDA_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
-#define HOST_CUDA_SITE host_cuda::Site{__func__, file, line}
+#define HOST_CUDA_SITE \
+  host_cuda::Site { __func__, file, line }
 
 inline void __syncthreads(HOST_CUDA_CALLER) { host_cuda::meet_block(false, HOST_CUDA_SITE); }
 inline int __syncthreads_count(int predicate, HOST_CUDA_CALLER) {

@@ -46,12 +46,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   };
   const Call call{kernel, std::tuple<Params...>(std::forward<Args>(args)...)};
   const dim3 &grid = config->gridDim, &block = config->blockDim;
-  host_cuda::run_grid({grid.x, grid.y, grid.z}, {block.x, block.y, block.z},
-                      config->dynamicSmemBytes,
-                      [](const void* context) {
-                        const Call& call = *static_cast<const Call*>(context);
-                        std::apply(call.kernel, call.arguments);
-                      },
-                      &call);
+  host_cuda::run_grid(
+      {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, config->dynamicSmemBytes,
+      [](const void* context) {
+        const Call& call = *static_cast<const Call*>(context);
+        std::apply(call.kernel, call.arguments);
+      },
+      &call);
   return cudaSuccess;
 }

@@ -1,21 +1,13 @@
 // float4 and its relatives, aligned as on the device: a misaligned access of 16 bytes is an error.
 #pragma once
 
-#define HOST_CUDA_VECTORS(name, scalar, align2, align4)                      \
-  struct name##1 {                                                           \
-    scalar x;                                                                \
-  };                                                                         \
-  struct alignas(align2) name##2 {                                           \
-    scalar x, y;                                                             \
-  };                                                                         \
-  struct name##3 {                                                           \
-    scalar x, y, z;                                                          \
-  };                                                                         \
-  struct alignas(align4) name##4 {                                           \
-    scalar x, y, z, w;                                                       \
-  };                                                                         \
-  inline name##1 make_##name##1(scalar x) { return {x}; }                    \
-  inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }       \
+#define HOST_CUDA_VECTORS(name, scalar, align2, align4)                             \
+  struct name##1 { scalar x; };                                                     \
+  struct alignas(align2) name##2 { scalar x, y; };                                  \
+  struct name##3 { scalar x, y, z; };                                               \
+  struct alignas(align4) name##4 { scalar x, y, z, w; };                            \
+  inline name##1 make_##name##1(scalar x) { return {x}; }                           \
+  inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }              \
   inline name##3 make_##name##3(scalar x, scalar y, scalar z) { return {x, y, z}; } \
   inline name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 
@@ -29,10 +21,8 @@ HOST_CUDA_VECTORS(float, float, 8, 16)
 #undef HOST_CUDA_VECTORS
 
 // Of the types of 8 bytes, CUDA 13 deprecates the vectors of four.
-#define HOST_CUDA_PAIRS(name, scalar) \
-  struct alignas(16) name##2 {        \
-    scalar x, y;                      \
-  };                                  \
+#define HOST_CUDA_PAIRS(name, scalar)          \
+  struct alignas(16) name##2 { scalar x, y; }; \
   inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }
 
 HOST_CUDA_PAIRS(longlong, long long)
