@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import host_cuda
-from host_cuda import KernelFault, Program, build
+from host_cuda import KernelFault, Program, Run, build
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2  # demos::Dtype
 
@@ -21,6 +21,7 @@ assert _FAULTS
 FAULTS = re.findall(r"^ *(\w+),", _FAULTS[1], re.MULTILINE)
 
 N = 64
+ORDER = host_cuda.RUNS[0]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,14 @@ def demos() -> Program:
     return host_cuda.demos()
 
 
-@pytest.fixture(params=host_cuda.SEEDS)
-def seed(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+@pytest.fixture(params=host_cuda.RUNS, ids=str)
+def run(request: pytest.FixtureRequest) -> Run:
+    return request.param
+
+
+@pytest.fixture(params=[run for run in host_cuda.RUNS if run.watch == "memory"], ids=str)
+def order(request: pytest.FixtureRequest) -> Run:
+    return request.param
 
 
 def matrix(x: Tensor) -> bytes:
@@ -45,43 +51,43 @@ def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 127), (2, 1000), (0, 5)])
-def test_row_sums(demos: Program, seed: int, rows: int, columns: int) -> None:
+def test_row_sums(demos: Program, run: Run, rows: int, columns: int) -> None:
     x = torch.arange(rows * (columns + 3)).reshape(rows, columns + 3).float()[:, 2 : 2 + columns]
     sums = nan(rows)
-    assert demos("row_sums", x, matrix(x), sums, seed=seed) == 0
+    assert demos("row_sums", x, matrix(x), sums, run=run) == 0
     assert torch.equal(sums, x.sum(1))
 
 
 @pytest.mark.parametrize("count", [1, 31, 64, 1000, 1024])
-def test_inclusive_scan(demos: Program, seed: int, count: int) -> None:
+def test_inclusive_scan(demos: Program, run: Run, count: int) -> None:
     x = torch.arange(count, dtype=torch.int32) % 7 - 3
     scan = torch.full_like(x, -99)
-    assert demos("inclusive_scan", x, scan, count, seed=seed) == 0
+    assert demos("inclusive_scan", x, scan, count, run=run) == 0
     assert torch.equal(scan, x.cumsum(0, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(("count", "bins"), [(1, 1), (1500, 13), (700, 300)])
-def test_histogram(demos: Program, seed: int, count: int, bins: int) -> None:
-    x = np.random.default_rng(seed).integers(0, bins, count, dtype=np.int32)
+def test_histogram(demos: Program, run: Run, count: int, bins: int) -> None:
+    x = np.random.default_rng(run.seed).integers(0, bins, count, dtype=np.int32)
     found = np.zeros(bins, np.uint32)
-    assert demos("histogram", x, count, found, bins, seed=seed) == 0
+    assert demos("histogram", x, count, found, bins, run=run) == 0
     assert np.array_equal(found, np.bincount(x, minlength=bins))
 
 
-def test_distinct(demos: Program, seed: int) -> None:
-    x = np.random.default_rng(seed).integers(0, 90, 500, dtype=np.int32)
+def test_distinct(demos: Program, run: Run) -> None:
+    x = np.random.default_rng(run.seed).integers(0, 90, 500, dtype=np.int32)
     slots, count = np.full(128, -1, np.int32), np.zeros(1, np.int32)
-    assert demos("distinct", x, len(x), slots, len(slots), count, seed=seed) == 0
+    assert demos("distinct", x, len(x), slots, len(slots), count, run=run) == 0
     expected = np.unique(x)
     assert count[0] == len(expected)
     assert np.array_equal(np.sort(slots[slots >= 0]), expected)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (32, 32), (33, 70), (100, 5)])
-def test_transpose(demos: Program, seed: int, rows: int, columns: int) -> None:
+def test_transpose(demos: Program, run: Run, rows: int, columns: int) -> None:
     x = torch.arange(rows * columns).reshape(rows, columns).float()
     y = nan(columns, rows)
-    assert demos("transpose", x, matrix(x), y, seed=seed) == 0
+    assert demos("transpose", x, matrix(x), y, run=run) == 0
     assert torch.equal(y, x.T)
 
 
@@ -90,11 +96,11 @@ def test_transpose(demos: Program, seed: int, rows: int, columns: int) -> None:
     ("dtype", "code"),
     [(torch.float32, FLOAT32), (torch.float16, FLOAT16), (torch.bfloat16, BFLOAT16)],
 )
-def test_vector_loads(demos: Program, seed: int, count: int, dtype: torch.dtype, code: int) -> None:
+def test_vector_loads(demos: Program, run: Run, count: int, dtype: torch.dtype, code: int) -> None:
     x = torch.linspace(-3, 70000, count).to(dtype)
-    x[0] = float("nan") if seed else 1e-7
+    x[0] = float("nan") if run.seed else 1e-7
     y = nan(count, dtype=dtype)
-    assert demos("twice", x, y, count, code, seed=seed) == 0
+    assert demos("twice", x, y, count, code, run=run) == 0
     torch.testing.assert_close(y, x * 2, rtol=0, atol=0, equal_nan=True)
 
 
@@ -107,10 +113,10 @@ def test_rounding_of_small_floats(demos: Program, dtype: torch.dtype) -> None:
     torch.testing.assert_close(y, x * 2, rtol=0, atol=0, equal_nan=True)
 
 
-def test_warp_functions(demos: Program, seed: int) -> None:
+def test_warp_functions(demos: Program, run: Run) -> None:
     threads = 70
     facts = np.zeros((threads, 8), np.uint32)
-    assert demos("warp_facts", facts, threads, seed=seed) == 0
+    assert demos("warp_facts", facts, threads, run=run) == 0
     for t, fact in enumerate(facts.tolist()):
         lane, first = t % 32, t - t % 32
         lanes = range(min(32, threads - first))
@@ -130,9 +136,11 @@ def test_warp_functions(demos: Program, seed: int) -> None:
 # ------------------------------------------------------------------------- kernels that are wrong
 
 
-def run_fault(demos: Program, name: str, seed: int, timeout: float = 60) -> tuple[int, Tensor]:
+def run_fault(
+    demos: Program, name: str, run: Run = ORDER, timeout: float = 60
+) -> tuple[int, Tensor]:
     x, y = torch.arange(N).float(), nan(N)
-    return demos("fault", FAULTS.index(name), x, y, N, seed=seed, timeout=timeout), y
+    return demos("fault", FAULTS.index(name), x, y, N, run=run, timeout=timeout), y
 
 
 @pytest.mark.parametrize(
@@ -146,11 +154,42 @@ def run_fault(demos: Program, name: str, seed: int, timeout: float = 60) -> tupl
         "order_of_blocks",
     ],
 )
-def test_wrong_results_show(demos: Program, seed: int, name: str) -> None:
-    code, y = run_fault(demos, name, seed)
+def test_wrong_results_show(demos: Program, order: Run, name: str) -> None:
+    code, y = run_fault(demos, name, order)
     assert code == 0
     right = torch.zeros(N) if name == "order_of_blocks" else torch.arange(N).flip(0).float()
     assert not torch.equal(y, right)
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("missing_barrier", "shared memory:.*: (read|write) at .*faults.cu"),
+        ("missing_second_barrier", "shared memory:.*: (read|write) at .*faults.cu"),
+        ("missing_warp_barrier", "shared memory:.*: (read|write) at .*faults.cu"),
+        ("sum_without_atomic", "shared memory:.*: (read|write) at .*faults.cu"),
+        ("order_of_blocks", r"global memory:.* of block \(\d+,0,0\): (read|write) at .*faults.cu"),
+        ("message_without_fence", "global memory:.*: (read|write) at .*faults.cu"),
+        ("plain_and_atomic", "shared memory:.*atomic write at .*faults.cu"),
+    ],
+)
+def test_races_are_reported(demos: Program, name: str, report: str) -> None:
+    for seed in range(8):
+        with pytest.raises(KernelFault, match="data race at byte") as raised:
+            run_fault(demos, name, Run("races", seed))
+        assert re.search(report, str(raised.value), re.DOTALL), raised.value
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("message", torch.full((5,), N)), ("message_in_a_warp", torch.arange(N).flip(0))],
+)
+def test_what_is_ordered_is_no_race(demos: Program, name: str, right: Tensor, seed: int) -> None:
+    for watch in build.FLAGS:
+        code, y = run_fault(demos, name, Run(watch, seed))
+        assert code == 0
+        assert torch.equal(y[: len(right)], right.float())
 
 
 @pytest.mark.parametrize(
@@ -176,29 +215,29 @@ def test_wrong_results_show(demos: Program, seed: int, name: str) -> None:
         ("signed_overflow", "signed integer overflow"),
     ],
 )
-def test_faults_are_reported(demos: Program, seed: int, name: str, report: str) -> None:
+def test_faults_are_reported(demos: Program, order: Run, name: str, report: str) -> None:
     with pytest.raises(KernelFault) as raised:
-        run_fault(demos, name, seed)
+        run_fault(demos, name, order)
     assert re.search(report, str(raised.value), re.DOTALL), raised.value
     assert "faults.cu" in str(raised.value)
 
 
 def test_a_spin_without_end_times_out(demos: Program) -> None:
     with pytest.raises(KernelFault, match="killed, after 1 s"):
-        run_fault(demos, "endless_spin", seed=0, timeout=1)
+        run_fault(demos, "endless_spin", timeout=1)
 
 
 @pytest.mark.parametrize(
     ("name", "code"), [("too_much_shared", 1), ("too_many_threads", 9), ("grid_too_large", 9)]
 )
 def test_launches_that_a_device_refuses(demos: Program, name: str, code: int) -> None:
-    found, y = run_fault(demos, name, seed=0)
+    found, y = run_fault(demos, name)
     assert found == code
-    assert y.isnan().all()
+    assert y[:-1].isnan().all()
 
 
 def test_a_seed_repeats(demos: Program) -> None:
-    results = [run_fault(demos, "missing_barrier", seed=5)[1] for _ in range(2)]
+    results = [run_fault(demos, "missing_barrier", Run("memory", 5))[1] for _ in range(2)]
     assert torch.equal(results[0], results[1])
 
 
@@ -251,9 +290,10 @@ def test_sources_that_cannot_be_run(
     source = tmp_path / "trial.cu"
     source.write_text(text)
     with pytest.raises(RuntimeError, match=message):
-        build.compile_object(source, tmp_path / "trial.o")
+        build.compile_object(source, "memory", tmp_path / "trial.o")
 
 
 def test_nothing_is_compiled_twice(demos: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [build.program("demos", demos.kernels, watch) for watch in build.FLAGS]
     monkeypatch.setattr(build, "run", lambda command: pytest.fail(f"ran {command}"))
-    assert build.program("demos", sorted(DEMOS.glob("*.cu"))) == demos.path
+    assert paths == [build.program("demos", demos.kernels, watch) for watch in build.FLAGS]

@@ -17,20 +17,25 @@ ROOT = HERE.parents[2]
 BUILD = ROOT / "build/host_cuda"
 
 SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
-FLAGS = ["-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE]
+FLAGS = {  # of everything, by what is watched
+    "memory": ["-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE],
+    "races": ["-std=c++17", "-O1", "-g", "-fno-pie"],
+}
+LINK_FLAGS = {"memory": SANITIZE, "races": ["-no-pie"]}
 INCLUDE = [f"-I{path}" for path in (HERE / "include", HERE, ROOT / "kernels/include", ROOT)]
 # Without weak symbols the __shared__ variables of templates lie in .bss like all others.
 KERNEL_FLAGS = ["-x", "c++", "-include", "cuda_runtime.h", "-fno-weak", "-fno-common"]
+WATCH_FLAGS = {"memory": [], "races": ["-fsanitize=thread"]}  # races.cpp takes its calls
 SHARED = ".bss=cuda_shared,alloc,load,data,contents"
 
 
 @cache
 def why_not() -> str | None:
     """Why kernels cannot be run here, or None."""
-    tools = [tool for tool in ("g++", "objcopy", "nm") if shutil.which(tool) is None]
+    tools = [tool for tool in ("g++", "objcopy", "nm", "addr2line") if shutil.which(tool) is None]
     if tools:
         return f"there is no {' and no '.join(tools)}"
-    trial = [f"g++ {' '.join(FLAGS)} -x c++ - -o {os.devnull}"]
+    trial = [f"g++ {' '.join(FLAGS['memory'])} -x c++ - -o {os.devnull}"]
     source = "int main() { _Float16 x = 1; return static_cast<int>(x) - 1; }"
     done = subprocess.run(trial, shell=True, input=source, capture_output=True, text=True)
     return f"g++ >= 12 and its sanitizers are needed:\n{done.stderr}" if done.returncode else None
@@ -74,10 +79,14 @@ def headers(*folders: Path) -> list[Path]:
     return [p for folder in folders for p in folder.rglob("*") if p.suffix in {".h", ".cuh"}]
 
 
-def compile_object(source: Path, unfinished: Path) -> None:
-    extra = KERNEL_FLAGS if source.suffix == ".cu" else []
-    run(["g++", *FLAGS, *INCLUDE, *extra, "-c", str(source), "-o", str(unfinished)])
-    if extra:
+def flags(source: Path, watch: str) -> list[str]:
+    of_kernels = [*KERNEL_FLAGS, *WATCH_FLAGS[watch]] if source.suffix == ".cu" else []
+    return [*FLAGS[watch], *INCLUDE, *of_kernels]
+
+
+def compile_object(source: Path, watch: str, unfinished: Path) -> None:
+    run(["g++", *flags(source, watch), "-c", str(source), "-o", str(unfinished)])
+    if source.suffix == ".cu":
         check_static_data(source, unfinished)
         run(["objcopy", "--rename-section", SHARED, str(unfinished)])
 
@@ -90,27 +99,39 @@ def check_static_data(source: Path, compiled: Path) -> None:
             raise RuntimeError(f"{source}: the host run has no __device__ variables: {name}")
 
 
-def object_file(source: Path) -> Path:
+def object_file(source: Path, watch: str) -> Path:
     """The compiled source; compiled again when a header that it may include has changed."""
     folders = [HERE, ROOT / "kernels/include"]
     if source.is_relative_to(ROOT / "kernels"):
         folders.append(source.parent)
     elif source.parent.name == "drivers":
         folders.append(ROOT / "kernels")
-    name = key([source, *headers(*folders)], [*FLAGS, *KERNEL_FLAGS])
-    where = "-".join(source.relative_to(ROOT).parts)
-    return kept(where, name, lambda unfinished: compile_object(source, unfinished))
+    name = key([source, *headers(*folders)], flags(source, watch))
+    where = "-".join([watch, *source.relative_to(ROOT).parts])
+    return kept(where, name, lambda unfinished: compile_object(source, watch, unfinished))
 
 
-def program(name: str, kernels: list[Path]) -> Path:
+def program(name: str, kernels: list[Path], watch: str) -> Path:
     """The executable of drivers/<name>.cpp with these kernels."""
     if not kernels:
         raise ValueError(f"{name} has no .cu file")
-    driver = HERE / "drivers" / f"{name}.cpp"
+    shared = [p for p in sorted(HERE.glob("*.cpp")) if watch == "races" or p.stem != "races"]
+    sources = [*kernels, HERE / f"drivers/{name}.cpp", *shared]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(object_file, [*kernels, driver, *sorted(HERE.glob("*.cpp"))]))
+        objects = list(pool.map(lambda source: object_file(source, watch), sources))
 
     def link(unfinished: Path) -> None:
-        run(["g++", *SANITIZE, *map(str, objects), "-o", str(unfinished)])
+        run(["g++", *LINK_FLAGS[watch], *map(str, objects), "-o", str(unfinished)])
 
-    return kept(f"program-{name}", key(objects, SANITIZE), link)
+    return kept(f"{watch}-program-{name}", key(objects, LINK_FLAGS[watch]), link)
+
+
+def lines(program: Path, report: str) -> str:
+    """The report with the source line of every 'pc 0x...': the innermost that is a kernel's."""
+
+    def line(found: re.Match[str]) -> str:
+        address = hex(int(found[1], 16) - 1)  # of the call, not of what follows it
+        frames = run(["addr2line", "-i", "-e", str(program), address]).splitlines()
+        return next((f for f in frames if str(HERE / "include") not in f), frames[0])
+
+    return re.sub(r"pc (0x[0-9a-f]+)", line, report)

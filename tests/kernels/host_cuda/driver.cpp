@@ -54,6 +54,7 @@ Argument read_argument(std::vector<Memory>& owner) {
     const uint64_t offset = read<uint64_t>();
     argument.size = read<uint64_t>();
     argument.data = read_memory(offset, argument.size, owner);
+    observer->memory(argument.data, argument.size, false);
   }
   return argument;
 }
@@ -90,6 +91,7 @@ void answer(const std::map<std::string, Launcher>& launchers) {
     std::fwrite(refusal.text.data(), 1, refusal.text.size(), answers);
   }
   std::fflush(answers);
+  for (const Argument& argument : arguments) observer->forget(argument.data, argument.size);
 }
 
 }  // namespace

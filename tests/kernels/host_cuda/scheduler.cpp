@@ -60,6 +60,7 @@ struct Warp {
 };
 
 // --- the block that runs ---
+Observer nobody;
 Fiber main_fiber;
 std::vector<Fiber*> idle;  // fibers of finished threads, to be used again
 std::vector<Thread> threads;
@@ -69,6 +70,7 @@ BlockBarrier barrier;
 Thread* current = nullptr;
 int unfinished = 0;
 std::unique_ptr<char[], decltype(&std::free)> dynamic_memory(nullptr, &std::free);
+size_t dynamic_bytes = 0;
 void (*body)(const void*) = nullptr;
 const void* body_context = nullptr;
 
@@ -146,6 +148,7 @@ void open_if_complete() {
   }
   barrier.waiting.clear();
   barrier.votes = 0;
+  observer->block_meets();
 }
 
 void open_if_complete(int warp_number) {
@@ -153,6 +156,7 @@ void open_if_complete(int warp_number) {
   for (size_t i = 0; i < warp.open.size(); ++i) {
     const WarpBarrier& at = *warp.open[i];
     if (at.mask & warp.present & ~at.meeting.came) continue;
+    observer->warp_meets(warp_number, at.meeting.came);
     for (int lane = 0; lane < kWarp; ++lane) {
       if (!(at.meeting.came >> lane & 1)) continue;
       Thread& thread = threads[warp_number * kWarp + lane];
@@ -201,7 +205,10 @@ void poison_dynamic_shared(size_t bytes) {
   void* memory = nullptr;  // of the exact size, and another one for every block
   if (bytes > 0 && posix_memalign(&memory, 128, bytes) != 0) fail("no memory");
   if (memory != nullptr) std::memset(memory, poison, bytes);
+  observer->forget(dynamic_memory.get(), dynamic_bytes);
   dynamic_memory.reset(static_cast<char*>(memory));
+  dynamic_bytes = bytes;
+  observer->memory(memory, bytes, true);
 }
 
 void run_block(Index block, size_t shared_bytes) {
@@ -218,10 +225,14 @@ void run_block(Index block, size_t shared_bytes) {
     warps[i / kWarp].present |= 1u << i % kWarp;
     ready.push_back(&threads[i]);
   }
+  observer->block_begins(unfinished, {blockIdx.x, blockIdx.y, blockIdx.z});
   run_another(main_fiber);
+  current = nullptr;
 }
 
 }  // namespace
+
+Observer* observer = &nobody;
 
 bool operator==(const Site& a, const Site& b) {
   return a.line == b.line && std::strcmp(a.file, b.file) == 0 &&
@@ -244,13 +255,22 @@ void set_seed(uint64_t seed) {
   poison = kPoison[seed % sizeof(kPoison)];
 }
 
-int lane() { return current->number % kWarp; }
+int thread_number() { return current == nullptr ? -1 : current->number; }
 
 void preempt() {
   if (ready.empty() || random_below(4) != 0) return;
   Thread* me = current;
   ready.push_back(me);
   run_another(*me->fiber);
+}
+
+void fence() {
+  observer->fence(current->number);
+  preempt();
+}
+
+void observe_atomic(const void* address, size_t bytes) {
+  observer->atomic(current->number, address, bytes, __builtin_return_address(0));
 }
 
 int meet_block(bool vote, Site site) {
@@ -302,6 +322,7 @@ void* dynamic_shared() { return dynamic_memory.get(); }
 
 void run_grid(Index grid, Index block, size_t shared_bytes, void (*thread)(const void*),
               const void* context) {
+  observer->grid_begins();
   body = thread;
   body_context = context;
   gridDim = dim3(grid.x, grid.y, grid.z);
@@ -317,7 +338,7 @@ void run_grid(Index grid, Index block, size_t shared_bytes, void (*thread)(const
                 static_cast<unsigned>(i / grid.x / grid.y)};
     run_block(block, shared_bytes);
   }
-  dynamic_memory.reset();
+  poison_dynamic_shared(0);
 }
 
 }  // namespace host_cuda

@@ -32,9 +32,27 @@ struct Meeting {
 int meet_block(bool vote, Site site);
 // Waits for all lanes of `mask` that have not returned.
 const Meeting& meet_warp(uint32_t mask, uint64_t value, Site site);
-int lane();
+int thread_number();  // in its block; -1 outside of kernels
+inline int lane() { return thread_number() % kWarp; }
 // Another thread may run here: before and after atomics, at fences.
 void preempt();
+void fence();
+
+// Told of what orders accesses to memory; races.cpp listens.
+class Observer {
+ public:
+  virtual ~Observer() = default;
+  virtual void memory(const void* /*begin*/, size_t /*bytes*/, bool /*shared*/) {}
+  virtual void forget(const void* /*begin*/, size_t /*bytes*/) {}
+  virtual void grid_begins() {}
+  virtual void block_begins(int /*threads*/, Index) {}
+  virtual void block_meets() {}
+  virtual void warp_meets(int /*warp*/, uint32_t /*came*/) {}
+  virtual void fence(int /*thread*/) {}
+  virtual void atomic(int /*thread*/, const void*, size_t /*bytes*/, const void* /*line*/) {}
+};
+extern Observer* observer;
+void observe_atomic(const void* address, size_t bytes);
 
 void* dynamic_shared();
 

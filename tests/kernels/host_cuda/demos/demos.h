@@ -47,7 +47,12 @@ enum class Fault : int {
   signed_overflow,
   order_of_blocks,
   endless_spin,
-  too_much_shared,  // refused at launch
+  sum_without_atomic,
+  plain_and_atomic,
+  message_without_fence,  // of the last block that comes
+  message,                // right
+  message_in_a_warp,      // right
+  too_much_shared,        // refused at launch
   too_many_threads,
   grid_too_large,
 };

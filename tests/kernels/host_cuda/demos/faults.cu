@@ -94,6 +94,39 @@ __global__ void kernel(const float* x, float* y, int n) {
     while (atomicCAS(&lock, 0, 1) != 0) {
     }
     y[i] = v;
+  } else if constexpr (which == Fault::sum_without_atomic) {
+    __shared__ int sum;
+    if (i == 0) sum = 0;
+    __syncthreads();
+    sum += 1;
+    y[i] = v;
+  } else if constexpr (which == Fault::plain_and_atomic) {
+    __shared__ int sum;
+    if (i == 0) sum = 0;
+    atomicAdd(&sum, 1);
+    y[i] = v;
+  } else if constexpr (which == Fault::message || which == Fault::message_without_fence) {
+    // Every block writes one value; the last that comes reads them all. y[n - 1], 0 at first,
+    // counts.
+    __shared__ bool is_last;
+    int* count = reinterpret_cast<int*>(y + n - 1);
+    if (i == 0) {
+      y[blockIdx.x] = v;
+      if (which == Fault::message) __threadfence();
+      is_last = atomicAdd(count, 1) == static_cast<int>(gridDim.x) - 1;
+      if (which == Fault::message) __threadfence();
+    }
+    __syncthreads();
+    if (is_last && i < gridDim.x) y[i] += 1;
+  } else if constexpr (which == Fault::message_in_a_warp) {
+    __shared__ float s[kThreads];
+    s[i] = v;
+    __syncwarp();
+    y[i] = s[i ^ 1];
+    __syncwarp();
+    s[i ^ 1] = y[i];
+    __syncthreads();
+    y[i] = s[i];
   } else {
     y[i] = v;
   }
@@ -107,6 +140,7 @@ int run(const float* x, float* y, int n, CUstream_st* stream) {
   if (which == Fault::dynamic_past_the_end) shared_bytes = n * sizeof(float);
   if (which == Fault::shared_of_the_last_block) grid.x = 2, shared_bytes = n * sizeof(float);
   if (which == Fault::order_of_blocks) grid.x = n;
+  if (which == Fault::message || which == Fault::message_without_fence) grid.x = 5;
   if (which == Fault::too_much_shared) shared_bytes = 1 << 20;
   if (which == Fault::too_many_threads) block = dim3(32, 33);
   if (which == Fault::grid_too_large) grid.y = 65536;

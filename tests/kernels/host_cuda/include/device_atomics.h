@@ -25,8 +25,9 @@ template <typename T>
 constexpr bool has_sums = has_integer_atomics<T> || is_one_of<T, float, double>;
 
 template <typename T, typename Update>
-T atomic(T* address, const Update& update) {
+__attribute__((no_sanitize("thread"))) T atomic(T* address, const Update& update) {
   preempt();
+  observe_atomic(address, sizeof(T));
   const T old = *address;
   *address = update(old);
   preempt();

@@ -113,9 +113,9 @@ unsigned __match_all_sync(unsigned mask, T value, int* all, HOST_CUDA_CALLER) {
   return *all ? mask : 0;
 }
 
-inline void __threadfence_block() { host_cuda::preempt(); }
-inline void __threadfence() { host_cuda::preempt(); }
-inline void __threadfence_system() { host_cuda::preempt(); }
+inline void __threadfence_block() { host_cuda::fence(); }
+inline void __threadfence() { host_cuda::fence(); }
+inline void __threadfence_system() { host_cuda::fence(); }
 inline void __nanosleep(unsigned) { host_cuda::preempt(); }
 [[noreturn]] inline void __trap() { host_cuda::fail("__trap()"); }
 
