@@ -140,6 +140,7 @@ def run_fault(
     demos: Program, name: str, run: Run = ORDER, timeout: float = 60
 ) -> tuple[int, Tensor]:
     x, y = torch.arange(N).float(), nan(N)
+    y[N - 1] = 0
     return demos("fault", FAULTS.index(name), x, y, N, run=run, timeout=timeout), y
 
 

@@ -132,6 +132,7 @@ def lines(program: Path, report: str) -> str:
     def line(found: re.Match[str]) -> str:
         address = hex(int(found[1], 16) - 1)  # of the call, not of what follows it
         frames = run(["addr2line", "-i", "-e", str(program), address]).splitlines()
-        return next((f for f in frames if str(HERE / "include") not in f), frames[0])
+        best = next((f for f in frames if str(HERE / "include") not in f), frames[0])
+        return best.partition(" (discriminator")[0]
 
     return re.sub(r"pc (0x[0-9a-f]+)", line, report)

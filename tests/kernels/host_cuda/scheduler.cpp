@@ -269,10 +269,6 @@ void fence() {
   preempt();
 }
 
-void observe_atomic(const void* address, size_t bytes) {
-  observer->atomic(current->number, address, bytes, __builtin_return_address(0));
-}
-
 int meet_block(bool vote, Site site) {
   Thread* me = current;
   if (barrier.waiting.empty()) {

@@ -52,7 +52,6 @@ class Observer {
   virtual void atomic(int /*thread*/, const void*, size_t /*bytes*/, const void* /*line*/) {}
 };
 extern Observer* observer;
-void observe_atomic(const void* address, size_t bytes);
 
 void* dynamic_shared();
 

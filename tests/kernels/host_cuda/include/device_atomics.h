@@ -24,10 +24,11 @@ constexpr bool has_ordered_atomics = has_integer_atomics<T> || is_one_of<T, long
 template <typename T>
 constexpr bool has_sums = has_integer_atomics<T> || is_one_of<T, float, double>;
 
+// A function of its own, so that its caller's line can be told, and this access from a plain one.
 template <typename T, typename Update>
-__attribute__((no_sanitize("thread"))) T atomic(T* address, const Update& update) {
+__attribute__((noinline, no_sanitize("thread"))) T atomic(T* address, const Update& update) {
   preempt();
-  observe_atomic(address, sizeof(T));
+  observer->atomic(thread_number(), address, sizeof(T), __builtin_return_address(0));
   const T old = *address;
   *address = update(old);
   preempt();
@@ -38,7 +39,7 @@ __attribute__((no_sanitize("thread"))) T atomic(T* address, const Update& update
 
 #define HOST_CUDA_ATOMIC(name, condition, result)                                 \
   template <typename T>                                                           \
-  T name(T* address, host_cuda::Value<T> value) {                                 \
+  __forceinline__ T name(T* address, host_cuda::Value<T> value) {                 \
     static_assert(host_cuda::condition<T>, "CUDA has no " #name " of this type"); \
     return host_cuda::atomic(address, [&](T old) -> T { return result; });        \
   }
@@ -75,7 +76,7 @@ HOST_CUDA_ATOMIC(atomicDec, has_wraps, old == 0 || old > value ? value : old - 1
 #undef HOST_CUDA_ATOMIC
 
 template <typename T>
-T atomicCAS(T* address, host_cuda::Value<T> expected, host_cuda::Value<T> value) {
+__forceinline__ T atomicCAS(T* address, host_cuda::Value<T> expected, host_cuda::Value<T> value) {
   static_assert(host_cuda::has_integer_atomics<T> || std::is_same_v<T, unsigned short>,
                 "CUDA has no atomicCAS of this type");
   return host_cuda::atomic(address, [&](T old) -> T { return old == expected ? value : old; });
