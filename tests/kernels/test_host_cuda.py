@@ -133,6 +133,23 @@ def test_warp_functions(demos: Program, run: Run) -> None:
         assert fact[7] == (len(lanes) // 2 if lane % 2 else 32 - lane)
 
 
+@pytest.mark.parametrize("count", [1, 70, 1000])
+def test_integer_atomics(demos: Program, run: Run, count: int) -> None:
+    """All of them, each on one word: results that no order changes."""
+    x = torch.arange(count, dtype=torch.int32) * 7919 % 1009 + 1
+    found = torch.tensor([2**31 - 1, 0, 2**31 - 1, 0, -1, 0, 0, 5, 0], dtype=torch.int32)
+    assert demos("integer_atomics", x, count, found, run=run) == 0
+    exact = x.tolist()
+    wrapped = (2**31 - 1 + sum(exact) + 2**31) % 2**32 - 2**31
+    all_and, all_or, all_xor = -1, 0, 0
+    for v in exact:
+        all_and, all_or, all_xor = all_and & v, all_or | v, all_xor ^ v
+    sums = [wrapped, -sum(exact), min(exact), max(exact), all_and, all_or, all_xor]
+    assert found.tolist()[:7] == sums
+    assert found[7] in x
+    assert found[8] == count % 11
+
+
 # ------------------------------------------------------------------------- kernels that are wrong
 
 

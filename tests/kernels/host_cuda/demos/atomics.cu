@@ -27,7 +27,27 @@ __global__ void distinct_kernel(const int* x, int64_t count, int* slots, unsigne
   }
 }
 
+__global__ void integer_atomics_kernel(const int* x, int64_t count, int* found) {
+  const int64_t i = segfast::thread_index();
+  if (i >= count) return;
+  const int v = x[i];
+  atomicAdd(found, v);
+  atomicSub(found + 1, v);
+  atomicMin(found + 2, v);
+  atomicMax(found + 3, v);
+  atomicAnd(found + 4, v);
+  atomicOr(found + 5, v);
+  atomicXor(found + 6, v);
+  atomicExch(found + 7, v);
+  atomicInc(reinterpret_cast<unsigned*>(found) + 8, 10);
+}
+
 }  // namespace
+
+int integer_atomics(const int* x, int64_t count, int* found, CUstream_st* stream) {
+  return segfast::launch(integer_atomics_kernel, {segfast::ceil_div(count, 64)}, 64, 0, stream, x,
+                         count, found);
+}
 
 int histogram(const int* x, int64_t count, unsigned* bins, int n_bins, CUstream_st* stream) {
   return segfast::launch(histogram_kernel, {segfast::ceil_div(count, 256)}, 64,

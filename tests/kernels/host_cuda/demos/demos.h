@@ -25,7 +25,8 @@ int twice(const void* x, void* y, int64_t count, Dtype dtype, CUstream_st* strea
 // slots [capacity] of -1: every value once.
 int distinct(const int* x, int64_t count, int* slots, unsigned capacity, int* n_distinct,
              CUstream_st* stream);
-int warp_facts(unsigned* facts, int threads, CUstream_st* stream);  // [threads, 8]
+int integer_atomics(const int* x, int64_t count, int* found, CUstream_st* stream);  // [9]
+int warp_facts(unsigned* facts, int threads, CUstream_st* stream);                  // [threads, 8]
 
 // --- wrong: one launcher, by the name of what is wrong ---
 enum class Fault : int {

@@ -16,7 +16,7 @@ __device__ T warp_sum(T v) {
 // One block per row; the order of the sum is fixed.
 template <int kThreads>
 __global__ void row_sums_kernel(const float* __restrict__ x, Matrix size, float* sums) {
-  __shared__ float of_warp[kThreads / 32];
+  __shared__ __align__(16) float of_warp[kThreads / 32];
   const float* row = x + blockIdx.x * size.row_stride;
   float sum = 0;
   for (int64_t i = threadIdx.x; i < size.columns; i += kThreads) sum += __ldg(row + i);

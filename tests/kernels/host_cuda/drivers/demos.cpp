@@ -10,6 +10,7 @@ int main() {
       {"histogram", function(demos::histogram)},
       {"transpose", function(demos::transpose)},
       {"twice", function(demos::twice)},
+      {"integer_atomics", function(demos::integer_atomics)},
       {"distinct", function(demos::distinct)},
       {"warp_facts", function(demos::warp_facts)},
       {"fault", function(demos::fault)},

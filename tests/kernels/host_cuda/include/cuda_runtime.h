@@ -15,7 +15,7 @@
 #define __shared__ static  // blocks run one after the other; the build finds these variables
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__  // empty: the standard library has attributes of this name
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 
 #include "vector_types.h"

@@ -24,6 +24,27 @@ constexpr bool has_ordered_atomics = has_integer_atomics<T> || is_one_of<T, long
 template <typename T>
 constexpr bool has_sums = has_integer_atomics<T> || is_one_of<T, float, double>;
 
+template <typename T>
+constexpr bool has_differences = is_one_of<T, int, unsigned>;
+template <typename T>
+constexpr bool has_wraps = is_one_of<T, unsigned>;
+template <typename T>
+constexpr bool has_exchanges = has_integer_atomics<T> || is_one_of<T, float>;
+
+// On the device sums of integers wrap around; here signed ones must not overflow.
+template <typename T>
+T sum(T a, T b) {
+  if constexpr (std::is_same_v<T, int>) {
+    return static_cast<int>(static_cast<unsigned>(a) + static_cast<unsigned>(b));
+  } else {
+    return a + b;
+  }
+}
+template <typename T>
+T difference(T a, T b) {
+  return static_cast<T>(static_cast<unsigned>(a) - static_cast<unsigned>(b));
+}
+
 // A function of its own, so that its caller's line can be told, and this access from a plain one.
 template <typename T, typename Update>
 __attribute__((noinline, no_sanitize("thread"))) T atomic(T* address, const Update& update) {
@@ -44,32 +65,13 @@ __attribute__((noinline, no_sanitize("thread"))) T atomic(T* address, const Upda
     return host_cuda::atomic(address, [&](T old) -> T { return result; });        \
   }
 
-// Unsigned, where sums of integers wrap around.
-namespace host_cuda {
-template <typename T>
-T wrapping_sum(T a, T b, bool minus = false) {
-  if constexpr (std::is_same_v<T, int>) {
-    const unsigned x = static_cast<unsigned>(a), y = static_cast<unsigned>(b);
-    return static_cast<int>(minus ? x - y : x + y);
-  } else {
-    return minus ? a - b : a + b;
-  }
-}
-template <typename T>
-constexpr bool has_differences = is_one_of<T, int, unsigned>;
-template <typename T>
-constexpr bool has_wraps = is_one_of<T, unsigned>;
-template <typename T>
-constexpr bool has_exchanges = has_integer_atomics<T> || is_one_of<T, float>;
-}  // namespace host_cuda
-
-HOST_CUDA_ATOMIC(atomicAdd, has_sums, host_cuda::wrapping_sum(old, value))
-HOST_CUDA_ATOMIC(atomicSub, has_differences, host_cuda::wrapping_sum(old, value, true))
+HOST_CUDA_ATOMIC(atomicAdd, has_sums, host_cuda::sum(old, value))
+HOST_CUDA_ATOMIC(atomicSub, has_differences, host_cuda::difference(old, value))
 HOST_CUDA_ATOMIC(atomicMin, has_ordered_atomics, value < old ? value : old)
 HOST_CUDA_ATOMIC(atomicMax, has_ordered_atomics, value > old ? value : old)
-HOST_CUDA_ATOMIC(atomicAnd, has_integer_atomics, old& value)
-HOST_CUDA_ATOMIC(atomicOr, has_integer_atomics, old | value)
-HOST_CUDA_ATOMIC(atomicXor, has_integer_atomics, old ^ value)
+HOST_CUDA_ATOMIC(atomicAnd, has_integer_atomics, (old & value))
+HOST_CUDA_ATOMIC(atomicOr, has_integer_atomics, (old | value))
+HOST_CUDA_ATOMIC(atomicXor, has_integer_atomics, (old ^ value))
 HOST_CUDA_ATOMIC(atomicExch, has_exchanges, value)
 HOST_CUDA_ATOMIC(atomicInc, has_wraps, old >= value ? 0 : old + 1)
 HOST_CUDA_ATOMIC(atomicDec, has_wraps, old == 0 || old > value ? value : old - 1)
