@@ -18,6 +18,7 @@
 namespace segfast {
 
 constexpr int64_t kExactTile = 32;  // pixels per tile
+constexpr int64_t kExactGroup = 16;  // tiles per group
 constexpr int64_t kExactAlign = 64;
 
 template <typename T>
@@ -36,6 +37,8 @@ struct ExactProblem {
   T* boxes;                        // [2, F, exact_box_stride]: lower and upper corners
   T* centres;                      // [tiles, F]: of small tiles, else a NaN (float32 only)
   T* centred;                      // [tiles, F + 1, kExactTile]: see exact_block.h (float32 only)
+  T* reach;                        // [tiles]: half the squared distance each must see
+  double* sums;                    // [tiles, C, kExactTile]
 };
 
 template <typename T>
@@ -43,8 +46,10 @@ struct ExactKernels {
   void (*start)(const ExactProblem<T>&, int64_t begin, int64_t end);
   void (*split)(const ExactProblem<T>&, int64_t level, int64_t begin, int64_t end);
   void (*pack)(const ExactProblem<T>&, int64_t begin, int64_t end);
+  void (*reach)(const ExactProblem<T>&, int64_t begin, int64_t end);
   // scratch: exact_scratch_bytes, kExactAlign-aligned, one per thread
-  void (*filter)(const ExactProblem<T>&, int64_t begin, int64_t end, void* scratch);
+  void (*filter)(const ExactProblem<T>&, int64_t a, int64_t b, void* scratch);
+  void (*unpack)(const ExactProblem<T>&, int64_t begin, int64_t end);
 };
 
 #define SEGFAST_DECLARE_KERNELS(isa)                   \
@@ -69,10 +74,12 @@ static constexpr int64_t exact_levels(int64_t tiles) {
 static constexpr int64_t exact_box_stride(int64_t tiles) {
   return (tiles + kExactAlign - 1) / kExactAlign * kExactAlign;
 }
-// Distances to all tiles, the list of tiles kept, double accumulators [C, kExactTile] and one
-// tile's centred features.
-static constexpr int64_t exact_scratch_bytes(int64_t tiles, int64_t channels, int64_t dims) {
-  return exact_box_stride(tiles) * 16 + (channels + dims + 1) * kExactTile * 8;
+static constexpr int64_t exact_groups(int64_t tiles) {
+  return (tiles + kExactGroup - 1) / kExactGroup;
+}
+// Sums of two groups and one tile's centred features.
+static constexpr int64_t exact_scratch_bytes(int64_t channels, int64_t dims) {
+  return (2 * kExactGroup * channels + dims + 1) * kExactTile * 8;
 }
 
 }  // namespace segfast

@@ -44,12 +44,17 @@ SEGFAST_INLINE void centre_group(const T* features, const T* centre, int64_t dim
 }
 
 template <typename T>
+SEGFAST_INLINE void centre_tile(const T* features, const T* centre, int64_t dims, T* out) {
+  for (int i = 0; i < kTile; i += kGroup<T>) centre_group(features + i, centre, dims, out + i);
+}
+
+template <typename T>
 SEGFAST_INLINE void store_rows(const Vec<T, kLanes<T>> (&rows)[kRows][2], T* block) {
   constexpr int W = kLanes<T>;
 #pragma GCC unroll 4
   for (int k = 0; k < kRows; ++k) {
-    store<W>(block + k * kGroup<T>, rows[k][0]);
-    store<W>(block + k * kGroup<T> + W, rows[k][1]);
+    store<W>(block + k * kTile, rows[k][0]);
+    store<W>(block + k * kTile + W, rows[k][1]);
   }
 }
 
@@ -61,12 +66,12 @@ SEGFAST_INLINE bool near(const T* a, const T* b, int64_t dims) {
   return sum <= T(kNearCentres * kNearCentres);
 }
 
-// block [32, kGroup] = t, from centred features [F + 1, 32] each:
+// block [32, 32] = t, from centred features [F + 1, 32] each:
 //   t = -|a|^2 / 2 - |b|^2 / 2 + sum_f a_f b_f.
 SEGFAST_INLINE void product_exponents(const float* a, const float* b, int64_t dims, float* block) {
   constexpr int W = kLanes<float>;
   for (int j = 0; j < kTile; j += kRows) {
-    for (int i = 0; i < kGroup<float>; i += 2 * W) {
+    for (int i = 0; i < kTile; i += 2 * W) {
       Vec<float, W> t[kRows][2];
       const float* x = a + i;
       const float* y = b + j;
@@ -83,7 +88,7 @@ SEGFAST_INLINE void product_exponents(const float* a, const float* b, int64_t di
           t[k][1] += x1 * y[k];
         }
       }
-      store_rows<float>(t, block + j * kGroup<float> + i);
+      store_rows<float>(t, block + j * kTile + i);
     }
   }
 }
@@ -94,7 +99,7 @@ template <typename T>
 SEGFAST_INLINE void squared_distances(const T* fi, const T* fj, int64_t dims, T* block) {
   constexpr int W = kLanes<T>;
   for (int j = 0; j < kTile; j += kRows) {
-    for (int i = 0; i < kGroup<T>; i += 2 * W) {
+    for (int i = 0; i < kTile; i += 2 * W) {
       Vec<T, W> d[kRows][2] = {};
       const T* x = fi + i;
       const T* y = fj + j;
@@ -106,16 +111,16 @@ SEGFAST_INLINE void squared_distances(const T* fi, const T* fj, int64_t dims, T*
           d[k][1] += (x1 - y[k]) * (x1 - y[k]);
         }
       }
-      store_rows<T>(d, block + j * kGroup<T> + i);
+      store_rows<T>(d, block + j * kTile + i);
     }
   }
 }
 
-// block [32, kGroup] = f(block), kAtOnce vectors at a time.
+// block [32, 32] = f(block), kAtOnce vectors at a time.
 template <typename T, typename F>
 SEGFAST_INLINE void apply(const F& f, T* block) {
   constexpr int W = kLanes<T>;
-  for (int k = 0; k < kTile * kVectors; k += kAtOnce, block += kAtOnce * W) {
+  for (int k = 0; k < kTile * kTile / W; k += kAtOnce, block += kAtOnce * W) {
     Vec<T, W> x[kAtOnce];
 #pragma GCC unroll 8
     for (int m = 0; m < kAtOnce; ++m) x[m] = load<W>(block + m * W);
@@ -125,21 +130,33 @@ SEGFAST_INLINE void apply(const F& f, T* block) {
   }
 }
 
-// P [32, kGroup]: tile j against the pixels from `first` on of tile i. scratch: [F + 1, 32].
+// block [32 pixels j, 32 pixels i] = P. scratch: [F + 1, 32].
 template <typename T>
-SEGFAST_INLINE void kernel_block(const ExactProblem<T>& p, int64_t i, int64_t j, int first,
-                                 T* scratch, T* block) {
-  const T* fi = p.tile_features + i * kTile * p.dims + first;
+SEGFAST_INLINE void kernel_block(const ExactProblem<T>& p, int64_t i, int64_t j, T* scratch,
+                                 T* block) {
+  const T* fi = p.tile_features + i * kTile * p.dims;
   if constexpr (kProductForm<T>) {
     const T* centre = p.centres + j * p.dims;
     if (near(p.centres + i * p.dims, centre, p.dims)) {
-      centre_group(fi, centre, p.dims, scratch);
+      centre_tile(fi, centre, p.dims, scratch);
       product_exponents(scratch, p.centred + j * kTile * (p.dims + 1), p.dims, block);
       return apply<T>([](auto* t) { exp2_of<kAtOnce, kLanes<T>>(t); }, block);
     }
   }
   squared_distances(fi, p.tile_features + j * kTile * p.dims, p.dims, block);
   apply<T>([](auto* d) { gaussian_of<kAtOnce, kLanes<T>>(d); }, block);
+}
+
+// out [32, 32] = block transposed.
+template <typename T>
+SEGFAST_INLINE void transpose_block(const T* block, T* out) {
+  constexpr int W = kLanes<T>;
+  for (int i = 0; i < kTile; i += W) {
+    for (int j = 0; j < kTile; j += W) {
+      transpose<T, W>([&](int k) { return load<W>(block + (i + k) * kTile + j); },
+                      [&](int k, Vec<T, W> v) { store<W>(out + (j + k) * kTile + i, v); });
+    }
+  }
 }
 
 }  // namespace

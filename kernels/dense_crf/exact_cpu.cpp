@@ -104,9 +104,7 @@ void pack_centred(const ExactProblem<T>& p, int64_t tile) {
     const T* box = p.boxes + f * stride + tile;
     centre[f] = box[0] + (box[p.dims * stride] - box[0]) / 2;
   }
-  for (int i = 0; i < kTile; i += kGroup<T>) {
-    centre_group(p.tile_features + tile * kTile * p.dims + i, centre, p.dims, centred + i);
-  }
+  centre_tile(p.tile_features + tile * kTile * p.dims, centre, p.dims, centred);
   bool small = true;
   for (int i = 0; i < kTile; ++i) small &= centred[p.dims * kTile + i] >= kLowest;
   if (!small) centre[0] = static_cast<T>(__builtin_nan(""));
@@ -159,23 +157,15 @@ void pack_tile(const ExactProblem<T>& p, int64_t tile) {
   }
 }
 
-// Tiles that the tile needs, in ascending order.
-//
-// d_J, the distance between two boxes, bounds every distance between their pixels, so a tile left
-// out costs a row at most 32 exp(-d_J^2 / 2) max|v|. Tiles are dropped from the farthest inwards
-// while the sum of these stays within the tolerance; d^2 / 2 is binned (rounded down) to find
-// where.
+constexpr int kBins = 512;  // of half a squared distance, rounded down to a bin
+constexpr int kPerUnit = 4;
+
+// Half the squared distances from the tile's box to those of tiles j, j + 1, ..., rounded so as to
+// be at most the true ones, and at most the last bin's.
 template <typename T>
-int64_t keep_tiles(const ExactProblem<T>& p, int64_t tile, T* reach, int64_t* kept) {
-  int64_t count = 0;
-  if (!(p.tolerance > 0)) {
-    for (int64_t j = 0; j < p.tiles; ++j) kept[count++] = j;
-    return count;
-  }
+SEGFAST_INLINE Vec<T, kLanes<T>> box_distances(const ExactProblem<T>& p, int64_t tile, int64_t j) {
   constexpr int W = kLanes<T>;
-  constexpr int kBins = 512;
-  constexpr T kPerUnit = 4;
-  constexpr T kLast = (kBins - 1) / kPerUnit;
+  constexpr T kLast = T(kBins - 1) / kPerUnit;
   // Less than 1/2 by more than F + 4 roundings of d^2 can make up: a bin is never too far.
   constexpr T kEpsilon = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52;
   const T half = T(0.5) / (1 + T(p.dims + 8) * kEpsilon);
@@ -183,50 +173,75 @@ int64_t keep_tiles(const ExactProblem<T>& p, int64_t tile, T* reach, int64_t* ke
   const int64_t stride = exact_box_stride(p.tiles);
   const T* lower = p.boxes;
   const T* upper = lower + p.dims * stride;
+  Vec<T, W> sum{};
+  for (int64_t f = 0; f < p.dims; ++f) {
+    const int64_t at = f * stride;
+    const Vec<T, W> above = load<W>(lower + at + j) - upper[at + tile];
+    const Vec<T, W> under = lower[at + tile] - load<W>(upper + at + j);
+    // NaN (infinite boxes) ends as 0 in the outer maximum: not a number > 0.
+    const Vec<T, W> gap = maximum(maximum(above, under), Vec<T, W>{});
+    sum += gap * gap;
+  }
+  sum *= half;
+  return sum > kLast ? broadcast<T, W>(kLast) : sum;
+}
+
+// How far the tile must see: it may do without the tiles from this half squared distance on.
+//
+// d_J, the distance between two boxes, bounds every distance between their pixels, so a tile left
+// out costs a row at most 32 exp(-d_J^2 / 2) max|v|. Tiles are dropped from the farthest inwards
+// while the sum of these stays within the tolerance; d^2 / 2 is binned (rounded down) to find
+// where.
+template <typename T>
+T reach_of(const ExactProblem<T>& p, int64_t tile) {
+  constexpr int W = kLanes<T>;
+  int bin = kBins;
+  if (!(p.tolerance > 0)) return T(bin) / kPerUnit;
   int32_t histogram[kBins] = {};
   for (int64_t j = 0; j < p.tiles; j += W) {
-    Vec<T, W> sum{};
-    for (int64_t f = 0; f < p.dims; ++f) {
-      const int64_t at = f * stride;
-      const Vec<T, W> above = load<W>(lower + at + j) - upper[at + tile];
-      const Vec<T, W> under = lower[at + tile] - load<W>(upper + at + j);
-      // NaN (infinite boxes) ends as 0 in the outer maximum: not a number > 0.
-      const Vec<T, W> gap = maximum(maximum(above, under), Vec<T, W>{});
-      sum += gap * gap;
-    }
-    sum *= half;
-    store<W>(reach + j, sum > kLast ? broadcast<T, W>(kLast) : sum);
+    const Vec<T, W> bins = box_distances(p, tile, j) * T(kPerUnit);
+    const int count = p.tiles - j < W ? static_cast<int>(p.tiles - j) : W;
+    for (int k = 0; k < count; ++k) ++histogram[static_cast<int>(bins[k])];
   }
-  for (int64_t j = 0; j < p.tiles; ++j) ++histogram[static_cast<int>(reach[j] * kPerUnit)];
-
   constexpr double kWiden = 1.2840254166877414;  // exp(1 / kPerUnit)
   double weight = kTile * 3.303e-56;             // kTile exp(-kLast), rounded up
   double dropped = 0;
-  int bin = kBins;
   while (bin > 0) {
     dropped += histogram[bin - 1] * weight;
     if (dropped > p.tolerance) break;
     weight *= kWiden;
     --bin;
   }
-  for (int64_t j = 0; j < p.tiles; ++j) {
+  return T(bin) / kPerUnit;
+}
+
+// Tiles of [begin, end) that are within reach of the tile or have it within theirs.
+template <typename T>
+int keep_tiles(const ExactProblem<T>& p, int64_t tile, int64_t begin, int64_t end, int64_t* kept) {
+  constexpr int W = kLanes<T>;
+  alignas(kExactAlign) T distance[kExactGroup];
+  for (int k = 0; k < end - begin; k += W) {
+    store<W>(distance + k, box_distances(p, tile, begin + k));
+  }
+  int count = 0;
+  for (int64_t j = begin; j < end; ++j) {
     kept[count] = j;
-    count += static_cast<int>(reach[j] * kPerUnit) < bin;
+    const T far = p.reach[j] > p.reach[tile] ? p.reach[j] : p.reach[tile];
+    count += distance[j - begin] < far;
   }
   return count;
 }
 
-// sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on; values[t] are rows of tile t.
-// At most 128 terms meet in a register, all of them in double: rounding stays below that of a plain
-// float32 product.
+// sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on and a group of pixels i;
+// values[t] are rows of tile t.
 template <typename T, int C>
 void accumulate(const T* block, const T* const* values, int tiles, int64_t first, int64_t channels,
-                double* sums) {
+                T* sums) {
   constexpr int W = kLanes<T>;
   Vec<T, W> y[C][kVectors] = {};
   for (int t = 0; t < tiles; ++t) {
     const T* row = values[t] + first;
-    for (int j = 0; j < kTile; ++j, row += channels, block += kGroup<T>) {
+    for (int j = 0; j < kTile; ++j, row += channels, block += kTile) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const Vec<T, W> p = load<W>(block + v * W);
@@ -235,20 +250,16 @@ void accumulate(const T* block, const T* const* values, int tiles, int64_t first
       }
     }
   }
-  alignas(kExactAlign) T total[C][kGroup<T>];
+  sums += first * kTile;
 #pragma GCC unroll 8
-  for (int c = 0; c < C; ++c) {
+  for (int c = 0; c < C; ++c, sums += kTile) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store<W>(total[c] + v * W, y[c][v]);
-  }
-  for (int c = 0; c < C; ++c) {
-    double* sum = sums + (first + c) * kTile;
-    for (int i = 0; i < kGroup<T>; ++i) sum[i] += total[c][i];
+    for (int v = 0; v < kVectors; ++v) store<W>(sums + v * W, load<W>(sums + v * W) + y[c][v]);
   }
 }
 
 template <typename T>
-using Accumulate = void (*)(const T*, const T* const*, int, int64_t, int64_t, double*);
+using Accumulate = void (*)(const T*, const T* const*, int, int64_t, int64_t, T*);
 
 template <typename T, int... C>
 constexpr Accumulate<T> pick(int64_t count, std::integer_sequence<int, C...>) {
@@ -257,46 +268,92 @@ constexpr Accumulate<T> pick(int64_t count, std::integer_sequence<int, C...>) {
 }
 
 template <typename T>
-void accumulate_all(const T* block, const T* const* values, int tiles, int64_t channels,
-                    double* sums) {
+void accumulate_all(const T* block, const T* const* values, int tiles, int64_t channels, T* sums) {
   // Blocks of nearly equal size: 19 channels are 7 + 6 + 6, not 8 + 8 + 3.
   const int64_t blocks = (channels + kMaxBlock - 1) / kMaxBlock;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = b * channels / blocks, end = (b + 1) * channels / blocks;
-    pick<T>(end - first, std::make_integer_sequence<int, kMaxBlock>{})(block, values, tiles, first,
-                                                                       channels, sums);
+    const auto run = pick<T>(end - first, std::make_integer_sequence<int, kMaxBlock>{});
+    for (int i = 0; i < kTile; i += kGroup<T>) {
+      run(block + i, values, tiles, first, channels, sums + i);
+    }
   }
 }
 
+// What two groups of tiles send each other: sums [C, kTile] of T per tile, of those used.
 template <typename T>
-void filter_tile(const ExactProblem<T>& p, int64_t tile, void* scratch) {
-  T* reach = static_cast<T*>(scratch);
-  int64_t* kept = static_cast<int64_t*>(scratch) + exact_box_stride(p.tiles);
-  double* sums = reinterpret_cast<double*>(kept + exact_box_stride(p.tiles));
-  T* centred = reinterpret_cast<T*>(sums + p.channels * kTile);
-  alignas(kExactAlign) T block[kBatch * kTile * kGroup<T>];
-  const T* rows[kBatch];
+struct PairSums {
+  const ExactProblem<T>& p;
+  T* memory;
+  bool used[2 * kExactGroup];
 
-  const int64_t kept_count = keep_tiles<T>(p, tile, reach, kept);
-  __builtin_memset(sums, 0, p.channels * kTile * sizeof(double));
-
-  for (int i = 0; i < kTile; i += kGroup<T>) {
-    for (int64_t k = 0; k < kept_count; k += kBatch) {
-      const int tiles = kept_count - k < kBatch ? static_cast<int>(kept_count - k) : kBatch;
-      for (int t = 0; t < tiles; ++t) {
-        const int64_t j = kept[k + t];
-        kernel_block(p, tile, j, i, centred, block + t * kTile * kGroup<T>);
-        rows[t] = p.tile_values + j * kTile * p.channels;
-      }
-      accumulate_all<T>(block, rows, tiles, p.channels, sums + i);
-    }
+  T* of(int64_t slot) {
+    const int64_t size = p.channels * kTile;
+    T* sums = memory + slot * size;
+    if (!used[slot]) __builtin_memset(sums, 0, size * sizeof(T));
+    used[slot] = true;
+    return sums;
   }
 
-  const int64_t* order = p.order + tile * kTile;
-  const int64_t count = p.pixels - tile * kTile < kTile ? p.pixels - tile * kTile : kTile;
-  for (int64_t c = 0; c < p.channels; ++c) {
-    T* out = p.out + c * p.pixels;
-    for (int64_t s = 0; s < count; ++s) out[order[s]] = static_cast<T>(sums[c * kTile + s]);
+  void flush(int64_t slot, int64_t tile) {
+    if (!used[slot]) return;
+    const int64_t size = p.channels * kTile;
+    const T* sums = memory + slot * size;
+    double* total = p.sums + tile * size;
+    for (int64_t k = 0; k < size; ++k) total[k] += sums[k];
+  }
+};
+
+template <typename T>
+void filter(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch) {
+  alignas(kExactAlign) T block[kBatch * kTile * kTile];
+  alignas(kExactAlign) T flipped[kTile * kTile];
+  PairSums<T> sums{p, static_cast<T*>(scratch), {}};
+  T* centred = sums.memory + 2 * kExactGroup * p.channels * kTile;
+  int64_t kept[kExactGroup];
+  const T* rows[kBatch];
+  const int64_t first = a * kExactGroup, other = b * kExactGroup;
+  const int64_t end = first + kExactGroup < p.tiles ? first + kExactGroup : p.tiles;
+  const int64_t stop = other + kExactGroup < p.tiles ? other + kExactGroup : p.tiles;
+
+  for (int64_t j = other; j < stop; ++j) {
+    const int count = keep_tiles(p, j, first, a == b ? j + 1 : end, kept);
+    for (int k = 0; k < count; k += kBatch) {
+      const int tiles = count - k < kBatch ? count - k : kBatch;
+      for (int t = 0; t < tiles; ++t) {
+        kernel_block(p, j, kept[k + t], centred, block + t * kTile * kTile);
+        rows[t] = p.tile_values + kept[k + t] * kTile * p.channels;
+      }
+      accumulate_all(block, rows, tiles, p.channels, sums.of(kExactGroup + j - other));
+      const T* row = p.tile_values + j * kTile * p.channels;
+      for (int t = 0; t < tiles; ++t) {
+        if (kept[k + t] == j) continue;
+        transpose_block(block + t * kTile * kTile, flipped);
+        accumulate_all(flipped, &row, 1, p.channels, sums.of(kept[k + t] - first));
+      }
+    }
+  }
+  for (int64_t i = first; i < end; ++i) sums.flush(i - first, i);
+  for (int64_t j = other; j < stop; ++j) sums.flush(kExactGroup + j - other, j);
+}
+
+template <typename T>
+void reach(const ExactProblem<T>& p, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) p.reach[tile] = reach_of(p, tile);
+  const int64_t size = p.channels * kTile;
+  __builtin_memset(p.sums + begin * size, 0, (end - begin) * size * sizeof(double));
+}
+
+template <typename T>
+void unpack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t* order = p.order + tile * kTile;
+    const double* sums = p.sums + tile * p.channels * kTile;
+    const int64_t count = p.pixels - tile * kTile < kTile ? p.pixels - tile * kTile : kTile;
+    for (int64_t c = 0; c < p.channels; ++c) {
+      T* out = p.out + c * p.pixels;
+      for (int64_t s = 0; s < count; ++s) out[order[s]] = static_cast<T>(sums[c * kTile + s]);
+    }
   }
 }
 
@@ -326,17 +383,12 @@ void pack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
   }
 }
 
-template <typename T>
-void filter(const ExactProblem<T>& p, int64_t begin, int64_t end, void* scratch) {
-  for (int64_t tile = begin; tile < end; ++tile) filter_tile(p, tile, scratch);
-}
-
 }  // namespace
 
-extern const ExactKernels<float> exact_kernels_f32 = {start<float>, split<float>, pack<float>,
-                                                      filter<float>};
-extern const ExactKernels<double> exact_kernels_f64 = {start<double>, split<double>, pack<double>,
-                                                       filter<double>};
+extern const ExactKernels<float> exact_kernels_f32 = {
+    start<float>, split<float>, pack<float>, reach<float>, filter<float>, unpack<float>};
+extern const ExactKernels<double> exact_kernels_f64 = {
+    start<double>, split<double>, pack<double>, reach<double>, filter<double>, unpack<double>};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast
