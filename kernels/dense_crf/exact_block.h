@@ -1,6 +1,6 @@
-// The kernel block of two tiles, P_ji = exp(-|f_i - f_j|^2 / 2): 32 pixels j against a group of
-// pixels i, in two passes, so that each keeps its constants in registers: exponents, then
-// exponentials.
+// The kernel block of two tiles, P_ji = exp(-|f_i - f_j|^2 / 2), 32 pixels j by 32 pixels i, in two
+// passes, so that each keeps its constants in registers: exponents, then exponentials. And its
+// transpose.
 #pragma once
 
 #include "exact.h"
@@ -130,10 +130,11 @@ SEGFAST_INLINE void apply(const F& f, T* block) {
   }
 }
 
-// block [32 pixels j, 32 pixels i] = P. scratch: [F + 1, 32].
+// block [32 pixels j, 32 pixels i] = P. scratch: [F + 1, 32]. Not inlined: its callers' variables
+// would take the registers it needs.
 template <typename T>
-SEGFAST_INLINE void kernel_block(const ExactProblem<T>& p, int64_t i, int64_t j, T* scratch,
-                                 T* block) {
+__attribute__((noinline)) void kernel_block(const ExactProblem<T>& p, int64_t i, int64_t j,
+                                            T* scratch, T* block) {
   const T* fi = p.tile_features + i * kTile * p.dims;
   if constexpr (kProductForm<T>) {
     const T* centre = p.centres + j * p.dims;
@@ -149,7 +150,7 @@ SEGFAST_INLINE void kernel_block(const ExactProblem<T>& p, int64_t i, int64_t j,
 
 // out [32, 32] = block transposed.
 template <typename T>
-SEGFAST_INLINE void transpose_block(const T* block, T* out) {
+__attribute__((noinline)) void transpose_block(const T* block, T* out) {
   constexpr int W = kLanes<T>;
   for (int i = 0; i < kTile; i += W) {
     for (int j = 0; j < kTile; j += W) {

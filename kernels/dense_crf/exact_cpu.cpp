@@ -1,161 +1,22 @@
 // Exact Gaussian filter, one copy per instruction set. The contract is in exact.h.
 //
-// A tile's 32 output pixels are vector lanes. Per batch of kept tiles: the kernel block P [j, i]
-// goes to a scratch that stays in the first-level cache, then y[c, i] += P[j, i] v[j, c] runs with
-// the sums of a channel block in registers.
+// 32 output pixels of a tile are vector lanes. For a tile J and a batch of tiles I within reach,
+// the kernel block P [i, j] goes to a scratch that stays in the first-level cache, then y[c, j] +=
+// P[i, j] v[i, c] runs with the sums of a channel block in registers; transposed, the same block
+// serves y[c, i] += P[i, j] v[j, c].
 #include "exact.h"
 #include "exact_block.h"
+#include "exact_tiles.h"
 #include "simd.h"
 
 namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int kBatch = 4;  // tiles of pixels j in one block P
-// Registers hold the sums of kMaxBlock channels for kVectors vectors of pixels i, as many values
+constexpr int kBatch = 4;  // tiles I in one block P
+// Registers hold the sums of kMaxBlock channels for kVectors vectors of pixels, as many values
 // and one vector of P.
 constexpr int kMaxBlock = kVectorRegisters == 32 ? 8 : 3;
-
-template <typename T>
-using KeyOf = std::make_unsigned_t<IntOf<T>>;
-
-// An integer that orders as x does.
-template <typename T>
-SEGFAST_INLINE KeyOf<T> order_key(T x) {
-  using U = KeyOf<T>;
-  U bits;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
-  constexpr U kSign = U{1} << (8 * sizeof(U) - 1);
-  return bits & kSign ? ~bits : bits | kSign;
-}
-
-// Splits the slots [begin, end) at middle: smaller keys on the widest axis left, stable, ties in
-// order.
-template <typename T>
-void split_range(const ExactProblem<T>& p, int64_t begin, int64_t middle, int64_t end) {
-  using U = KeyOf<T>;
-  const T* features = p.features;
-  U* keys = static_cast<U*>(p.keys);
-  int64_t* order = p.order;
-
-  // The axis only decides how well the tiles fit: a sample is enough to choose it.
-  const int64_t sample = (end - begin + 255) / 256;
-  const T* axis = features;
-  T widest = -1;
-  for (int64_t f = 0; f < p.dims; ++f) {
-    const T* x = features + f * p.pixels;
-    T low = x[order[begin]], high = low;
-    for (int64_t s = begin; s < end; s += sample) {
-      const T v = x[order[s]];
-      low = v < low ? v : low;
-      high = v > high ? v : high;
-    }
-    if (high - low > widest) {
-      widest = high - low;
-      axis = x;
-    }
-  }
-
-  for (int64_t s = begin; s < end; ++s) keys[s] = order_key(axis[order[s]]);
-  // The key of rank middle - begin, bit by bit: the largest pivot with at most that many below it.
-  constexpr int64_t kCounted = 1 << 16;  // counted in a key's own width, which is faster
-  const int64_t rank = middle - begin;
-  int64_t below = 0;
-  U pivot = 0;
-  for (U bit = U{1} << (8 * sizeof(U) - 1); bit; bit >>= 1) {
-    const U candidate = pivot | bit;
-    int64_t count = 0;
-    for (int64_t s = begin; s < end;) {
-      const int64_t stop = end - s < kCounted ? end : s + kCounted;
-      U in_part = 0;
-      for (; s < stop; ++s) in_part += keys[s] < candidate;
-      count += in_part;
-    }
-    if (count <= rank) {
-      pivot = candidate;
-      below = count;
-    }
-  }
-
-  int64_t ties_left = rank - below, left = begin, right = middle;
-  for (int64_t s = begin; s < end; ++s) {
-    const bool tie = keys[s] == pivot;
-    const bool goes_left = keys[s] < pivot || (tie && ties_left > 0);
-    ties_left -= tie;
-    p.spare[goes_left ? left : right] = order[s];
-    left += goes_left;
-    right += !goes_left;
-  }
-  __builtin_memcpy(order + begin, p.spare + begin, (end - begin) * sizeof(int64_t));
-}
-
-template <typename T>
-constexpr T kInfinity = __builtin_inf();
-
-// The tile's centre, the middle of its box, and what product form needs of its pixels. A tile too
-// large for it, or unbounded, has a NaN for a centre.
-template <typename T>
-void pack_centred(const ExactProblem<T>& p, int64_t tile) {
-  constexpr T kLowest = -kSmallRadius * kSmallRadius * 1.4426950408889634 / 2;
-  const int64_t stride = exact_box_stride(p.tiles);
-  T* centre = p.centres + tile * p.dims;
-  T* centred = p.centred + tile * kTile * (p.dims + 1);
-  for (int64_t f = 0; f < p.dims; ++f) {
-    const T* box = p.boxes + f * stride + tile;
-    centre[f] = box[0] + (box[p.dims * stride] - box[0]) / 2;
-  }
-  centre_tile(p.tile_features + tile * kTile * p.dims, centre, p.dims, centred);
-  bool small = true;
-  for (int i = 0; i < kTile; ++i) small &= centred[p.dims * kTile + i] >= kLowest;
-  if (!small) centre[0] = static_cast<T>(__builtin_nan(""));
-}
-
-// One tile: rows of features [F, 32] and of values [32, C], and the box around its pixels.
-// A last tile that is not full repeats its last pixel with value 0. NaN features lose their payload
-// (gaussian.h shifts it into the result); a tile with NaN or infinite content gets an unbounded
-// box, so that no bound can leave out what the full sum would turn into NaN.
-template <typename T>
-void pack_tile(const ExactProblem<T>& p, int64_t tile) {
-  const int64_t first = tile * kTile;
-  const int64_t count = p.pixels - first < kTile ? p.pixels - first : kTile;
-  const int64_t* order = p.order + first;
-  const int64_t stride = exact_box_stride(p.tiles);
-  T* lower = p.boxes + tile;
-  T* upper = lower + p.dims * stride;
-  bool finite = true;
-
-  T* rows = p.tile_values + first * p.channels;
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const T* values = p.values + c * p.pixels;
-    for (int64_t s = 0; s < count; ++s) {
-      const T v = values[order[s]];
-      finite &= v - v == 0;
-      rows[s * p.channels + c] = v;
-    }
-  }
-  for (int64_t k = count * p.channels; k < kTile * p.channels; ++k) rows[k] = 0;
-
-  T* packed = p.tile_features + first * p.dims;
-  for (int64_t f = 0; f < p.dims; ++f) {
-    const T* x = p.features + f * p.pixels;
-    T low = kInfinity<T>, high = -kInfinity<T>;
-    for (int64_t s = 0; s < kTile; ++s) {
-      T v = x[order[s < count ? s : count - 1]];
-      finite &= v - v == 0;
-      if (v != v) v = static_cast<T>(__builtin_nan(""));
-      packed[f * kTile + s] = v;
-      low = v < low ? v : low;
-      high = v > high ? v : high;
-    }
-    lower[f * stride] = low;
-    upper[f * stride] = high;
-  }
-  if (finite) return;
-  for (int64_t f = 0; f < p.dims; ++f) {
-    lower[f * stride] = -kInfinity<T>;
-    upper[f * stride] = kInfinity<T>;
-  }
-}
 
 constexpr int kBins = 512;  // of half a squared distance, rounded down to a bin
 constexpr int kPerUnit = 4;
@@ -219,21 +80,23 @@ T reach_of(const ExactProblem<T>& p, int64_t tile) {
 template <typename T>
 int keep_tiles(const ExactProblem<T>& p, int64_t tile, int64_t begin, int64_t end, int64_t* kept) {
   constexpr int W = kLanes<T>;
-  alignas(kExactAlign) T distance[kExactGroup];
-  for (int k = 0; k < end - begin; k += W) {
-    store<W>(distance + k, box_distances(p, tile, begin + k));
+  alignas(kExactAlign) T distances[kExactGroup + W];
+  const int64_t first = begin / W * W;  // whole vectors of boxes
+  for (int64_t j = first; j < end; j += W) {
+    store<W>(distances + (j - first), box_distances(p, tile, j));
   }
   int count = 0;
   for (int64_t j = begin; j < end; ++j) {
     kept[count] = j;
-    const T far = p.reach[j] > p.reach[tile] ? p.reach[j] : p.reach[tile];
-    count += distance[j - begin] < far;
+    const T reach = p.reach[j] > p.reach[tile] ? p.reach[j] : p.reach[tile];
+    count += distances[j - first] < reach;
   }
   return count;
 }
 
 // sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on and a group of pixels i;
-// values[t] are rows of tile t.
+// values[t] are rows of tile t. At most 128 terms meet in a register, at most kExactGroup such sums
+// in `sums`, all of these in double: rounding stays below that of a plain float32 product.
 template <typename T, int C>
 void accumulate(const T* block, const T* const* values, int tiles, int64_t first, int64_t channels,
                 T* sums) {
@@ -280,61 +143,70 @@ void accumulate_all(const T* block, const T* const* values, int tiles, int64_t c
   }
 }
 
-// What two groups of tiles send each other: sums [C, kTile] of T per tile, of those used.
+// What the tiles of one group receive from another: [C, kTile] for each tile that was used.
 template <typename T>
-struct PairSums {
-  const ExactProblem<T>& p;
+struct GroupSums {
   T* memory;
-  bool used[2 * kExactGroup];
+  int64_t first, size;  // the group's first tile, elements per tile
+  bool used[kExactGroup];
 
-  T* of(int64_t slot) {
-    const int64_t size = p.channels * kTile;
-    T* sums = memory + slot * size;
-    if (!used[slot]) __builtin_memset(sums, 0, size * sizeof(T));
-    used[slot] = true;
+  T* of(int64_t tile) {
+    T* sums = memory + (tile - first) * size;
+    if (!used[tile - first]) __builtin_memset(sums, 0, size * sizeof(T));
+    used[tile - first] = true;
     return sums;
   }
 
-  void flush(int64_t slot, int64_t tile) {
-    if (!used[slot]) return;
-    const int64_t size = p.channels * kTile;
-    const T* sums = memory + slot * size;
-    double* total = p.sums + tile * size;
-    for (int64_t k = 0; k < size; ++k) total[k] += sums[k];
+  void add_to(double* totals) const {
+    for (int64_t k = 0; k < kExactGroup; ++k) {
+      if (!used[k]) continue;
+      double* total = totals + (first + k) * size;
+      for (int64_t m = 0; m < size; ++m) total[m] += memory[k * size + m];
+    }
   }
 };
 
+// Tile j and up to kBatch tiles i: what all of these send to j and, but for j itself, receive.
+template <typename T>
+void filter_batch(const ExactProblem<T>& p, int64_t j, const int64_t* i, int tiles, T* scratch,
+                  GroupSums<T>& sums_i, GroupSums<T>& sums_j) {
+  alignas(kExactAlign) T block[kBatch][kTile * kTile];
+  alignas(kExactAlign) T transposed[kTile * kTile];
+  const auto rows_of = [&](int64_t tile) { return p.tile_values + tile * kTile * p.channels; };
+  const T* rows[kBatch];
+  for (int t = 0; t < tiles; ++t) {
+    kernel_block(p, j, i[t], scratch, block[t]);
+    rows[t] = rows_of(i[t]);
+  }
+  accumulate_all(block[0], rows, tiles, p.channels, sums_j.of(j));
+  rows[0] = rows_of(j);
+  for (int t = 0; t < tiles; ++t) {
+    if (i[t] == j) continue;
+    transpose_block(block[t], transposed);
+    accumulate_all(transposed, rows, 1, p.channels, sums_i.of(i[t]));
+  }
+}
+
 template <typename T>
 void filter(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch) {
-  alignas(kExactAlign) T block[kBatch * kTile * kTile];
-  alignas(kExactAlign) T flipped[kTile * kTile];
-  PairSums<T> sums{p, static_cast<T*>(scratch), {}};
-  T* centred = sums.memory + 2 * kExactGroup * p.channels * kTile;
-  int64_t kept[kExactGroup];
-  const T* rows[kBatch];
-  const int64_t first = a * kExactGroup, other = b * kExactGroup;
-  const int64_t end = first + kExactGroup < p.tiles ? first + kExactGroup : p.tiles;
-  const int64_t stop = other + kExactGroup < p.tiles ? other + kExactGroup : p.tiles;
+  const int64_t group = exact_group(p.tiles), size = p.channels * kTile;
+  T* memory = static_cast<T*>(scratch);
+  GroupSums<T> sums_a{memory, a * group, size, {}};
+  GroupSums<T> sums_b{memory + group * size, b * group, size, {}};
+  T* centred = memory + 2 * group * size;
+  const int64_t end_a = (a + 1) * group < p.tiles ? (a + 1) * group : p.tiles;
+  const int64_t end_b = (b + 1) * group < p.tiles ? (b + 1) * group : p.tiles;
 
-  for (int64_t j = other; j < stop; ++j) {
-    const int count = keep_tiles(p, j, first, a == b ? j + 1 : end, kept);
+  for (int64_t j = b * group; j < end_b; ++j) {
+    int64_t kept[kExactGroup];
+    const int count = keep_tiles(p, j, a * group, a == b ? j + 1 : end_a, kept);
     for (int k = 0; k < count; k += kBatch) {
       const int tiles = count - k < kBatch ? count - k : kBatch;
-      for (int t = 0; t < tiles; ++t) {
-        kernel_block(p, j, kept[k + t], centred, block + t * kTile * kTile);
-        rows[t] = p.tile_values + kept[k + t] * kTile * p.channels;
-      }
-      accumulate_all(block, rows, tiles, p.channels, sums.of(kExactGroup + j - other));
-      const T* row = p.tile_values + j * kTile * p.channels;
-      for (int t = 0; t < tiles; ++t) {
-        if (kept[k + t] == j) continue;
-        transpose_block(block + t * kTile * kTile, flipped);
-        accumulate_all(flipped, &row, 1, p.channels, sums.of(kept[k + t] - first));
-      }
+      filter_batch(p, j, kept + k, tiles, centred, sums_a, sums_b);
     }
   }
-  for (int64_t i = first; i < end; ++i) sums.flush(i - first, i);
-  for (int64_t j = other; j < stop; ++j) sums.flush(kExactGroup + j - other, j);
+  sums_a.add_to(p.sums);
+  sums_b.add_to(p.sums);
 }
 
 template <typename T>
@@ -357,36 +229,10 @@ void unpack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
   }
 }
 
-template <typename T>
-void start(const ExactProblem<T>& p, int64_t begin, int64_t end) {
-  for (int64_t s = begin; s < end; ++s) p.order[s] = s;
-}
-
-template <typename T>
-void split(const ExactProblem<T>& p, int64_t level, int64_t begin, int64_t end) {
-  for (int64_t k = begin; k < end; ++k) {
-    // Children of a range are the ranges 2k and 2k + 1 of the next level: the same formula.
-    const int64_t first = k * p.tiles >> level;
-    const int64_t middle = (2 * k + 1) * p.tiles >> (level + 1);
-    const int64_t last = (k + 1) * p.tiles >> level;
-    if (middle == first || middle == last) continue;
-    const int64_t stop = last * kTile < p.pixels ? last * kTile : p.pixels;
-    split_range(p, first * kTile, middle * kTile, stop);
-  }
-}
-
-template <typename T>
-void pack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
-  for (int64_t tile = begin; tile < end; ++tile) {
-    pack_tile(p, tile);
-    if constexpr (kProductForm<T>) pack_centred(p, tile);
-  }
-}
-
 }  // namespace
 
-extern const ExactKernels<float> exact_kernels_f32 = {
-    start<float>, split<float>, pack<float>, reach<float>, filter<float>, unpack<float>};
+extern const ExactKernels<float> exact_kernels_f32 = {start<float>, split<float>,  pack<float>,
+                                                      reach<float>, filter<float>, unpack<float>};
 extern const ExactKernels<double> exact_kernels_f64 = {
     start<double>, split<double>, pack<double>, reach<double>, filter<double>, unpack<double>};
 
