@@ -1,0 +1,210 @@
+// Max-unpooling and the gradient of max-pooling, one copy per instruction set. The contract is in
+// max_unpool.h. Every row of x is gathered from the windows that reach it and written once.
+#include "spread.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+constexpr int kMostReach = 256;  // offsets of a window
+
+// Larger outputs are not in any cache when they are read next.
+constexpr int64_t kCaches = int64_t{32} << 20;
+
+bool is_past_caches(const Pooling& p) {
+  const int64_t bytes = p.dtype == Dtype::f64 ? 8 : p.dtype == Dtype::f32 ? 4 : 2;
+  return p.batch * p.channels * p.rows.input * p.columns.input * bytes > kCaches;
+}
+
+// One row x [W] of a plane, any geometry: window by window, in pieces that stay in registers'
+// reach.
+template <typename M, typename W>
+void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reach* rows, int count,
+                 W* x) {
+  const PoolAxis& columns = p.columns;
+  const int bits = offset_bits(positions(p));
+  const int64_t bytes = packed_width(columns.output, bits);
+  const int64_t extent = window_extent(columns);
+  constexpr int64_t kSpare = 8;  // what falls elsewhere goes there, which needs no branch
+  typename M::Sink sink[kChunk + kSpare] = {};
+  W offsets[kChunk];
+  for (int64_t left = 0; left < columns.input; left += kChunk) {
+    const int64_t width = smaller(kChunk, columns.input - left);
+    for (int64_t w = 0; w < width; ++w) sink[w] = 0;
+    // Windows that begin after `left - extent` and before `left + width`.
+    const int64_t low = larger(0, left + columns.padding - extent + 1);
+    const int64_t from = divide_up(low, columns.stride) / 8 * 8;
+    const int64_t to =
+        smaller(columns.output, (left + width - 1 + columns.padding) / columns.stride + 1);
+    for (int n = 0; n < count; ++n) {
+      const int64_t first = rows[n].offset * columns.kernel;
+      for (int64_t begin = from; begin < to; begin += kChunk) {
+        const int64_t end = smaller(begin + kChunk, to);
+        unpack_row(packed + rows[n].output * bytes + begin * bits / 8, end - begin, bits, offsets);
+        for (int64_t wo = begin; wo < end; ++wo) {
+          const int64_t j = offsets[wo - begin] - first;
+          const int64_t w = window_start(columns, wo) + j * columns.dilation - left;
+          const bool here = j >= 0 && j < columns.kernel && w >= 0 && w < width;
+          const int64_t at = here ? w : kChunk + wo % kSpare;
+          sink[at] = M::one(sink[at], y[rows[n].output * columns.output + wo], true);
+        }
+      }
+    }
+    for (int64_t w = 0; w < width; ++w) x[left + w] = M::finish(sink[w]);
+  }
+}
+
+// f(plane of y, its bytes, the windows that reach the row, how many, the row of x) for rows of x;
+// f returns how many rows it did.
+template <typename W, typename F>
+SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* packed, W* x,
+                                 int64_t begin, int64_t end, const F& f) {
+  const int64_t bytes = packed_width(p.columns.output, offset_bits(positions(p)));
+  int64_t plane = begin / p.rows.input, h = begin % p.rows.input;
+  Reach rows[kMostReach];
+  while (begin < end) {
+    Reaches reaches(p.rows, h);
+    const int64_t stop = smaller(end, begin + p.rows.input - h), line = plane * p.rows.output;
+    while (begin < stop) {
+      const int count = reaches.list(rows);
+      const int64_t done = f(y + line * p.columns.output, packed + line * bytes, rows, count,
+                             x + begin * p.columns.input, stop - begin);
+      for (int64_t k = 0; k < done; ++k) reaches.next();
+      begin += done;
+    }
+    h = 0;
+    ++plane;
+  }
+}
+
+template <typename M, int Stride, int Kernel, typename W>
+void spread_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                   int64_t end) {
+  Spread<M, Stride, Kernel> spread(p, is_past_caches(p));
+  const bool owns = spread.owns_rows(p);
+  for_each_row(p, y, packed, x, begin, end,
+               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to,
+                   int64_t left) -> int64_t {
+                 if (owns && count == 1 && rows[0].offset == 0 && left >= Kernel) {
+                   spread.template row<Kernel ? Kernel : 1>(from, bytes, rows, count, to);
+                   return Kernel;
+                 }
+                 spread.row(from, bytes, rows, count, to);
+                 return 1;
+               });
+  end_of_stream();
+}
+
+template <typename M, typename W>
+void unpool_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                   int64_t end) {
+  if constexpr (M::kInPlace) {
+    if (Spread<M, 0, 0>::serves(p)) {
+      const int64_t stride = p.columns.stride, kernel = p.columns.kernel;
+      if (stride == 2 && kernel == 2) return spread_planes<M, 2, 2>(p, y, packed, x, begin, end);
+      if (stride == 2 && kernel == 3) return spread_planes<M, 2, 3>(p, y, packed, x, begin, end);
+      if (stride == 1) return spread_planes<M, 1, 0>(p, y, packed, x, begin, end);
+      return spread_planes<M, 0, 0>(p, y, packed, x, begin, end);
+    }
+  }
+  for_each_row(p, y, packed, x, begin, end,
+               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to,
+                   int64_t) -> int64_t {
+                 scatter_row<M>(p, from, bytes, rows, count, to);
+                 return 1;
+               });
+}
+
+// One window's part in `count` channels of a position.
+template <typename M, bool First, typename W>
+SEGFAST_INLINE void merge_channels(const W* __restrict y, const uint8_t* __restrict packed,
+                                   int mask, int wanted, int64_t count,
+                                   typename M::Sink* __restrict sink) {
+  for (int64_t c = 0; c < count; ++c) {
+    sink[c] = M::one(First ? 0 : sink[c], y[c], (packed[c] & mask) == wanted);
+  }
+}
+
+template <typename M, typename W>
+void write_channels(const typename M::Sink* sink, int64_t count, bool past_caches, W* to) {
+  int64_t c = 0;
+  if constexpr (M::kInPlace) {
+    constexpr int N = kLanes<W>;
+    if (past_caches && is_aligned(to)) {
+      for (; c + N <= count; c += N) stream<N>(to + c, load<N>(sink + c));
+    }
+  }
+  for (; c < count; ++c) to[c] = M::finish(sink[c]);
+}
+
+template <typename M, typename W>
+void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                     int64_t end) {
+  const PoolAxis& across = p.columns;
+  const int bits = offset_bits(positions(p));
+  const int64_t bytes = packed_width(across.output, bits), channels = p.channels;
+  const bool past_caches = is_past_caches(p);
+  typename M::Sink sink[kChunk];
+  Reach rows[kMostReach], columns[kMostReach];
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / p.rows.input * p.rows.output;
+    const int high = Reaches(p.rows, row % p.rows.input).list(rows);
+    Reaches reaches(across, 0);
+    for (int64_t w = 0; w < across.input; ++w, reaches.next()) {
+      const int wide = reaches.list(columns);
+      W* to = x + (row * across.input + w) * channels;
+      for (int64_t c = 0; c < channels; c += kChunk) {
+        const int64_t count = smaller(kChunk, channels - c);
+        for (int64_t k = 0; high * wide == 0 && k < count; ++k) sink[k] = 0;
+        for (int a = 0; a < high; ++a) {
+          const int64_t line = image + rows[a].output;
+          for (int b = 0; b < wide; ++b) {
+            const Reach& s = columns[b];
+            const int shift = static_cast<int>(s.output * bits % 8);
+            const int mask = ((1 << bits) - 1) << shift;
+            const int wanted = static_cast<int>(rows[a].offset * across.kernel + s.offset) << shift;
+            const W* value = y + (line * across.output + s.output) * channels + c;
+            const uint8_t* offset = packed + (line * bytes + s.output * bits / 8) * channels + c;
+            a + b == 0 ? merge_channels<M, true>(value, offset, mask, wanted, count, sink)
+                       : merge_channels<M, false>(value, offset, mask, wanted, count, sink);
+          }
+        }
+        write_channels<M>(sink, count, past_caches, to + c);
+      }
+    }
+  }
+  end_of_stream();
+}
+
+template <typename M>
+void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
+         int64_t end) {
+  using W = typename M::W;
+  const W* from = static_cast<const W*>(y);
+  W* to = static_cast<W*>(x);
+  if (p.channels_last) return unpool_channels<M>(p, from, packed, to, begin, end);
+  unpool_planes<M>(p, from, packed, to, begin, end);
+}
+
+}  // namespace
+
+void unpool(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
+            int64_t end) {
+  if (p.dtype == Dtype::f32) return run<Merge<Dtype::f32, false>>(p, y, packed, x, begin, end);
+  if (p.dtype == Dtype::f64) return run<Merge<Dtype::f64, false>>(p, y, packed, x, begin, end);
+  run<Merge<Dtype::bf16, false>>(p, y, packed, x, begin, end);  // moved, whatever half type it is
+}
+
+void pool_backward(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
+                   int64_t end) {
+  if (windows_disjoint(p)) return unpool(p, y, packed, x, begin, end);  // sums of one term
+  for_dtype(p.dtype, [&](auto dtype) {
+    run<Merge<decltype(dtype)::value, true>>(p, y, packed, x, begin, end);
+  });
+}
+
+constexpr MaxUnpoolKernels max_unpool_kernels = {
+    pool, pool_backward, unpool, gather, unpack, pack, unpool_indices, gather_indices};
+
+}  // namespace SEGFAST_ISA
+}  // namespace segfast

@@ -1,0 +1,103 @@
+// How a position of x takes what the windows that chose it hold, in row-major order of the windows:
+// the last one's value (unpool), or the sum (pool_backward).
+#pragma once
+
+#include "half.h"
+#include "windows.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+template <Dtype D, bool Sum>
+struct Merge {
+  using W = WordOf<D>;
+  using Real = RealOf<D>;
+  static constexpr bool kSum = Sum;
+  // Elements of half types are added up as float, beside the output.
+  static constexpr bool kInPlace = !(Sum && kIsHalf<D>);
+  using Sink = std::conditional_t<kInPlace, W, Real>;
+
+  static SEGFAST_INLINE Sink one(Sink old, W y, bool chosen) {
+    if constexpr (!Sum) {
+      return chosen ? y : old;
+    } else if constexpr (D == Dtype::f16) {
+      return old + (chosen ? f16_to_float(y) : 0);
+    } else if constexpr (D == Dtype::bf16) {
+      return old + (chosen ? bf16_to_float(y) : 0);
+    } else {
+      return bit_cast<W>(bit_cast<Real>(old) + (chosen ? bit_cast<Real>(y) : 0));
+    }
+  }
+
+  template <int N>  // only in place
+  static SEGFAST_INLINE Vec<W, N> many(Vec<W, N> old, Vec<W, N> y, Vec<W, N> chosen) {
+    if constexpr (Sum) {
+      return (Vec<W, N>)((Vec<Real, N>)old + (Vec<Real, N>)(y & chosen));
+    } else {
+      return chosen ? y : old;
+    }
+  }
+
+  static SEGFAST_INLINE W finish(Sink sink) {
+    if constexpr (kInPlace) {
+      return sink;
+    } else if constexpr (D == Dtype::f16) {
+      return float_to_f16(sink);
+    } else {
+      return float_to_bf16(sink);
+    }
+  }
+};
+
+// A window that reaches a position, and by which of its rows or columns.
+struct Reach {
+  int64_t output, offset;
+};
+
+// The windows that reach a position: position + padding = quotient * stride + remainder. Positions
+// are passed through in order, which saves dividing.
+class Reaches {
+ public:
+  Reaches(const PoolAxis& axis, int64_t position)
+      : axis_(&axis),
+        quotient_((position + axis.padding) / axis.stride),
+        remainder_((position + axis.padding) % axis.stride) {}
+
+  void next() {
+    if (++remainder_ < axis_->stride) return;
+    remainder_ = 0;
+    ++quotient_;
+  }
+
+  // All windows in ascending order; returns how many (at most the kernel).
+  int list(Reach* reaches) const {
+    int count = 0;
+    if (axis_->dilation == 1) {
+      // offset = remainder + t * stride of window quotient - t
+      int64_t t = 0, offset = remainder_;
+      if (offset >= axis_->kernel) return 0;
+      while (offset + axis_->stride < axis_->kernel) ++t, offset += axis_->stride;
+      for (; t >= 0; --t, offset -= axis_->stride) {
+        const int64_t output = quotient_ - t;
+        if (output >= 0 && output < axis_->output) reaches[count++] = {output, offset};
+      }
+      return count;
+    }
+    const int64_t shifted = quotient_ * axis_->stride + remainder_;
+    for (int64_t offset = axis_->kernel - 1; offset >= 0; --offset) {
+      const int64_t start = shifted - offset * axis_->dilation, output = start / axis_->stride;
+      if (start < 0 || output * axis_->stride != start || output >= axis_->output) continue;
+      reaches[count++] = {output, offset};
+    }
+    return count;
+  }
+
+ private:
+  const PoolAxis* axis_;
+  int64_t quotient_, remainder_;
+};
+
+}  // namespace
+}  // namespace SEGFAST_ISA
+}  // namespace segfast
