@@ -21,7 +21,7 @@ A tap number that is none, or a position outside the map, takes no part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +38,7 @@ class Windows(NamedTuple):
     padding: Size
     dilation: Size
 
-    def taps(
-        self, count: Size, last_first: bool = False
-    ) -> Iterator[tuple[int, tuple[object, ...]]]:
+    def taps(self, count: Size, last_first: bool = False) -> Iterator[tuple[int, Any]]:
         """Every tap t with the slice of the padded map where `count` windows look with it."""
         rows, columns = range(self.kernel[0]), range(self.kernel[1])
         order = [(i, j) for i in rows for j in columns]
@@ -63,7 +61,9 @@ class Windows(NamedTuple):
 
     def blank(self, like: Tensor, count: Size, size: Size, dtype: torch.dtype) -> Tensor:
         """Zeros for a map of `size` and what `count` windows see around it."""
-        shape = [max(r, p + n) for r, p, n in zip(self.reach(count), self.padding, size)]
+        shape = [
+            max(r, p + n) for r, p, n in zip(self.reach(count), self.padding, size, strict=True)
+        ]
         return like.new_zeros((*like.shape[:2], *shape), dtype=dtype)
 
     def crop(self, padded: Tensor, size: Size) -> Tensor:
@@ -75,7 +75,7 @@ class Windows(NamedTuple):
         """Extent of `count` windows, (vertical, horizontal)."""
         return [
             (n - 1) * s + (k - 1) * d + 1
-            for n, s, k, d in zip(count, self.stride, self.kernel, self.dilation)
+            for n, s, k, d in zip(count, self.stride, self.kernel, self.dilation, strict=True)
         ]
 
 
@@ -142,7 +142,7 @@ def max_pool2d(
 def _first_inside(windows: Windows, count: Size, device: torch.device) -> Tensor:
     """The first tap of each window that is not in the padding above or to the left [Ho, Wo]."""
     first = []
-    for n, s, p, d in zip(count, windows.stride, windows.padding, windows.dilation):
+    for n, s, p, d in zip(count, *windows[1:], strict=True):
         start = torch.arange(n, device=device) * s - p
         first.append((-start).clamp_min(0).add(d - 1).div(d, rounding_mode="floor"))
     return first[0][:, None] * windows.kernel[1] + first[1]
@@ -213,7 +213,7 @@ def _numbers(shape: Size, device: torch.device) -> Tensor:
 def max_unpool2d_indices(y: Tensor, indices: Tensor, output_size: Size) -> Tensor:
     """y at flat positions; the last in row-major order wins; zeros elsewhere.
 
-    Out of range: RuntimeError on the CPU; elsewhere ignored, since looking would wait for the device.
+    Out of range: RuntimeError on the CPU; elsewhere ignored, as looking means waiting.
     """
     writer = _last_writer(indices, output_size)  # [N, C, H * W]
     values = F.pad(y.flatten(2), (1, 0))  # number 0: nobody

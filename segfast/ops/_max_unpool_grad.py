@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from segfast.ops._max_unpool_op import dense
+from segfast.ops._max_unpool_op import Size, dense
 
 _ops = torch.ops.segfast
 
@@ -29,7 +29,8 @@ def call(function: type[Function], *arguments: Any) -> Any:
     """
     if _transformed():
         return function.apply(*arguments)
-    if torch.is_grad_enabled() and arguments[0].requires_grad or forward_ad._current_level >= 0:
+    needs_graph = torch.is_grad_enabled() and arguments[0].requires_grad
+    if needs_graph or forward_ad._current_level >= 0:
         # What Function.apply ends in, without its look at the signature and for torch.func.
         return super(Function, function).apply(*arguments)  # type: ignore[misc]
     return function.forward(*arguments)
@@ -48,13 +49,13 @@ def _run(operator: Any, *arguments: Any) -> Any:
 
 
 class MaxPool(Function):
-    """x, kernel, stride, padding, dilation, output_size -> y, packed"""
-
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        return _run(_ops._max_pool2d.default, *arguments)
+    def forward(
+        x: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, output_size: Size,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return _run(_ops._max_pool2d.default, x, kernel, stride, padding, dilation, output_size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -72,16 +73,17 @@ class MaxPool(Function):
 
 
 class MaxPoolValues(Function):
-    """x, kernel, stride, padding, dilation, output_size -> y
-
-    Keeps x and chooses again: it serves where no gradient is expected, yet one is right.
-    """
+    """Keeps x and chooses again: it serves where no gradient is expected, and still gives it."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return _run(_ops._max_pool2d_values.default, *arguments)
+    def forward(
+        x: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, output_size: Size,
+    ) -> Tensor:  # fmt: skip
+        return _run(
+            _ops._max_pool2d_values.default, x, kernel, stride, padding, dilation, output_size
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -98,13 +100,23 @@ class MaxPoolValues(Function):
 
 
 class MaxPoolBackward(Function):
-    """grad_y, packed, kernel, stride, padding, dilation, input_size -> grad_x"""
-
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return _run(_ops._max_pool2d_backward.default, *arguments)
+    def forward(
+        grad_y: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
+        input_size: Size,
+    ) -> Tensor:  # fmt: skip
+        return _run(
+            _ops._max_pool2d_backward.default,
+            grad_y,
+            packed,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            input_size,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -121,13 +133,16 @@ class MaxPoolBackward(Function):
 
 
 class MaxUnpool(Function):
-    """y, packed, kernel, stride, padding, dilation, output_size -> x"""
-
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return _run(_ops._max_unpool2d.default, *arguments)
+    def forward(
+        y: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
+        output_size: Size,
+    ) -> Tensor:  # fmt: skip
+        return _run(
+            _ops._max_unpool2d.default, y, packed, kernel, stride, padding, dilation, output_size
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -144,13 +159,24 @@ class MaxUnpool(Function):
 
 
 class MaxGather(Function):
-    """x, packed, kernel, stride, padding, dilation, output_width, winners -> y"""
-
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return _run(_ops._max_gather2d.default, *arguments)
+    def forward(
+        x: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
+        output_width: int, winners: bool,
+    ) -> Tensor:  # fmt: skip
+        return _run(
+            _ops._max_gather2d.default,
+            x,
+            packed,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            output_width,
+            winners,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -167,13 +193,13 @@ class MaxGather(Function):
 
 
 class MaxUnpoolIndices(Function):
-    """y, indices, output_size -> x"""
-
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return _run(_ops._max_unpool2d_indices.default, *arguments)
+    def forward(
+        y: Tensor, indices: Tensor, output_size: Size,
+    ) -> Tensor:  # fmt: skip
+        return _run(_ops._max_unpool2d_indices.default, y, indices, output_size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -187,13 +213,13 @@ class MaxUnpoolIndices(Function):
 
 
 class MaxGatherIndices(Function):
-    """x, indices, winners -> y"""
-
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return _run(_ops._max_gather2d_indices.default, *arguments)
+    def forward(
+        x: Tensor, indices: Tensor, winners: bool,
+    ) -> Tensor:  # fmt: skip
+        return _run(_ops._max_gather2d_indices.default, x, indices, winners)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -42,7 +42,7 @@ def max_pool2d(
     dilation: IntOrPair = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    r"""Max-pooling: `torch.nn.functional.max_pool2d`, keeping for its gradient 2 to 8 bits a window.
+    r"""Max-pooling: `F.max_pool2d`, which keeps for its gradient 2 to 8 bits a window.
 
     .. math:: y_o = \max_t x_{p(o, t)}
 
@@ -359,10 +359,10 @@ def _unpooled_size(y: Tensor, output_size: Sequence[int] | None, windows: _Windo
     size = usual if output_size is None else _last_two("output_size", output_size)
     for n, middle, s in zip(size, usual, windows.stride, strict=True):
         if n < 1 or not middle - s < n < middle + s:
-            low, high = ([max(1, u + sign * (s - 1)) for u, s in zip(usual, windows.stride)]
-                         for sign in (-1, 1))  # fmt: skip
+            low = tuple(max(1, u - t + 1) for u, t in zip(usual, windows.stride, strict=True))
+            high = tuple(u + t - 1 for u, t in zip(usual, windows.stride, strict=True))
             raise ValueError(
-                f"output_size must be between {tuple(low)} and {tuple(high)} for y of shape "
+                f"output_size must be between {low} and {high} for y of shape "
                 f"{tuple(y.shape)}, kernel_size {windows.kernel}, stride {windows.stride}, padding "
                 f"{windows.padding}, dilation {windows.dilation}; got {tuple(size)}"
             )
