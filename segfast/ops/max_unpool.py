@@ -279,7 +279,7 @@ class _Windows(NamedTuple):
     dilation: Pair
 
 
-def _pair(name: str, value: IntOrPair, minimum: int) -> Pair:
+def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
     if isinstance(value, int) and not isinstance(value, bool):
         pair = (value, value)
     elif isinstance(value, (tuple, list)) and len(value) == 2:
@@ -294,12 +294,12 @@ def _pair(name: str, value: IntOrPair, minimum: int) -> Pair:
 def _windows(
     kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair
 ) -> _Windows:
-    kernel = _pair("kernel_size", kernel_size, 1)
+    kernel = pair("kernel_size", kernel_size, 1)
     windows = _Windows(
         kernel,
-        kernel if stride is None else _pair("stride", stride, 1),
-        _pair("padding", padding, 0),
-        _pair("dilation", dilation, 1),
+        kernel if stride is None else pair("stride", stride, 1),
+        pair("padding", padding, 0),
+        pair("dilation", dilation, 1),
     )
     if kernel[0] * kernel[1] > MAX_TAPS:
         raise ValueError(
