@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segfast.ops import max_pool2d, max_pool2d_packed, max_unpool2d
+from segfast.ops._max_unpool_geometry import IntOrPair, pair
 from segfast.ops._max_unpool_op import packed_width
-from segfast.ops.max_unpool import IntOrPair, pair
 
 
 class MaxPool2d(nn.MaxPool2d):

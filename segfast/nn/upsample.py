@@ -107,10 +107,9 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
     2015, section 4.2. For a factor s the kernel has k = 2 s - s mod 2 taps on each axis and
     padding ceil((s - 1) / 2); channel c of the result starts as channel c alone, filtered by
 
-        w[i, j] = (1 - |i / f - r|) (1 - |j / f - r|),   f = ceil(k / 2),
-                                                         r = (2 f - 1 - f mod 2) / (2 f)
+        w[i, j] = (1 - |i - c| / f) (1 - |j - c| / f),   c = (k - 1) / 2,  f = ceil(k / 2)
 
-    which inside the map is bilinear interpolation with ``align_corners=False``.
+    (their surgery.py), which inside the map is bilinear interpolation with ``align_corners=False``.
 
     Args:
         in_channels, out_channels: `out_channels` None means `in_channels`; with other numbers the
@@ -175,12 +174,11 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
 
 
 def bilinear_filter(taps: int) -> Tensor:
-    """1 - |i / f - r| for i < taps, f = ceil(taps / 2), r = (2 f - 1 - f mod 2) / (2 f).
+    """1 - |i - c| / f for i < taps, with c = (taps - 1) / 2 and f = ceil(taps / 2).
 
     Example:
         >>> bilinear_filter(4)
         tensor([0.2500, 0.7500, 0.7500, 0.2500])
     """
-    f = (taps + 1) // 2
-    r = (2 * f - 1 - f % 2) / (2 * f)
-    return (1 - (torch.arange(taps, dtype=torch.float64) / f - r).abs()).float()
+    i = torch.arange(taps, dtype=torch.float64)
+    return (1 - (i - (taps - 1) / 2).abs() / ((taps + 1) // 2)).float()

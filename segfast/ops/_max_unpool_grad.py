@@ -62,10 +62,13 @@ class MaxPool(Function):
         x, *ctx.windows, _ = inputs
         ctx.input_size = list(x.shape[2:])
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # else zeros for packed
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad_y is None:
+            return (None,) * 6
         (packed,) = ctx.saved_tensors
         grad_y = dense(grad_y, packed)
         grad_x = call(MaxPoolBackward, grad_y, packed, *ctx.windows, ctx.input_size)

@@ -16,22 +16,24 @@ window). Derivations: kernels/max_unpool/README.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from segfast._native import native
 from segfast.ops import _check
+from segfast.ops._max_unpool_geometry import (
+    IntOrPair,
+    pooled_size,
+    require_integers,
+    require_map,
+    require_shape,
+    unpooled_size,
+    windows_of,
+)
 from segfast.ops._max_unpool_grad import MaxPool, MaxPoolValues, MaxUnpool, MaxUnpoolIndices, call
 from segfast.ops._max_unpool_op import dense, packed_width
-
-MAX_TAPS = 256
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-MAP = "[N, C, H, W] or [C, H, W]"
-
-Pair = tuple[int, int]
-IntOrPair = int | Sequence[int]
 
 
 def max_pool2d(
@@ -155,15 +157,15 @@ def max_unpool2d(
                  [0., 4., 0.],
                  [0., 0., 0.]]])
     """
-    _require_map("y", y)
-    windows = _windows(kernel_size, stride, padding, dilation)
-    size = _unpooled_size(y, output_size, windows)
+    require_map("y", y)
+    windows = windows_of(kernel_size, stride, padding, dilation)
+    size = unpooled_size(y, output_size, windows)
     _check.require_tensor("indices", indices, "uint8 (packed) or int64 (PyTorch's)")
     if indices.dtype == torch.uint8:
         row = packed_width(y.shape[-1], windows.kernel)
-        _require_shape("indices (packed)", indices, (*y.shape[:-1], row))
+        require_shape("indices (packed)", indices, (*y.shape[:-1], row))
     elif indices.dtype == torch.int64:
-        _require_shape("indices", indices, y.shape)
+        require_shape("indices", indices, y.shape)
     else:
         raise TypeError(
             f"indices must be uint8 (packed) or int64 (PyTorch's), got {_check.describe(indices)}"
@@ -211,10 +213,12 @@ def unpack_indices(
         tensor([[[ 5,  7],
                  [13, 15]]])
     """
-    windows, size, pooled = _pooled(input_size, kernel_size, stride, padding, dilation, ceil_mode)
-    _require_integers("packed", packed, torch.uint8)
+    windows, size, pooled = pooled_size(
+        input_size, kernel_size, stride, padding, dilation, ceil_mode
+    )
+    require_integers("packed", packed, torch.uint8)
     row = packed_width(pooled[1], windows.kernel)
-    _require_shape("packed", packed, (*packed.shape[:-2], pooled[0], row))
+    require_shape("packed", packed, (*packed.shape[:-2], pooled[0], row))
     maps = dense(packed if packed.dim() == 4 else packed[None])
     indices = torch.ops.segfast._max_unpack(maps, *windows, size, pooled[1])
     return indices if packed.dim() == 4 else indices[0]
@@ -253,9 +257,11 @@ def pack_indices(
         >>> torch.equal(packed, segfast.ops.max_pool2d_packed(x, 2)[1])
         True
     """
-    windows, size, pooled = _pooled(input_size, kernel_size, stride, padding, dilation, ceil_mode)
-    _require_integers("indices", indices, torch.int64)
-    _require_shape("indices", indices, (*indices.shape[:-2], *pooled))
+    windows, size, pooled = pooled_size(
+        input_size, kernel_size, stride, padding, dilation, ceil_mode
+    )
+    require_integers("indices", indices, torch.int64)
+    require_shape("indices", indices, (*indices.shape[:-2], *pooled))
     maps = dense(indices if indices.dim() == 4 else indices[None])
     packed = torch.ops.segfast._max_pack(maps, *windows, size)
     return packed if indices.dim() == 4 else packed[0]
@@ -269,139 +275,11 @@ def served_by() -> dict[str, str]:
     return {"cpu": cpu, "cuda": f"on the GPU by {reference}"}
 
 
-# --- checks -------------------------------------------------------------------------------------
-
-
-class _Windows(NamedTuple):
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-
-
-def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
-    if isinstance(value, int) and not isinstance(value, bool):
-        pair = (value, value)
-    elif isinstance(value, (tuple, list)) and len(value) == 2:
-        pair = (value[0], value[1])
-    else:
-        raise TypeError(f"{name} must be an integer or two of them, got {_check.describe(value)}")
-    _check.require_count(name, pair[0], minimum)
-    _check.require_count(name, pair[1], minimum)
-    return pair
-
-
-def _windows(
-    kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair
-) -> _Windows:
-    kernel = pair("kernel_size", kernel_size, 1)
-    windows = _Windows(
-        kernel,
-        kernel if stride is None else pair("stride", stride, 1),
-        pair("padding", padding, 0),
-        pair("dilation", dilation, 1),
-    )
-    if kernel[0] * kernel[1] > MAX_TAPS:
-        raise ValueError(
-            f"kernel_size must have at most {MAX_TAPS} taps (8 bits each), got "
-            f"{kernel[0]}x{kernel[1]}; torch.nn.functional.max_pool2d takes more"
-        )
-    for k, p in zip(kernel, windows.padding, strict=True):
-        if 2 * p > k:
-            raise ValueError(f"padding must be at most half of kernel_size {kernel}, got {padding}")
-    return windows
-
-
-def _pooled(
-    input_size: Sequence[int], kernel_size: IntOrPair, stride: IntOrPair | None,
-    padding: IntOrPair, dilation: IntOrPair, ceil_mode: bool,
-) -> tuple[_Windows, list[int], list[int]]:  # fmt: skip
-    """The windows, (H, W) and (Ho, Wo) of a pool over maps of `input_size`."""
-    windows = _windows(kernel_size, stride, padding, dilation)
-    size = _last_two("input_size", input_size)
-    pooled = []
-    for n, k, s, p, d in zip(size, *windows, strict=True):
-        room = n + 2 * p - d * (k - 1) - 1  # how far the first window can move
-        count = (room + (s - 1 if ceil_mode else 0)) // s + 1
-        if ceil_mode and (count - 1) * s >= n + p:
-            count -= 1  # the last window would begin beyond the map
-        if n < 1 or count < 1:
-            raise ValueError(
-                f"input_size must hold a window of kernel_size {windows.kernel}, dilation "
-                f"{windows.dilation}, padding {windows.padding}; got {tuple(size)}"
-            )
-        if d > n and p > 0:  # windows that begin in the padding: where is their first tap inside?
-            starts = range(-p, min(0, (count - 1) * s - p + 1), s)
-            if any(start % d >= n for start in starts):
-                raise ValueError(
-                    f"dilation must be smaller: with {windows.dilation} and padding "
-                    f"{windows.padding} a window over {tuple(size)} holds nothing but padding"
-                )
-        pooled.append(count)
-    return windows, size, pooled
-
-
 def _pool(
     x: Tensor, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair,
     dilation: IntOrPair, ceil_mode: bool,
 ) -> tuple[Tensor, tuple[Any, ...]]:  # fmt: skip
     """Checked arguments of the raw pools."""
-    _require_map("x", x)
-    windows, _, pooled = _pooled(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    require_map("x", x)
+    windows, _, pooled = pooled_size(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
     return dense(x if x.dim() == 4 else x[None]), (*windows, pooled)
-
-
-def _unpooled_size(y: Tensor, output_size: Sequence[int] | None, windows: _Windows) -> list[int]:
-    usual = [
-        (n - 1) * s - 2 * p + d * (k - 1) + 1
-        for n, k, s, p, d in zip(y.shape[-2:], *windows, strict=True)
-    ]
-    size = usual if output_size is None else _last_two("output_size", output_size)
-    for n, middle, s in zip(size, usual, windows.stride, strict=True):
-        if n < 1 or not middle - s < n < middle + s:
-            low = tuple(max(1, u - t + 1) for u, t in zip(usual, windows.stride, strict=True))
-            high = tuple(u + t - 1 for u, t in zip(usual, windows.stride, strict=True))
-            raise ValueError(
-                f"output_size must be between {low} and {high} for y of shape "
-                f"{tuple(y.shape)}, kernel_size {windows.kernel}, stride {windows.stride}, padding "
-                f"{windows.padding}, dilation {windows.dilation}; got {tuple(size)}"
-            )
-    return size
-
-
-def _last_two(name: str, size: Sequence[int]) -> list[int]:
-    """(H, W) of a sequence (H, W) or of a whole shape (C, H, W) or (N, C, H, W)."""
-    if not isinstance(size, (tuple, list)) or not 2 <= len(size) <= 4:
-        raise ValueError(f"{name} must be (H, W) or a whole shape, got {_check.describe(size)}")
-    _check.require_count(name, size[-2])
-    _check.require_count(name, size[-1])
-    return [size[-2], size[-1]]
-
-
-def _require_map(name: str, x: Tensor) -> None:
-    _check.require_floating(name, x, MAP)
-    if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{name} must be float32, float64, float16 or bfloat16, got {_check.describe(x)}"
-        )
-    _require_sizes(name, x, MAP)
-
-
-def _require_integers(name: str, x: Tensor, dtype: torch.dtype) -> None:
-    _check.require_tensor(name, x, f"of {dtype}")
-    if x.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {_check.describe(x)}")
-    _require_sizes(name, x, MAP)
-
-
-def _require_sizes(name: str, x: Tensor, contract: str) -> None:
-    shape = x.shape
-    if len(shape) not in (3, 4) or shape[-1] < 1 or shape[-2] < 1 or shape[-3] < 1:
-        raise ValueError(
-            f"{name} must have shape {contract}, C, H and W at least 1; got {_check.describe(x)}"
-        )
-
-
-def _require_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
-    if tuple(x.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {_check.describe(x)}")
