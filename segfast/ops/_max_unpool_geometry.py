@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ MAP = "[N, C, H, W] or [C, H, W]"
 
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
+Answer = TypeVar("Answer")
 
 
 class Windows(NamedTuple):
@@ -58,10 +60,31 @@ def windows_of(
     return windows
 
 
+def _remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Its answers kept: a network asks for the same few, and small maps take less time than it."""
+
+    @functools.lru_cache(1024)
+    def cached(arguments: tuple[Any, ...], types: tuple[Any, ...]) -> Answer:  # 2 == 2.0 == True
+        return function(*arguments)
+
+    @functools.wraps(function)
+    def answer(*arguments: Any) -> Answer:
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        types = [tuple(map(type, a)) if isinstance(a, tuple) else type(a) for a in arguments]
+        try:
+            return cached(arguments, tuple(types))
+        except TypeError:  # lists and symbolic sizes have no hash; what is wrong is refused again
+            return function(*arguments)
+
+    return answer
+
+
+@_remembered
 def pooled_size(
     input_size: Sequence[int], kernel_size: IntOrPair, stride: IntOrPair | None,
     padding: IntOrPair, dilation: IntOrPair, ceil_mode: bool,
-) -> tuple[Windows, list[int], list[int]]:  # fmt: skip
+) -> tuple[Windows, Pair, Pair]:  # fmt: skip
     """The windows, (H, W) and (Ho, Wo) of a pool over maps of `input_size`."""
     windows = windows_of(kernel_size, stride, padding, dilation)
     size = _last_two("input_size", input_size)
@@ -84,34 +107,40 @@ def pooled_size(
                     f"{windows.padding} a window over {tuple(size)} holds nothing but padding"
                 )
         pooled.append(count)
-    return windows, size, pooled
+    return windows, size, (pooled[0], pooled[1])
 
 
-def unpooled_size(y: Tensor, output_size: Sequence[int] | None, windows: Windows) -> list[int]:
+@_remembered
+def unpooled_size(
+    shape: Sequence[int], output_size: Sequence[int] | None, kernel_size: IntOrPair,
+    stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair,
+) -> tuple[Windows, Pair]:  # fmt: skip
+    """The windows, and (H, W) of an unpooling of y of a `shape`."""
+    windows = windows_of(kernel_size, stride, padding, dilation)
     usual = [
         (n - 1) * s - 2 * p + d * (k - 1) + 1
-        for n, k, s, p, d in zip(y.shape[-2:], *windows, strict=True)
+        for n, k, s, p, d in zip(shape[-2:], *windows, strict=True)
     ]
-    size = usual if output_size is None else _last_two("output_size", output_size)
+    size = (usual[0], usual[1]) if output_size is None else _last_two("output_size", output_size)
     for n, middle, s in zip(size, usual, windows.stride, strict=True):
         if n < 1 or not middle - s < n < middle + s:
             low = tuple(max(1, u - t + 1) for u, t in zip(usual, windows.stride, strict=True))
             high = tuple(u + t - 1 for u, t in zip(usual, windows.stride, strict=True))
             raise ValueError(
                 f"output_size must be between {low} and {high} for y of shape "
-                f"{tuple(y.shape)}, kernel_size {windows.kernel}, stride {windows.stride}, padding "
+                f"{tuple(shape)}, kernel_size {windows.kernel}, stride {windows.stride}, padding "
                 f"{windows.padding}, dilation {windows.dilation}; got {tuple(size)}"
             )
-    return size
+    return windows, size
 
 
-def _last_two(name: str, size: Sequence[int]) -> list[int]:
+def _last_two(name: str, size: Sequence[int]) -> Pair:
     """(H, W) of a sequence (H, W) or of a whole shape (C, H, W) or (N, C, H, W)."""
     if not isinstance(size, (tuple, list)) or not 2 <= len(size) <= 4:
         raise ValueError(f"{name} must be (H, W) or a whole shape, got {_check.describe(size)}")
     _check.require_count(name, size[-2])
     _check.require_count(name, size[-1])
-    return [size[-2], size[-1]]
+    return size[-2], size[-1]
 
 
 def require_map(name: str, x: Tensor) -> None:

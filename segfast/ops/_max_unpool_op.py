@@ -45,7 +45,13 @@ def channels_last(x: Tensor) -> bool:
 
 def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
     """x without gaps, in its own memory format or in that of `like`; x itself where it is so."""
-    last = channels_last(x if like is None else like)
+    if like is None:
+        like = x
+    if like.stride(1) != 1:  # the usual cases first: this is part of every call
+        return x.contiguous()
+    if like is x and x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    last = channels_last(like)
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

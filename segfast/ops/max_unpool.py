@@ -30,7 +30,6 @@ from segfast.ops._max_unpool_geometry import (
     require_map,
     require_shape,
     unpooled_size,
-    windows_of,
 )
 from segfast.ops._max_unpool_grad import MaxPool, MaxPoolValues, MaxUnpool, MaxUnpoolIndices, call
 from segfast.ops._max_unpool_op import dense, packed_width
@@ -158,8 +157,7 @@ def max_unpool2d(
                  [0., 0., 0.]]])
     """
     require_map("y", y)
-    windows = windows_of(kernel_size, stride, padding, dilation)
-    size = unpooled_size(y, output_size, windows)
+    windows, size = unpooled_size(y.shape, output_size, kernel_size, stride, padding, dilation)
     _check.require_tensor("indices", indices, "uint8 (packed) or int64 (PyTorch's)")
     if indices.dtype == torch.uint8:
         row = packed_width(y.shape[-1], windows.kernel)
@@ -281,5 +279,7 @@ def _pool(
 ) -> tuple[Tensor, tuple[Any, ...]]:  # fmt: skip
     """Checked arguments of the raw pools."""
     require_map("x", x)
-    windows, _, pooled = pooled_size(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    windows, _, pooled = pooled_size(
+        x.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode
+    )
     return dense(x if x.dim() == 4 else x[None]), (*windows, pooled)
