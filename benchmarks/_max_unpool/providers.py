@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._functorch.config  # not imported by torch itself
 import torch.nn.functional as F
 from torch import Tensor
 

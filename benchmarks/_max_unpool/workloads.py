@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Workload:
     layout: str  # "nchw" or "nhwc" (channels_last)
     providers: tuple[str, ...] = ("segfast", "torch")
     pool: tuple[int, int, int] = (2, 2, 0)
-    threads: tuple[int, ...] = (1, 2)
+    threads: tuple[int, ...] = (2,)
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     allocator: str = "warm"
@@ -80,37 +81,33 @@ COPY_SHARE = 0.6
 NEVER_BELOW = 0.95
 
 
-def pyramid(batch: int, divisor: int = 1) -> tuple[Shape, ...]:
-    """SegNet's five pools."""
-    return tuple((batch, c // divisor, h // divisor, w // divisor) for c, h, w in SEGNET)
+def pyramid(batch: int) -> tuple[Shape, ...]:
+    """The inputs of SegNet's five pools."""
+    return tuple((batch, *shape) for shape in SEGNET)
 
 
-def _rows() -> list[Workload]:
-    rows = []
-    for layout in ("nchw", "nhwc"):
-        small = ((2, 8, 45, 60), (2, 16, 22, 30))
-        for operation in ("forward", "train"):
-            rows.append(Workload(f"small-{layout}-{operation}", operation, small, layout,
-                                 threads=(1,), seconds=0.3))  # fmt: skip
-        for operation, ratio in RATIOS[layout].items():
-            targets = Target("torch", 2, ratio), Target("", 2, COPY_SHARE, "copy")
-            rows.append(Workload(f"{layout}-{operation}", operation, MAIN, layout, PEERS,
-                                 seconds=3.0, targets=targets))  # fmt: skip
-        for operation in ("pool", "pool-backward"):  # a residual network's first pool
-            rows.append(Workload(f"stem-{layout}-{operation}", operation, ((8, 64, 112, 112),),
-                                 layout, pool=(3, 2, 1), threads=(2,)))  # fmt: skip
-        for number, (c, h, w) in enumerate(SEGNET, 1):
-            for operation in RATIOS[layout]:
-                targets = (Target("torch", 2, NEVER_BELOW),)
-                rows.append(Workload(f"level{number}-{layout}-{operation}", operation,
-                                     ((1, c, h, w),), layout, threads=(2,), detail=True,
-                                     seconds=0.7, targets=targets))  # fmt: skip
-        for batch, providers in ((1, PEERS), (12, PEERS[:2])):
-            for operation in ("forward", "train"):
-                rows.append(Workload(f"segnet{batch}-{layout}-{operation}", operation,
-                                     pyramid(batch), layout, providers, threads=(2,),
-                                     allocator="default", memory=True, seconds=3.0))  # fmt: skip
-    return sorted(rows, key=lambda row: row.allocator)  # its change leaves traces: "warm" last
+def _rows(layout: str) -> list[Workload]:
+    def row(name: str, operation: str, maps: tuple[Shape, ...], **more: Any) -> Workload:
+        return Workload(f"{name}{layout}-{operation}", operation, maps, layout, **more)
+
+    users: dict[str, Any] = {"allocator": "default", "memory": True, "seconds": 3.0}
+    small = ((2, 8, 45, 60), (2, 16, 22, 30))
+    rows = [
+        *(row("small-", op, small, threads=(1,), seconds=0.3) for op in ("forward", "train")),
+        *(row("segnet1-", op, pyramid(1), providers=PEERS, **users) for op in ("forward", "train")),
+        *(row("segnet12-", op, pyramid(12), **users) for op in ("forward", "train")),
+        *(  # a residual network's first pool
+            row("stem-", op, ((8, 64, 112, 112),), pool=(3, 2, 1))
+            for op in ("pool", "pool-backward")
+        ),
+    ]
+    for operation, ratio in RATIOS[layout].items():
+        promised = Target("torch", 2, ratio), Target("", 2, COPY_SHARE, "copy")
+        rows.append(row("", operation, MAIN, providers=PEERS, seconds=3.0, targets=promised))
+        for number, shape in enumerate(pyramid(1), 1):
+            never = (Target("torch", 2, NEVER_BELOW),)
+            rows.append(row(f"level{number}-", operation, (shape,), detail=True, targets=never))
+    return rows
 
 
 def _cuda(row: Workload) -> Workload:
@@ -120,7 +117,8 @@ def _cuda(row: Workload) -> Workload:
                    threads=(1,), allocator="default", targets=targets)  # fmt: skip
 
 
-_CPU = _rows()
+# "default" allocators first: its change leaves traces.
+_CPU = sorted((*_rows("nchw"), *_rows("nhwc")), key=lambda row: row.allocator)
 _ON_GPU = ("nchw-", "nhwc-", "segnet12-")
 WORKLOADS = (*(_cuda(row) for row in _CPU if row.name.startswith(_ON_GPU)), *_CPU)
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
