@@ -188,7 +188,7 @@ def test_from_the_benchmark_to_the_report(tmp_path: Path) -> None:
     text = path.with_suffix(".md").read_text()
     for layout in ("nchw", "nhwc"):
         for operation in ("forward", "train"):
-            assert f"| small-{layout}-{operation} (2x8x45x60 and 1 more, warm allocator) |" in text
+            assert f"| small-{layout}-{operation} (2x8x45x60 and 1 more, warm allocator)" in text
     assert "set-up" not in text  # a column of the dense CRF's
     assert "packed indices" in text  # the benchmark's own note
     rows = report.load(path)
