@@ -1,7 +1,7 @@
 """Max-pooling with packed indices and max-unpooling in plain PyTorch: the oracle, and what serves.
 
-A window o = (ho, wo) of a pool with kernel k, stride s, padding p, dilation d has kh * kw taps;
-tap t = i * kw + j looks at the position
+A window o = (ho, wo) of a pool with kernel k, stride s, padding p, dilation d has kh * kw
+positions; the one at offset t = i * kw + j is
 
     p(o, t) = (ho * sh - ph + i * dh,  wo * sw - pw + j * dw)
 
@@ -10,12 +10,12 @@ tap t = i * kw + j looks at the position
     unpool           x[q] = y[o] of the last such window (row-major), 0 without one
     gather           y[o] = x[p(o, t(o))];  "winners": 0 unless o is the last such window
 
-t(o) is kept in 2, 4 or 8 bits. Everything loops over the taps: of one tap the positions of all
+t(o) is kept in 2, 4 or 8 bits. Everything loops over the offsets: at one the positions of all
 windows are a strided slice of the padded map, no two alike. Larger t at one position means an
-earlier window, so a loop from the last tap to the first meets windows in row-major order.
+earlier window, so a loop from the last to the first meets windows in row-major order.
 
 All maps are [N, C, H, W] of any float dtype; results have the memory format of the first tensor.
-A tap number that is none, or a position outside the map, takes no part.
+An offset beyond the window, or a position outside the map, takes no part.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Windows(NamedTuple):
     padding: Size
     dilation: Size
 
-    def taps(self, count: Size, last_first: bool = False) -> Iterator[tuple[int, Any]]:
-        """Every tap t with the slice of the padded map where `count` windows look with it."""
+    def offsets(self, count: Size, last_first: bool = False) -> Iterator[tuple[int, Any]]:
+        """Every offset with the slice of the padded map where `count` windows have it."""
         rows, columns = range(self.kernel[0]), range(self.kernel[1])
         order = [(i, j) for i in rows for j in columns]
         for i, j in reversed(order) if last_first else order:
@@ -98,26 +98,26 @@ def _formatted(y: Tensor, like: Tensor) -> Tensor:
 
 
 def bits(kernel: Size) -> int:
-    """Bits per tap number: 2, 4 or 8."""
-    taps = kernel[0] * kernel[1]
-    return 2 if taps <= 4 else 4 if taps <= 16 else 8
+    """Bits per offset: 2, 4 or 8."""
+    positions = kernel[0] * kernel[1]
+    return 2 if positions <= 4 else 4 if positions <= 16 else 8
 
 
-def pack(taps: Tensor, kernel: Size) -> Tensor:
-    """Tap numbers [N, C, Ho, Wo] -> uint8 [N, C, Ho, ceil(Wo * bits / 8)], low bits first."""
+def pack(offsets: Tensor, kernel: Size) -> Tensor:
+    """Offsets [N, C, Ho, Wo] -> uint8 [N, C, Ho, ceil(Wo * bits / 8)], low bits first."""
     each = bits(kernel)
     per_byte = 8 // each
-    whole = F.pad(taps, (0, -taps.shape[3] % per_byte)).unflatten(3, (-1, per_byte))
-    shifts = torch.arange(0, 8, each, device=taps.device)
+    whole = F.pad(offsets, (0, -offsets.shape[3] % per_byte)).unflatten(3, (-1, per_byte))
+    shifts = torch.arange(0, 8, each, device=offsets.device)
     return (whole << shifts).sum(-1).to(torch.uint8)
 
 
 def unpack(packed: Tensor, kernel: Size, width: int) -> Tensor:
-    """The inverse: tap numbers, int64 [N, C, Ho, width]."""
+    """The inverse: offsets, int64 [N, C, Ho, width]."""
     each = bits(kernel)
     shifts = torch.arange(0, 8, each, device=packed.device)
-    taps = (packed.long()[..., None] >> shifts) & (2**each - 1)  # [N, C, Ho, bytes, 8 / bits]
-    return taps.flatten(3)[..., :width]
+    offsets = (packed.long()[..., None] >> shifts) & (2**each - 1)  # [N, C, Ho, bytes, 8 / bits]
+    return offsets.flatten(3)[..., :width]
 
 
 # --------------------------------------------------------------------------- packed operators
@@ -126,21 +126,21 @@ def unpack(packed: Tensor, kernel: Size, width: int) -> Tensor:
 def max_pool2d(
     x: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, output_size: Size
 ) -> tuple[Tensor, Tensor]:
-    """Values and packed taps. The first maximum wins; a NaN wins against all before it."""
+    """Values and packed offsets. The first maximum wins; a NaN wins against all before it."""
     windows = Windows(kernel, stride, padding, dilation)
     y = x.new_full((*x.shape[:2], *output_size), -torch.inf)
     chosen = _first_inside(windows, output_size, x.device).expand(y.shape).clone()
     padded = windows.pad(x, output_size, -torch.inf)  # never larger than what is there
-    for tap, seen in windows.taps(output_size):
+    for offset, seen in windows.offsets(output_size):
         value = padded[seen]
         better = (value > y) | value.isnan()
         y = torch.where(better, value, y)
-        chosen.masked_fill_(better, tap)
+        chosen.masked_fill_(better, offset)
     return _formatted(y, x), _formatted(pack(chosen, kernel), x)
 
 
 def _first_inside(windows: Windows, count: Size, device: torch.device) -> Tensor:
-    """The first tap of each window that is not in the padding above or to the left [Ho, Wo]."""
+    """The first offset of each window not in the padding above or to the left [Ho, Wo]."""
     first = []
     for n, s, p, d in zip(count, *windows[1:], strict=True):
         start = torch.arange(n, device=device) * s - p
@@ -164,8 +164,8 @@ def max_pool2d_backward(
     chosen = unpack(packed, kernel, grad_y.shape[3])
     wide = torch.float64 if grad_y.dtype == torch.float64 else torch.float32
     grad_x = windows.blank(grad_y, count, input_size, wide)
-    for tap, seen in windows.taps(count, last_first=True):
-        grad_x[seen] += grad_y.masked_fill(chosen != tap, 0)
+    for offset, seen in windows.offsets(count, last_first=True):
+        grad_x[seen] += grad_y.masked_fill(chosen != offset, 0)
     return _formatted(windows.crop(grad_x, input_size).to(grad_y.dtype), grad_y)
 
 
@@ -177,8 +177,8 @@ def max_unpool2d(
     windows, count = Windows(kernel, stride, padding, dilation), y.shape[2:]
     chosen = unpack(packed, kernel, y.shape[3])
     x = windows.blank(y, count, output_size, y.dtype)
-    for tap, seen in windows.taps(count, last_first=True):
-        x[seen] = torch.where(chosen == tap, y, x[seen])
+    for offset, seen in windows.offsets(count, last_first=True):
+        x[seen] = torch.where(chosen == offset, y, x[seen])
     return _formatted(windows.crop(x, output_size), y)
 
 
@@ -192,8 +192,8 @@ def max_gather2d(
     count = chosen.shape[2:]
     padded = windows.pad(x, count, 0)
     y = x.new_zeros(chosen.shape)
-    for tap, seen in windows.taps(count):
-        y = torch.where(chosen == tap, padded[seen], y)
+    for offset, seen in windows.offsets(count):
+        y = torch.where(chosen == offset, padded[seen], y)
     if winners:
         number = _numbers(chosen.shape, x.device)
         last = max_unpool2d(number, packed, *windows, x.shape[2:])
@@ -260,21 +260,21 @@ def max_pack(
 ) -> Tensor:
     """PyTorch's indices -> packed; RuntimeError when an index lies outside its window."""
     windows = Windows(kernel, stride, padding, dilation)
-    tap, known = torch.zeros_like(indices), torch.ones_like(indices, dtype=torch.bool)
+    offset, known = torch.zeros_like(indices), torch.ones_like(indices, dtype=torch.bool)
     width = input_size[1]
     for axis, position in enumerate((indices // width, indices % width)):
         start = _starts(windows, indices.shape[2:], axis, indices.device)
         step = (position - start).div(dilation[axis], rounding_mode="floor")
         known &= (position == start + step * dilation[axis]) & (step >= 0) & (step < kernel[axis])
-        tap = tap * kernel[axis] + step
+        offset = offset * kernel[axis] + step
     known &= (indices >= 0) & (indices < input_size[0] * width)
     if not known.all():
         n, c, ho, wo = (~known).nonzero()[0].tolist()
         raise RuntimeError(
             f"indices must lie in their window: {int(indices[n, c, ho, wo])} at {(n, c, ho, wo)} "
-            f"is no tap of window ({ho}, {wo}) of a pool over {input_size[0]}x{width}"
+            f"is not in window ({ho}, {wo}) of a pool over {input_size[0]}x{width}"
         )
-    return _formatted(pack(tap, kernel), indices)
+    return _formatted(pack(offset, kernel), indices)
 
 
 def max_unpack(
@@ -283,10 +283,10 @@ def max_unpack(
 ) -> Tensor:  # fmt: skip
     """PyTorch's indices, contiguous."""
     windows = Windows(kernel, stride, padding, dilation)
-    tap = unpack(packed, kernel, output_width)
+    offset = unpack(packed, kernel, output_width)
     row, column = (
-        _starts(windows, tap.shape[2:], axis, tap.device) + step * dilation[axis]
-        for axis, step in enumerate((tap // kernel[1], tap % kernel[1]))
+        _starts(windows, offset.shape[2:], axis, offset.device) + step * dilation[axis]
+        for axis, step in enumerate((offset // kernel[1], offset % kernel[1]))
     )
     return (row * input_size[1] + column).contiguous()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segfast.ops import _check
 
-MAX_TAPS = 256
+MAX_POSITIONS = 256
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAP = "[N, C, H, W] or [C, H, W]"
 
@@ -49,9 +49,9 @@ def windows_of(
         pair("padding", padding, 0),
         pair("dilation", dilation, 1),
     )
-    if kernel[0] * kernel[1] > MAX_TAPS:
+    if kernel[0] * kernel[1] > MAX_POSITIONS:
         raise ValueError(
-            f"kernel_size must have at most {MAX_TAPS} taps (8 bits each), got "
+            f"kernel_size must have at most {MAX_POSITIONS} positions (8 bits for each), got "
             f"{kernel[0]}x{kernel[1]}; torch.nn.functional.max_pool2d takes more"
         )
     for k, p in zip(kernel, windows.padding, strict=True):
@@ -99,7 +99,7 @@ def pooled_size(
                 f"input_size must hold a window of kernel_size {windows.kernel}, dilation "
                 f"{windows.dilation}, padding {windows.padding}; got {tuple(size)}"
             )
-        if d > n and p > 0:  # windows that begin in the padding: where is their first tap inside?
+        if d > n and p > 0:  # windows that begin in the padding: is one of their positions inside?
             starts = range(-p, min(0, (count - 1) * s - p + 1), s)
             if any(start % d >= n for start in starts):
                 raise ValueError(

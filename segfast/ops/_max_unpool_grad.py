@@ -6,7 +6,7 @@ Once the winners are chosen all of them are linear, and each one's gradient is i
     unpool        <-> gather of winners        unpool by indices <-> gather of winners by indices
 
 Each is an autograd.Function, for torch.func and torch.compile, and the same formula is registered
-for the raw operator, for exported graphs. The graph keeps packed taps and sizes, no maps.
+for the raw operator, for exported graphs. The graph keeps packed offsets and sizes, no maps.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     y[o] = max_t x[p(o, t)],   packed[o] = the first t that attains it                  (pool)
     x[q] = y[o] of the last window o, in row-major order, whose maximum was at q, else 0  (unpool)
 
-A window o = (ho, wo) has kh * kw taps t = i * kw + j at p(o, t) = (ho * sh - ph + i * dh, wo * sw -
-pw + j * dw). PyTorch keeps 64 bits per window and the whole input; here it is the tap alone: 2 bits
-for up to 4 taps, 4 up to 16, 8 up to 256.
+A window o = (ho, wo) has kh * kw positions; offset t = i * kw + j names p(o, t) = (ho * sh - ph +
+i * dh, wo * sw - pw + j * dw). PyTorch keeps 64 bits per window and the whole input; here it is the
+offset alone: 2 bits for up to 4 positions, 4 up to 16, 8 up to 256.
 
 Zeiler, Taylor and Fergus, "Adaptive Deconvolutional Networks", ICCV 2011, section 3 (unpooling by
 switches); Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015,
@@ -50,10 +50,10 @@ def max_pool2d(
     Args:
         x: [N, C, H, W] or [C, H, W], float32, float64, float16 or bfloat16, any strides. N may be
             0, the other sizes not.
-        kernel_size: one number or (vertical, horizontal); at most 256 taps in all.
+        kernel_size: one number or (vertical, horizontal); at most 256 positions in all.
         stride: None means `kernel_size`.
         padding: at most half of `kernel_size`; what is padded is never chosen.
-        dilation: distance of the taps.
+        dilation: distance of neighbouring positions of a window.
         ceil_mode: also windows that begin inside and reach beyond the end.
 
     Returns:
@@ -97,9 +97,9 @@ def max_pool2d_packed(
 
     Returns:
         (y, packed). packed is uint8 [N, C, Ho, ceil(Wo * bits / 8)] ([C, ...] unbatched) in the
-        memory format of y: tap t of window wo in byte wo * bits // 8, low bits first. The winner is
-        PyTorch's: the first maximum in row-major order, or the last NaN. :func:`unpack_indices`
-        turns it into PyTorch's indices.
+        memory format of y: the offset of column wo in byte wo * bits // 8, low bits first. The
+        winner is PyTorch's: the first maximum in row-major order, or the last NaN.
+        :func:`unpack_indices` turns it into PyTorch's indices.
 
     Example:
         >>> import torch, segfast
@@ -245,7 +245,7 @@ def pack_indices(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        RuntimeError: an index that is no tap of its window.
+        RuntimeError: an index that is not in its window.
 
     Example:
         >>> import torch, segfast

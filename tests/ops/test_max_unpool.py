@@ -91,21 +91,21 @@ def test_every_instruction_set(pool: Pool, name: str, compiled_kernels: None) ->
             check(laid_out(maps((2, 19, 33, 70), 0, dtype, True), layout), pool)
 
 
-@pytest.mark.parametrize("taps", [(1, 1), (2, 2), (1, 4), (1, 5), (4, 4), (17, 1), (16, 16)])
-def test_packed_layout(taps: tuple[int, int], poisoned_empty: None) -> None:
-    """Tap t of window wo: byte wo * bits // 8, low bits first, unused bits zero."""
-    each = 2 if taps[0] * taps[1] <= 4 else 4 if taps[0] * taps[1] <= 16 else 8
-    x = maps((2, 3, 3 * taps[0], 7 * taps[1]))
-    packed = max_pool2d_packed(x, taps)[1]
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (1, 4), (1, 5), (4, 4), (17, 1), (16, 16)])
+def test_packed_layout(kernel: tuple[int, int], poisoned_empty: None) -> None:
+    """Offset of column wo: byte wo * bits // 8, low bits first, unused bits zero."""
+    each = 2 if kernel[0] * kernel[1] <= 4 else 4 if kernel[0] * kernel[1] <= 16 else 8
+    x = maps((2, 3, 3 * kernel[0], 7 * kernel[1]))
+    packed = max_pool2d_packed(x, kernel)[1]
     assert packed.dtype == torch.uint8
     assert packed.shape == (2, 3, 3, -(-7 * each // 8))
-    rows = torch.arange(3)[:, None] * taps[0]
-    columns = torch.arange(7) * taps[1]
-    indices = F.max_pool2d(x, taps, return_indices=True)[1]
-    tap = (indices // x.shape[3] - rows) * taps[1] + indices % x.shape[3] - columns
+    rows = torch.arange(3)[:, None] * kernel[0]
+    columns = torch.arange(7) * kernel[1]
+    indices = F.max_pool2d(x, kernel, return_indices=True)[1]
+    offset = (indices // x.shape[3] - rows) * kernel[1] + indices % x.shape[3] - columns
     expected = torch.zeros_like(packed, dtype=torch.long)
     for wo in range(7):
-        expected[..., wo * each // 8] |= tap[..., wo] << (wo * each % 8)
+        expected[..., wo * each // 8] |= offset[..., wo] << (wo * each % 8)
     assert torch.equal(packed.long(), expected)
 
 

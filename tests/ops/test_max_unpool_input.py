@@ -155,7 +155,7 @@ def test_pack_refuses_an_index_outside_its_window(
         pack_indices(damaged.contiguous(memory_format=memory_format), (8, 6), 2)
 
 
-def test_pack_refuses_the_position_between_taps() -> None:
+def test_pack_refuses_the_position_in_a_gap() -> None:
     """Dilation leaves gaps in a window."""
     x = torch.zeros(1, 1, 5, 5)
     indices = F.max_pool2d(x, 3, 1, 0, 2, return_indices=True)[1]
