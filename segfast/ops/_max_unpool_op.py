@@ -51,8 +51,9 @@ def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
         return x.contiguous()
     if like is x and x.is_contiguous(memory_format=torch.channels_last):
         return x
-    last = channels_last(like)
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    if not channels_last(like):
+        return x.contiguous()
+    return x.movedim(1, 3).contiguous().movedim(3, 1)  # contiguous(channels_last) fails in vmap
 
 
 def packed_width(width: int, kernel: Size) -> int:

@@ -100,6 +100,18 @@ def test_pytorch_refuses_the_same_output_sizes(function: Any, size: tuple[int, i
         function(Y, INDICES, 2, output_size=size)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"output_size": (8.0, 6)}, {"kernel_size": (2, True)}, {"kernel_size": 2.0}]
+)
+def test_what_was_right_does_not_make_its_equal_right(arguments: dict[str, Any]) -> None:
+    """Checks are remembered; 2 == 2.0 == True must not be."""
+    right = {"y": Y, "indices": PACKED, "kernel_size": 2, "output_size": (8, 6)}
+    max_unpool2d(**right)
+    max_unpool2d(**{**right, "kernel_size": (2, 2)})
+    with pytest.raises(TypeError):
+        max_unpool2d(**{**right, **arguments})
+
+
 def test_a_small_map_may_have_no_size_below() -> None:
     y, packed = Y[..., :1, :1], PACKED[..., :1, :1]
     with pytest.raises(ValueError, match=r"between \(1, 1\) and \(3, 3\).*got \(0, 1\)"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segfast.ops import (
     max_pool2d,
@@ -127,6 +128,45 @@ def test_unbatched_inside_vmap() -> None:
 
     each = torch.func.vmap(torch.func.grad(loss))(x)
     assert torch.equal(each, torch.func.grad(loss)(x))
+
+
+class Spy(TorchDispatchMode):
+    """Counts the raw operators; all tensors of a call are dense and of one memory format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "segfast":
+            self.seen.add(func._opname)
+            tensors = [a for a in args if isinstance(a, Tensor)]
+            formats = (torch.contiguous_format, torch.channels_last)
+            assert any(all(t.is_contiguous(memory_format=f) for t in tensors) for f in formats)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_raw_operators_are_given_dense_tensors(layout: str) -> None:
+    x, weight = laid_out(distinct(SIZE), layout), laid_out(distinct(SIZE, 1), "strided")
+
+    def loss(x: Tensor) -> Tensor:
+        y, packed = max_pool2d_packed(x, *POOL)
+        indices = unpack_indices(packed, SIZE[2:], *POOL)  # contiguous, whatever packed is
+        again = max_unpool2d(y, packed.repeat(1, 1, 1, 2)[..., ::2], 3, 2, 1)
+        by_indices = max_unpool2d(y, indices, 3, 2, 1)
+        return ((again * by_indices + max_pool2d(again, 1)) * weight[: len(x)]).square().sum()
+
+    with Spy() as spy:
+        leaf = x.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        gradient.square().sum().backward()
+        torch.func.vmap(torch.func.grad(loss), in_dims=2)(x.detach().unsqueeze(2))
+        torch.func.vmap(lambda y, p: max_unpool2d(y, p, 3, 2, 1), (1, None))(
+            distinct((2, 4, 3, 5, 7)), pooled(SIZE)["packed"]
+        )
+        pack_indices(laid_out(pooled(SIZE)["int64"], layout), SIZE, *POOL)
+    assert spy.seen == set(SCHEMAS) - {"_max_pool2d_values"}
 
 
 def test_forward_mode_refuses() -> None:
