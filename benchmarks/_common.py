@@ -229,15 +229,21 @@ def facts() -> dict[str, Any]:
 
 
 @functools.cache
-def copy_bandwidth(threads: int) -> float:
+def copy_bandwidth(threads: int, device: str = "cpu") -> float:
     """GB/s of a large warm copy, bytes read plus bytes written, at ``threads`` threads.
 
     The caller has set the thread count; it is an argument so that each is measured once.
     """
-    source = torch.ones(32 << 20)  # 128 MB: beyond any cache here
+    source = torch.ones(32 << 20, device=device)  # 128 MB: beyond any cache here
     target = torch.empty_like(source)
-    target.copy_(source)
-    seconds = statistics.median(timed(lambda: target.copy_(source)) for _ in range(5))
+
+    def copy() -> None:
+        target.copy_(source)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    copy()
+    seconds = statistics.median(timed(copy) for _ in range(5))
     return 2 * 4 * source.numel() / seconds / 1e9
 
 

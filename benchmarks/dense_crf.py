@@ -13,24 +13,23 @@ printed below them and kept in ``extra_info``. pydensecrf is optional: its absen
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import _common, report
 from benchmarks._dense_crf.gates import gates
 from benchmarks._dense_crf.providers import PROVIDERS, absent
 from benchmarks._dense_crf.workloads import BY_NAME, WORKLOADS, Workload, at, inputs_of
+from benchmarks._targets import judge
 
 pytest.importorskip("pytest_benchmark", reason="pip install 'segfast[bench]'")
 pytest.importorskip("skimage", reason="the photographs: pip install 'segfast[bench]'")
 
 SECONDS = 8.0  # of timing per row; at least three rounds
 PART_ROUNDS = 3  # rounds at one iteration, from which set-up and iteration are told apart
+NOTES = "GB/s counts belief and logits only; Gpair/s counts all N^2 pairs, skipped ones too."
 ROWS = [
     pytest.param(workload, threads, id=f"{workload.name}-{threads}t")
     for workload in WORKLOADS
@@ -50,17 +49,6 @@ def prepare_tiny(workload: str, provider: str) -> _common.Job:
 
 def _prepare(workload: Workload, provider: str) -> _common.Job:
     return PROVIDERS[provider].prepare(workload, inputs_of(workload))
-
-
-@pytest.fixture
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Sets PyTorch's threads for one test; skips what this machine cannot run."""
-    wanted, before = int(request.param), torch.get_num_threads()
-    if wanted > (os.cpu_count() or 1):
-        pytest.skip(f"needs {wanted} cores, this machine has {os.cpu_count()}")
-    torch.set_num_threads(wanted)
-    yield wanted
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("workload", "threads"), ROWS, indirect=["threads"])
@@ -97,6 +85,7 @@ def test_dense_crf(
         labels=workload.labels,
         height=workload.height,
         width=workload.width,
+        size=f"{workload.width}x{workload.height}x{workload.labels}",
         iterations=None if is_filter else workload.iterations,
         model=asdict(workload.model),
         threads=threads,
@@ -106,7 +95,8 @@ def test_dense_crf(
         gates=passed,
         absent=missing,
         providers=rows,
-        targets=_targets(workload, threads, rows),
+        targets=judge(workload.targets, threads, rows),
+        notes=NOTES,
         **{key: ours[key] for key in ("ms", "pixels_per_s", "gb_per_s", "peak_mb", "served_by")},
         ratio={row["name"]: row["ratio"] for row in rows[1:]},
         **_common.facts(),
@@ -155,26 +145,3 @@ def _row(
         passes = 1 if part is None else workload.iterations + 1  # one more for the normalisation
         row["gpairs_per_s"] = passes * workload.pixels**2 / median / 1e9
     return row
-
-
-def _targets(workload: Workload, threads: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was promised for this row and what was measured; None where it could not be."""
-    by_name = {row["name"]: row for row in rows}
-    found = []
-    for target in workload.targets:
-        peer = by_name.get(target.peer)
-        if target.threads != threads:
-            continue
-        measured = None
-        if peer is not None and target.of == "time":
-            measured = peer["ratio"]
-        elif peer is not None and peer["peak_mb"] and rows[0]["peak_mb"]:
-            measured = peer["peak_mb"] / rows[0]["peak_mb"]
-        met = None if measured is None else measured >= target.ratio
-        if rows[0]["served_by"].lower().startswith(("pytorch", "torch", "reference")):
-            met = None if met is None else False  # PyTorch's own speed meets no promise
-        found.append(
-            {"peer": target.peer, "of": target.of, "at_least": target.ratio}
-            | {"measured": measured, "met": met}
-        )
-    return found

@@ -38,7 +38,7 @@ class BadReport(ValueError):
 
 def load(path: Path) -> list[Row]:
     """The rows of a pytest-benchmark JSON that carry providers; BadReport when there are none."""
-    expected = "expected what `pytest benchmarks/dense_crf.py --benchmark-json=FILE` writes"
+    expected = "expected what `pytest benchmarks/<op>.py --benchmark-json=FILE` writes"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -84,7 +84,7 @@ def spread(low: Any, high: Any) -> str:
 
 def cells(row: Row, provider: Row, first: bool) -> list[str]:
     """One table line: a provider of a row."""
-    size = f"{row.get('width', '?')}x{row.get('height', '?')}x{row.get('labels', '?')}"
+    size = row.get("size") or f"{row.get('width')}x{row.get('height')}x{row.get('labels')}"
     iterations = f", {row['iterations']} it." if row.get("iterations") else ""
     warm = ", warm allocator" if row.get("allocator", "default") == "warm" else ""
     parts = "-"
@@ -115,18 +115,20 @@ def cells(row: Row, provider: Row, first: bool) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: one line per row and provider."""
+    """Markdown: one line per row and provider, without columns that nobody measured."""
     lines = [cells(r, p, i == 0) for r in rows for i, p in enumerate(r["providers"])]
-    width = [max(map(len, column)) for column in zip(COLUMNS, *lines, strict=True)]
+    columns = [c for c in zip(COLUMNS, *lines, strict=True) if set(c[1:]) != {"-"}]
+    titles, *lines = (list(line) for line in zip(*columns, strict=True))
+    width = [max(map(len, column)) for column in columns]
     rule = [
-        "-" * w if c in LEFT else "-" * (w - 1) + ":" for c, w in zip(COLUMNS, width, strict=True)
+        "-" * w if c in LEFT else "-" * (w - 1) + ":" for c, w in zip(titles, width, strict=True)
     ]
 
     def line(values: Sequence[str]) -> str:
-        padded = zip(COLUMNS, values, width, strict=True)
+        padded = zip(titles, values, width, strict=True)
         return f"| {' | '.join(v.ljust(w) if c in LEFT else v.rjust(w) for c, v, w in padded)} |"
 
-    return "\n".join([line(COLUMNS), line(rule), *map(line, lines)])
+    return "\n".join([line(titles), line(rule), *map(line, lines)])
 
 
 def promises(rows: Sequence[Row]) -> str:
@@ -135,10 +137,13 @@ def promises(rows: Sequence[Row]) -> str:
     for row in rows:
         for target in row.get("targets", ()):
             verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
+            measured, promised = number(target["measured"]), number(target["at_least"])
+            said = f"{target['peer']} needs {measured}x ours, promised >= {promised}x"
+            if target["of"] == "copy":
+                said = f"{measured} of the copy bandwidth, promised >= {promised}"
             lines.append(
-                f"- {row['workload']}, {row['threads']} thread(s), {target['of']}: "
-                f"{target['peer']} needs {number(target['measured'])}x ours, "
-                f"promised >= {number(target['at_least'])}x: **{verdict}**"
+                f"- {row['workload']}, {row['threads']} thread(s), {target['of']}: {said}: "
+                f"**{verdict}**"
             )
     return "\n".join(lines)
 
@@ -180,11 +185,11 @@ def markdown(rows: Sequence[Row], title: str, plot: str | None) -> str:
     notes = (
         'Medians of interleaved rounds in one process; "time / ours" is the median over rounds of '
         "that provider's time over the first one's. Peak MB: resident memory at the peak of the "
-        "whole job over that before it, in a fresh process. GB/s counts belief and logits only; "
-        "Gpair/s counts all N^2 pairs, skipped ones too."
+        "whole job over that before it, in a fresh process."
     )
+    own = dict.fromkeys(str(row["notes"]) for row in rows if row.get("notes"))
     promised = promises(rows)
-    parts = [f"# {title}", header(rows), table(rows), notes]
+    parts = [f"# {title}", header(rows), table(rows), " ".join([notes, *own])]
     parts += ["## Promises", promised] if promised else []
     parts += [f"![{title}]({plot})"] if plot else []
     return "\n\n".join(parts) + "\n"
@@ -194,7 +199,11 @@ def markdown(rows: Sequence[Row], title: str, plot: str | None) -> str:
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Horizontal bars, ms per provider, a group per workload and thread count, logarithmic."""
+    """Horizontal bars, ms per provider, a group per workload and thread count, logarithmic.
+
+    Rows of detail are left to the table where there are others.
+    """
+    rows = [row for row in rows if not row.get("detail")] or rows
     import matplotlib
 
     matplotlib.use("Agg")

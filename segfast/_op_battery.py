@@ -26,6 +26,7 @@ def op_battery(
     differentiable: Sequence[int] = (),
     second_order: bool = True,
     other_args: Sequence[Any] | None = None,
+    other_sample: Sequence[Any] | None = None,
     opcheck_op: Any = None,
     opcheck_args: Sequence[Any] | None = None,
     autocast: str = "keep",
@@ -46,6 +47,8 @@ def op_battery(
         differentiable: positions in `args` with a gradient; empty for a forward-only operator.
         second_order: False if differentiating twice is refused with a clear error.
         other_args: arguments of other sizes; the compiled function must serve them, uncompiled.
+        other_sample: arguments of the same shapes, vmap's second sample; default the first one
+            reversed along the last axis.
         opcheck_op: the raw operator for torch.library.opcheck, e.g. torch.ops.segfast.x.default.
         opcheck_args: the raw operator's arguments, default `args`.
         autocast: "keep" if float32 stays float32 under autocast, "cast" if autocast's dtype is
@@ -73,7 +76,7 @@ def op_battery(
         case.refuses(i)
     if differentiable:
         case.gradients(second_order)
-    case.vmap()
+    case.vmap(other_sample)
     case.compiles(other_args)
     case.exports()
     case.autocasts(autocast)
@@ -211,11 +214,12 @@ class _Case:
 
     # -------------------------------------------------------------- transformations
 
-    def vmap(self) -> None:
-        """Two samples, the second reversed along the last axis, against a loop over the two."""
+    def vmap(self, other: Sequence[Any] | None) -> None:
+        """Two samples, the second `other` or reversed along the last axis, against a loop."""
+        if other is None:
+            other = [a.flip(-1) if isinstance(a, Tensor) and a.ndim else a for a in self.args]
         for mapped in {*((i,) for i in self.tensors), tuple(self.tensors)}:
-            pairs = [(self.args[i], self.args[i].flip(-1) if self.args[i].ndim else self.args[i])
-                     for i in mapped]  # fmt: skip
+            pairs = [(self.args[i], other[i]) for i in mapped]
             with _stage(f"vmap over arguments {mapped}"):
                 in_dims = tuple(0 if i in mapped else None for i in range(len(self.args)))
                 stacked = list(self.args)

@@ -9,9 +9,9 @@ import torch
 
 from segfast._native import instruction_sets, native, why_not_native
 from segfast._version import __version__
-from segfast.ops import dense_crf
+from segfast.ops import dense_crf, max_unpool
 
-_OPERATORS = {"dense_crf": dense_crf}
+_OPERATORS = {"dense_crf": dense_crf, "max_unpool": max_unpool}
 
 
 def info() -> dict[str, Any]:

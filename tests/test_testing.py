@@ -229,6 +229,23 @@ def test_battery_passes_a_good_forward_only_operator() -> None:
     op_battery(wrapped(raw, refuse, refuse), (X, W), opcheck_op=raw)
 
 
+def test_battery_takes_another_sample_for_vmap() -> None:
+    """For operators that take no reversed argument."""
+
+    @torch.library.custom_op("segfast_test::increasing", mutates_args=())
+    def increasing(x: Tensor) -> Tensor:
+        if bool((x.diff() < 0).any()):
+            raise ValueError("x must increase")
+        return x * 2
+
+    increasing.register_fake(torch.empty_like)
+    increasing.register_vmap(lambda info, in_dims, x: (x * 2, in_dims[0]))
+    one, two = torch.tensor([1, 3, 7]), torch.tensor([0, 5, 6])
+    op_battery(increasing, (one,), other_sample=(two,))
+    with pytest.raises(AssertionError, match=r"vmap over .*x must increase"):
+        op_battery(increasing, (one,))
+
+
 def test_battery_passes_what_pytorch_ships() -> None:
     op_battery(torch.mul, (X, W), differentiable=(0, 1), opcheck_op=torch.ops.aten.mul.Tensor)
     op_battery(torch.mm, (X, W.T), differentiable=(0, 1), autocast="cast")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from benchmarks._pictures import PICTURES, network_logits
+from benchmarks._targets import Target
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,6 @@ class Model:
     bilateral_sigma: float = 80.0
     color_sigma: float = 13.0
     normalization: str = "symmetric"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A promise: the peer needs at least `ratio` times our time (or memory)."""
-
-    peer: str
-    threads: int
-    ratio: float
-    of: str = "time"  # or "memory"
 
 
 @dataclass(frozen=True)

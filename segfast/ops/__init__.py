@@ -1,5 +1,20 @@
 """The operators: one file each."""
 
 from segfast.ops.dense_crf import gaussian_filter, mean_field
+from segfast.ops.max_unpool import (
+    max_pool2d,
+    max_pool2d_packed,
+    max_unpool2d,
+    pack_indices,
+    unpack_indices,
+)
 
-__all__ = ["gaussian_filter", "mean_field"]
+__all__ = [
+    "gaussian_filter",
+    "max_pool2d",
+    "max_pool2d_packed",
+    "max_unpool2d",
+    "mean_field",
+    "pack_indices",
+    "unpack_indices",
+]

@@ -19,12 +19,12 @@ from benchmarks._dense_crf.workloads import (
     WORKLOADS,
     Inputs,
     Model,
-    Target,
     Workload,
     at,
     crop,
     inputs_of,
 )
+from benchmarks._targets import Target, judge
 from segfast.kernels.dense_crf import reference
 
 TABLE = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.name)
@@ -274,22 +274,20 @@ def test_row_arithmetic(dense_crf: Any) -> None:
         ("PyTorch reference (kernels/dense_crf/reference.py)", 99.0, False),
     ],
 )
-def test_a_promise_is_kept_by_our_kernels_only(
-    dense_crf: Any, served_by: str, ratio: float, met: bool
-) -> None:
+def test_a_promise_is_kept_by_our_kernels_only(served_by: str, ratio: float, met: bool) -> None:
     ours = {"name": "segfast", "ratio": 1.0, "peak_mb": 50.0, "served_by": served_by}
     peer = {"name": "pydensecrf", "ratio": ratio, "peak_mb": 90.0, "served_by": "pydensecrf"}
-    (judged,) = dense_crf._targets(BY_NAME["voc"], 1, [ours, peer])
+    (judged,) = judge(BY_NAME["voc"].targets, 1, [ours, peer])
     assert judged["met"] is met
     assert judged["measured"] == ratio
-    (unknown,) = dense_crf._targets(BY_NAME["voc"], 1, [ours])  # the peer is not installed
+    (unknown,) = judge(BY_NAME["voc"].targets, 1, [ours])  # the peer is not installed
     assert unknown["met"] is None
 
 
-def test_memory_promise(dense_crf: Any) -> None:
+def test_memory_promise() -> None:
     ours = {"name": "segfast", "ratio": 1.0, "peak_mb": 500.0, "served_by": "lattice_cpu.cpp"}
     peer = {"name": "pydensecrf", "ratio": 5.0, "peak_mb": 1400.0, "served_by": "pydensecrf"}
-    judged = {t["of"]: t for t in dense_crf._targets(BY_NAME["street"], 2, [ours, peer])}
+    judged = {t["of"]: t for t in judge(BY_NAME["street"].targets, 2, [ours, peer])}
     assert judged["memory"]["measured"] == pytest.approx(2.8)
     assert judged["memory"]["met"] is True
 

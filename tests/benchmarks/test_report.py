@@ -114,6 +114,38 @@ def test_promises_are_judged(good: Path) -> None:
     assert unknown.endswith("**not measured**")
 
 
+def test_what_only_some_benchmarks_measure_is_left_out(good: Path) -> None:
+    """No column of dashes; sizes, notes and promises as the benchmark words them."""
+    content = fixture()
+    row = content["benchmarks"][0]["extra_info"]
+    for each in row["providers"]:
+        each |= {"iteration_ms": None, "pixels_per_s": None}
+    row |= {"size": "1x64x360x480", "notes": "A note of its own."}
+    copy = {"peer": "", "of": "copy", "at_least": 0.6, "measured": 0.55, "met": False}
+    row["targets"] = [copy]
+    good.write_text(json.dumps(content))
+    text = report.markdown(report.load(good), "title", None)
+    assert "set-up" not in text
+    assert "Mpixel/s" not in text
+    assert "| peak MB |" in text
+    assert "voc (1x64x360x480, 10 it.)" in text
+    assert "A note of its own." in text
+    assert "copy: 0.55 of the copy bandwidth, promised >= 0.6: **MISSED**" in text
+
+
+def test_details_are_in_the_table_not_in_the_plot(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    rows = report.load(good)
+    detail = {**rows[0], "workload": "level5", "detail": True}
+    assert "level5" in report.table([*rows, detail])
+    report.draw([*rows, detail], "title", tmp_path / "plot.png")
+    (axes,) = pyplot.gcf().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["voc, 2 thr."]
+
+
 def test_without_matplotlib_the_table_is_still_written(
     good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,184 @@
+"""The other ways up: nearest, bilinear and bicubic interpolation, transposed convolution.
+
+Thin modules over PyTorch. All take the size that is wanted, as :class:`segfast.nn.MaxUnpool2d`
+does, so that a decoder can change one for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segfast.ops import _check
+
+
+class _Interpolate2d(nn.Module):
+    """Resizing by PyTorch, by a factor or to a given size."""
+
+    mode: str
+    align_corners: bool | None = None
+
+    def __init__(self, scale_factor: int = 2) -> None:
+        super().__init__()
+        _check.require_count("scale_factor", scale_factor, 1)
+        self.scale_factor = scale_factor
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H * scale_factor, W * scale_factor] or `output_size`."""
+        size = [n * self.scale_factor for n in x.shape[-2:]]
+        if output_size is not None:
+            size = list(output_size[-2:])
+        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        corners = "" if self.align_corners is None else f", align_corners={self.align_corners}"
+        return f"scale_factor={self.scale_factor}{corners}"
+
+
+class NearestUpsample2d(_Interpolate2d):
+    """Nearest neighbour: y[h, w] = x[floor(h H / H'), floor(w W / W')] for an H' x W' output.
+
+    Args:
+        scale_factor: of both axes, unless `output_size` is given when called.
+
+    Shape:
+        x [N, C, H, W] -> [N, C, H * scale_factor, W * scale_factor], or `output_size`: (H', W') or
+        a whole shape of which the last two count.
+
+    Example:
+        >>> import torch
+        >>> NearestUpsample2d(2)(torch.tensor([[[[1.0, 2.0]]]]))
+        tensor([[[[1., 1., 2., 2.],
+                  [1., 1., 2., 2.]]]])
+    """
+
+    mode = "nearest"
+
+
+class _SmoothUpsample2d(_Interpolate2d):
+    def __init__(self, scale_factor: int = 2, align_corners: bool = False) -> None:
+        super().__init__(scale_factor)
+        self.align_corners = align_corners
+
+
+class BilinearUpsample2d(_SmoothUpsample2d):
+    """Bilinear interpolation: on each axis between the two neighbours, weighted by distance.
+
+    Args:
+        scale_factor: of both axes, unless `output_size` is given when called.
+        align_corners: True maps the centres of the corner pixels onto each other; False (the
+            default) the corners of the map. DeepLab's and PSPNet's published code has True.
+
+    Shape:
+        x [N, C, H, W] -> [N, C, H * scale_factor, W * scale_factor], or `output_size`.
+
+    Example:
+        >>> import torch
+        >>> BilinearUpsample2d(2)(torch.tensor([[[[0.0, 4.0]]]]))
+        tensor([[[[0., 1., 3., 4.],
+                  [0., 1., 3., 4.]]]])
+    """
+
+    mode = "bilinear"
+
+
+class BicubicUpsample2d(_SmoothUpsample2d):
+    """Bicubic convolution over 4x4 neighbours (Keys 1981, a = -0.75); may overshoot.
+
+    Arguments and shapes are those of :class:`BilinearUpsample2d`.
+
+    Example:
+        >>> import torch
+        >>> BicubicUpsample2d(3)(torch.zeros(1, 2, 5, 4), output_size=(14, 12)).shape
+        torch.Size([1, 2, 14, 12])
+    """
+
+    mode = "bicubic"
+
+
+class BilinearConvTranspose2d(nn.ConvTranspose2d):
+    """Learned up-sampling that begins as a bilinear one: FCN's transposed convolution.
+
+    Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
+    2015, section 4.2. For a factor s the kernel has k = 2 s - s mod 2 taps on each axis and
+    padding ceil((s - 1) / 2); channel c of the result starts as channel c alone, filtered by
+
+        w[i, j] = (1 - |i - c| / f) (1 - |j - c| / f),   c = (k - 1) / 2,  f = ceil(k / 2)
+
+    (their surgery.py), which inside the map is bilinear interpolation with ``align_corners=False``.
+
+    Args:
+        in_channels, out_channels: `out_channels` None means `in_channels`; with other numbers the
+            channels without a partner start as zero.
+        scale_factor: s.
+        groups, bias: those of `torch.nn.ConvTranspose2d`; FCN has no bias.
+
+    Shape:
+        x [N, C, H, W] -> [N, out_channels, H s, W s], or `output_size` (H', W') or a whole shape,
+        with H s <= H' < (H + 1) s.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> import torch
+        >>> up = BilinearConvTranspose2d(21, scale_factor=2)
+        >>> up(torch.ones(1, 21, 8, 8))[0, 0, 4:6, 4:6].detach()
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        scale_factor: int = 2,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        _check.require_count("scale_factor", scale_factor, 1)
+        self.scale_factor = scale_factor
+        super().__init__(
+            in_channels,
+            in_channels if out_channels is None else out_channels,
+            kernel_size=2 * scale_factor - scale_factor % 2,
+            stride=scale_factor,
+            padding=scale_factor // 2,
+            groups=groups,
+            bias=bias,
+        )
+
+    def reset_parameters(self) -> None:
+        """Bilinear filters on the diagonal of the channels, zeros elsewhere; the bias zero."""
+        filter_1d = bilinear_filter(self.kernel_size[0])
+        each = self.out_channels // self.groups
+        with torch.no_grad():
+            self.weight.zero_()  # [in_channels, out_channels / groups, k, k]
+            for c in range(min(self.in_channels, self.out_channels)):
+                group = c // (self.in_channels // self.groups)
+                if group == c // each:
+                    self.weight[c, c % each] = torch.outer(filter_1d, filter_1d)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """x -> H s x W s, or `output_size`."""
+        size = [n * self.scale_factor for n in x.shape[-2:]]
+        if output_size is not None:
+            size = list(output_size[-2:])
+        return super().forward(x, size)
+
+
+def bilinear_filter(taps: int) -> Tensor:
+    """1 - |i - c| / f for i < taps, with c = (taps - 1) / 2 and f = ceil(taps / 2).
+
+    Example:
+        >>> bilinear_filter(4)
+        tensor([0.2500, 0.7500, 0.7500, 0.2500])
+    """
+    i = torch.arange(taps, dtype=torch.float64)
+    return (1 - (i - (taps - 1) / 2).abs() / ((taps + 1) // 2)).float()

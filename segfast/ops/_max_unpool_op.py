@@ -1,0 +1,154 @@
+"""The raw max_unpool operators as PyTorch sees them: schema, kernel, fake, vmap rule.
+
+They take [N, C, H, W] tensors, dense, contiguous or channels_last, all of one call alike, with the
+checked geometry as pairs of integers. The compiled kernels serve CPU tensors where they are there;
+kernels/max_unpool/reference.py serves the rest on the tensors' own device. Gradients:
+_max_unpool_grad.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segfast._native import native
+from segfast.kernels.max_unpool import reference
+
+Size = Sequence[int]
+
+_WINDOWS = "int[] kernel, int[] stride, int[] padding, int[] dilation"
+SCHEMAS = {
+    "_max_pool2d": f"(Tensor x, {_WINDOWS}, SymInt[] output_size) -> (Tensor, Tensor)",
+    "_max_pool2d_values": f"(Tensor x, {_WINDOWS}, SymInt[] output_size) -> Tensor",
+    "_max_pool2d_backward": f"(Tensor grad_y, Tensor packed, {_WINDOWS}, SymInt[] input_size) -> "
+    "Tensor",
+    "_max_unpool2d": f"(Tensor y, Tensor packed, {_WINDOWS}, SymInt[] output_size) -> Tensor",
+    "_max_gather2d": f"(Tensor x, Tensor packed, {_WINDOWS}, SymInt output_width, bool winners) -> "
+    "Tensor",
+    "_max_unpool2d_indices": "(Tensor y, Tensor indices, SymInt[] output_size) -> Tensor",
+    "_max_gather2d_indices": "(Tensor x, Tensor indices, bool winners) -> Tensor",
+    "_max_pack": f"(Tensor indices, {_WINDOWS}, SymInt[] input_size) -> Tensor",
+    "_max_unpack": f"(Tensor packed, {_WINDOWS}, SymInt[] input_size, SymInt output_width) -> "
+    "Tensor",
+}
+for _name, _schema in SCHEMAS.items():
+    torch.library.define(f"segfast::{_name}", _schema)
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether PyTorch's operators would give their result for x in channels_last."""
+    return x.stride(1) == 1 and reference.memory_format(x) == torch.channels_last
+
+
+def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """x without gaps, in its own memory format or in that of `like`; x itself where it is so."""
+    if like is None:
+        like = x
+    if like.stride(1) != 1:  # the usual cases first: this is part of every call
+        return x.contiguous()
+    if like is x and x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    if not channels_last(like):
+        return x.contiguous()
+    return x.movedim(1, 3).contiguous().movedim(3, 1)  # contiguous(channels_last) fails in vmap
+
+
+def packed_width(width: int, kernel: Size) -> int:
+    """Bytes per row of `width` windows."""
+    return (width * reference.bits(kernel) + 7) // 8
+
+
+# Kernels. The compiled ones register themselves for CPU tensors when segfast._C is imported, which
+# the first call does; from then on these see other devices only.
+def _serve(name: str) -> None:
+    operator = getattr(torch.ops.segfast, name)
+    compute = getattr(reference, name.removeprefix("_"))
+
+    def kernel(*arguments: Any) -> Any:
+        if arguments[0].device.type == "cpu" and native() is not None and compiled(name):
+            return operator(*arguments)
+        return compute(*arguments)
+
+    torch.library.impl(f"segfast::{name}", "default")(kernel)
+
+
+def compiled(name: str) -> bool:
+    """Whether a compiled CPU kernel is registered."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"segfast::{name}", "CPU")
+
+
+# Fakes: shapes, dtypes and memory formats only.
+def _fake(like: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    layout = torch.channels_last if channels_last(like) else torch.contiguous_format
+    shape = (*like.shape[:2], *size)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
+
+
+def _fake_packed(like: Tensor, size: Size, kernel: Size) -> Tensor:
+    return _fake(like, (size[0], packed_width(size[1], kernel)), torch.uint8)
+
+
+def _fake_pool(
+    x: Tensor, kernel: Size, s: Size, p: Size, d: Size, output_size: Size
+) -> tuple[Tensor, Tensor]:
+    return _fake(x, output_size), _fake_packed(x, output_size, kernel)
+
+
+def _fake_unpack(
+    packed: Tensor, kernel: Size, s: Size, p: Size, d: Size, input_size: Size, output_width: int
+) -> Tensor:
+    return packed.new_empty((*packed.shape[:3], output_width), dtype=torch.int64)
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "_max_pool2d": _fake_pool,
+    "_max_pool2d_values": lambda x, k, s, p, d, output_size: _fake(x, output_size),
+    "_max_pool2d_backward": lambda grad_y, packed, k, s, p, d, size: _fake(grad_y, size),
+    "_max_unpool2d": lambda y, packed, k, s, p, d, output_size: _fake(y, output_size),
+    "_max_gather2d": lambda x, packed, k, s, p, d, width, winners: _fake(
+        x, (packed.shape[2], width)
+    ),
+    "_max_unpool2d_indices": lambda y, indices, output_size: _fake(y, output_size),
+    "_max_gather2d_indices": lambda x, indices, winners: _fake(x, indices.shape[2:]),
+    "_max_pack": lambda indices, k, s, p, d, size: _fake_packed(indices, indices.shape[2:], k),
+    "_max_unpack": _fake_unpack,
+}
+
+
+# vmap: a mapped dimension is one more batch dimension.
+def _batch(name: str) -> None:
+    operator = getattr(torch.ops.segfast, name)
+
+    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+        size = info.batch_size
+        tensors = [
+            _fold(x, dim, size)
+            for x, dim in zip(arguments, in_dims, strict=True)
+            if isinstance(x, Tensor)
+        ]
+        tensors = [dense(x, tensors[0]) for x in tensors]
+        result = operator(*tensors, *arguments[len(tensors) :])
+        if isinstance(result, tuple):
+            return tuple(_unfold(x, size) for x in result), (0,) * len(result)
+        return _unfold(result, size), 0
+
+    torch.library.register_vmap(f"segfast::{name}", rule)
+
+
+def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """[N, ...] with a mapped dimension (or none) -> [size * N, ...]."""
+    mapped = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return mapped.flatten(0, 1)
+
+
+def _unfold(x: Tensor, size: int) -> Tensor:
+    return x.unflatten(0, (size, x.shape[0] // size))
+
+
+for _name in SCHEMAS:
+    _serve(_name)
+    _batch(_name)
+    torch.library.register_fake(f"segfast::{_name}", FAKES[_name])
