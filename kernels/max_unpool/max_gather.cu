@@ -1,0 +1,152 @@
+// y[o] = x[position chosen by o], 0 where that lies outside x; winners: 0 also where a later window
+// chose the same position.
+#include "windows.cuh"
+
+namespace segfast {
+namespace {
+
+// Whether a window after (row, column), in row-major order, chose position (h, w), too.
+__device__ bool is_overwritten(const Maps& m, const Item& item, int64_t h, int64_t w,
+                               const uint8_t* packed) {
+  const Range rows = m.rows.windows(h), columns = m.columns.windows(w);
+  for (int64_t row = item.row; row < rows.end; ++row) {
+    const int64_t i = m.rows.tap(h, row);
+    if (i < 0) continue;
+    for (int64_t column = row == item.row ? item.column + 1 : columns.begin; column < columns.end;
+         ++column) {
+      const int64_t j = m.columns.tap(w, column);
+      if (j < 0) continue;
+      const uint8_t byte = packed[m.at_packed(item.image, row, column, item.lane)];
+      if (m.offset(byte, column) == i * m.columns.kernel + j) return true;
+    }
+  }
+  return false;
+}
+
+// One window and V lanes.
+template <typename T, int V, bool Winners>
+__global__ void gather_kernel(Maps m, Items items, const T* x, const uint8_t* packed, T* y) {
+  const int64_t thread = thread_index();
+  if (thread >= items.count) return;
+  const Item item = items.at(thread);
+  const int64_t top = m.rows.start(item.row), left = m.columns.start(item.column);
+  const auto bytes = load<V>(packed + m.at_packed(item.image, item.row, item.column, item.lane));
+  Lanes<T, V> result;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const int64_t offset = m.offset(bytes.at[v], item.column);
+    const int64_t i = m.by_kernel(offset), j = offset - i * m.columns.kernel;
+    const int64_t h = top + i * m.rows.dilation, w = left + j * m.columns.dilation;
+    result.at[v] = 0;
+    if (i >= m.rows.kernel || h < 0 || h >= m.rows.input || w < 0 || w >= m.columns.input) continue;
+    if constexpr (Winners) {
+      static_assert(V == 1);
+      if (is_overwritten(m, item, h, w, packed)) continue;
+    }
+    result.at[v] = x[m.at_x(item.image, h, w, item.lane + v)];
+  }
+  store(y + m.at_y(item.image, item.row, item.column, item.lane), result);
+}
+
+// 2x2 windows side by side in a plane: 2 x 8 values of x and one byte in, 4 values out.
+template <typename T>
+__global__ void gather_quads_kernel(Maps m, Items items, int x_unit, int y_unit, const T* x,
+                                    const uint8_t* packed, T* y) {
+  const int64_t thread = thread_index();
+  if (thread >= items.count) return;
+  const Item item = items.at(thread);
+  const int64_t row = 2 * item.row, column = 8 * item.column, window = 4 * item.column;
+  T seen[2][8] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (row + i >= m.rows.input) continue;
+    const T* from = x + m.at_x(item.image, row + i, column, 0);
+    if (column + 8 <= m.columns.input) {
+      load_all(from, x_unit, seen[i]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 7; ++k) {
+        if (column + k < m.columns.input) seen[i][k] = from[k];
+      }
+    }
+  }
+  const int byte = packed[thread];
+  T values[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    values[k] = 0;
+#pragma unroll
+    for (int tap = 0; tap < 4; ++tap) {
+      if ((byte >> 2 * k & 3) == tap) values[k] = seen[tap / 2][2 * k + tap % 2];
+    }
+  }
+  T* to = y + m.at_y(item.image, item.row, window, 0);
+  if (window + 4 <= m.columns.output) {
+    store_all(to, y_unit, values);
+  } else {
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+      if (window + k < m.columns.output) to[k] = values[k];
+    }
+  }
+}
+
+// The same for V channels of one window.
+template <typename T, int V>
+__global__ void gather_quad_lanes_kernel(Maps m, Items items, const T* x, const uint8_t* packed,
+                                         T* y) {
+  const int64_t thread = thread_index();
+  if (thread >= items.count) return;
+  const Item item = items.at(thread);
+  const auto bytes = load<V>(packed + m.at_packed(item.image, item.row, item.column, item.lane));
+  const int shift = m.shift(item.column);
+  Lanes<T, V> result = {};
+#pragma unroll
+  for (int tap = 0; tap < 4; ++tap) {
+    const int64_t row = 2 * item.row + tap / 2, column = 2 * item.column + tap % 2;
+    if (row >= m.rows.input || column >= m.columns.input) continue;
+    const auto seen = load<V>(x + m.at_x(item.image, row, column, item.lane));
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if ((bytes.at[v] >> shift & 3) == tap) result.at[v] = seen.at[v];
+    }
+  }
+  store(y + m.at_y(item.image, item.row, item.column, item.lane), result);
+}
+
+template <typename T>
+int gather(const Pooling& p, const T* x, const uint8_t* packed, T* y, bool winners,
+           CUstream_st* stream) {
+  constexpr int V = kLanes<T>;
+  const Maps m(p);
+  if (!p.channels_last && is_quads(p)) {
+    const Items items(m.outer, p.rows.output, m.bytes, 1, 1);
+    const int64_t size = sizeof(T);
+    return launch_items(gather_quads_kernel<T>, items, stream, m, items,
+                        row_unit(x, p.columns.input * size), row_unit(y, p.columns.output * size),
+                        x, packed, y);
+  }
+  const auto run = [&](auto kernel, int lanes) {
+    const Items items(m.outer, p.rows.output, p.columns.output, m.inner, lanes);
+    return launch_items(kernel, items, stream, m, items, x, packed, y);
+  };
+  const bool aligned = is_aligned(x, kUnit) && is_aligned(y, kUnit) && is_aligned(packed, V);
+  const bool vectors = p.channels_last && p.channels % V == 0 && aligned;
+  if (is_quads(p)) {
+    return vectors ? run(gather_quad_lanes_kernel<T, V>, V) : run(gather_quad_lanes_kernel<T, 1>, 1);
+  }
+  if (winners && !windows_disjoint(p)) return run(gather_kernel<T, 1, true>, 1);
+  return vectors ? run(gather_kernel<T, V, false>, V) : run(gather_kernel<T, 1, false>, 1);
+}
+
+}  // namespace
+
+int max_gather_cuda(const Pooling& p, const void* x, const uint8_t* packed, void* y, bool winners,
+                    CUstream_st* stream) {
+  return for_word(p.dtype, [&](auto word) {
+    using T = decltype(word);
+    return gather(p, static_cast<const T*>(x), packed, static_cast<T*>(y), winners, stream);
+  });
+}
+
+}  // namespace segfast

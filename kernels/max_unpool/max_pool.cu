@@ -1,0 +1,152 @@
+// y[o] = max over the window of o inside x; packed[o] = the first tap that attains it, or the last
+// NaN. A thread makes the outputs whose offsets share a byte: 4, 2 or 1.
+#include "windows.cuh"
+
+namespace segfast {
+namespace {
+
+// The maximum so far, and its tap.
+template <typename T>
+struct Best {
+  Real<T> value;
+  int tap;
+
+  __device__ void look(T x, int at) {
+    const Real<T> v = static_cast<Real<T>>(x);
+    if (v > value || v != v) value = v, tap = at;
+  }
+};
+
+template <typename T>
+__device__ Real<T> minus_infinity() {
+  return -static_cast<Real<T>>(INFINITY);
+}
+
+// Window (row, column) of V lanes, the first of which is x. K: a kernel of K x K without dilation,
+// or 0 for any.
+template <int K, int V, typename T>
+__device__ void pool_window(const Maps& m, const T* x, int64_t row, int64_t column,
+                            Best<T> (&best)[V]) {
+  const int64_t top = m.rows.start(row), left = m.columns.start(column);
+  const Range i = m.rows.inside(top), j = m.columns.inside(left);
+  const int64_t kernel = K ? K : m.columns.kernel;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    best[v] = {minus_infinity<T>(), static_cast<int>(i.begin * kernel + j.begin)};
+  }
+  const auto look = [&](const T* at, int tap) {
+    const Lanes<T, V> seen = load<V>(at);
+#pragma unroll
+    for (int v = 0; v < V; ++v) best[v].look(seen.at[v], tap);
+  };
+  const int64_t line = m.columns.input * m.inner;
+  const T* first = x + top * line + left * m.inner;
+  if (K > 0 && i.end - i.begin == K && j.end - j.begin == K) {
+#pragma unroll
+    for (int tap = 0; tap < K * K; ++tap) look(first + tap / K * line + tap % K * m.inner, tap);
+  } else {
+    for (int64_t a = i.begin; a < i.end; ++a) {
+      const T* at = first + a * m.rows.dilation * line;
+      for (int64_t b = j.begin; b < j.end; ++b) {
+        look(at + b * m.columns.dilation * m.inner, static_cast<int>(a * kernel + b));
+      }
+    }
+  }
+}
+
+// item.column counts bytes of a packed row.
+template <int K, int V, typename T>
+__device__ void pool_byte(const Maps& m, const Item& item, const T* x, T* y, uint8_t* packed) {
+  const int outputs = 8 / m.bits;
+  const int64_t first = item.column * outputs;
+  Lanes<uint8_t, V> bytes = {};
+  for (int k = 0; k < outputs && first + k < m.columns.output; ++k) {
+    Best<T> best[V];
+    pool_window<K>(m, x + m.at_x(item.image, 0, 0, item.lane), item.row, first + k, best);
+    Lanes<T, V> values;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      values.at[v] = static_cast<T>(best[v].value);
+      bytes.at[v] = static_cast<uint8_t>(bytes.at[v] | best[v].tap << k * m.bits);
+    }
+    store(y + m.at_y(item.image, item.row, first + k, item.lane), values);
+  }
+  if (packed != nullptr) {
+    store(packed + m.at_packed(item.image, item.row, first, item.lane), bytes);
+  }
+}
+
+template <typename T, int V, int K>
+__global__ void pool_kernel(Maps m, Items items, const T* x, T* y, uint8_t* packed) {
+  const int64_t thread = thread_index();
+  if (thread < items.count) pool_byte<K, V>(m, items.at(thread), x, y, packed);
+}
+
+// 2x2 windows side by side in a plane: 2 x 8 values of x in, 4 values and one byte out.
+template <typename T>
+__global__ void pool_quads_kernel(Maps m, Items items, int x_unit, int y_unit, const T* x, T* y,
+                                  uint8_t* packed) {
+  const int64_t thread = thread_index();
+  if (thread >= items.count) return;
+  const Item item = items.at(thread);
+  const int64_t row = 2 * item.row, column = 8 * item.column;
+  if (row + 2 > m.rows.input || column + 8 > m.columns.input ||
+      4 * item.column + 4 > m.columns.output) {
+    return pool_byte<0, 1>(m, item, x, y, packed);
+  }
+  T seen[2][8], values[4];
+  const T* from = x + m.at_x(item.image, row, column, 0);
+  load_all(from, x_unit, seen[0]);
+  load_all(from + m.columns.input, x_unit, seen[1]);
+  int byte = 0;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    Best<T> best = {static_cast<Real<T>>(seen[0][2 * k]), 0};
+#pragma unroll
+    for (int tap = 1; tap < 4; ++tap) best.look(seen[tap / 2][2 * k + tap % 2], tap);
+    values[k] = static_cast<T>(best.value);
+    byte |= best.tap << 2 * k;
+  }
+  store_all(y + m.at_y(item.image, item.row, 4 * item.column, 0), y_unit, values);
+  if (packed != nullptr) packed[thread] = static_cast<uint8_t>(byte);
+}
+
+template <typename T, int V>
+int pool_any(const Pooling& p, const T* x, T* y, uint8_t* packed, CUstream_st* stream) {
+  const Maps m(p);
+  const Items items(m.outer, p.rows.output, m.bytes, m.inner, V);
+  const bool square = p.rows.kernel == p.columns.kernel && p.rows.dilation == 1 &&
+                      p.columns.dilation == 1;
+  const auto kernel = square && p.rows.kernel == 2   ? pool_kernel<T, V, 2>
+                      : square && p.rows.kernel == 3 ? pool_kernel<T, V, 3>
+                                                     : pool_kernel<T, V, 0>;
+  return launch_items(kernel, items, stream, m, items, x, y, packed);
+}
+
+template <typename T>
+int pool(const Pooling& p, const T* x, T* y, uint8_t* packed, CUstream_st* stream) {
+  constexpr int V = kLanes<T>;
+  if (!p.channels_last && is_quads(p)) {
+    const Maps m(p);
+    const Items items(m.outer, p.rows.output, m.bytes, 1, 1);
+    const int64_t size = sizeof(T);
+    return launch_items(pool_quads_kernel<T>, items, stream, m, items,
+                        row_unit(x, p.columns.input * size), row_unit(y, p.columns.output * size),
+                        x, y, packed);
+  }
+  const bool aligned = is_aligned(x, kUnit) && is_aligned(y, kUnit) && is_aligned(packed, V);
+  const bool vectors = p.channels_last && p.channels % V == 0 && aligned;
+  return vectors ? pool_any<T, V>(p, x, y, packed, stream)
+                 : pool_any<T, 1>(p, x, y, packed, stream);
+}
+
+}  // namespace
+
+int max_pool_cuda(const Pooling& p, const void* x, void* y, uint8_t* packed, CUstream_st* stream) {
+  return for_element(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    return pool(p, static_cast<const T*>(x), static_cast<T*>(y), packed, stream);
+  });
+}
+
+}  // namespace segfast
