@@ -25,7 +25,8 @@ __device__ bool is_overwritten(const Maps& m, const Item& item, int64_t h, int64
 
 // One window and V lanes.
 template <typename T, int V, bool Winners>
-__global__ void gather_kernel(Maps m, Items items, const T* x, const uint8_t* packed, T* y) {
+__global__ void gather_kernel(Maps m, Items items, const T* __restrict__ x,
+                              const uint8_t* __restrict__ packed, T* __restrict__ y) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -50,51 +51,34 @@ __global__ void gather_kernel(Maps m, Items items, const T* x, const uint8_t* pa
 
 // 2x2 windows side by side in a plane: 2 x 8 values of x and one byte in, 4 values out.
 template <typename T>
-__global__ void gather_quads_kernel(Maps m, Items items, int x_unit, int y_unit, const T* x,
-                                    const uint8_t* packed, T* y) {
+__global__ void gather_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
+                                    const T* __restrict__ x, const uint8_t* __restrict__ packed,
+                                    T* __restrict__ y) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
   const int64_t row = 2 * item.row, column = 8 * item.column, window = 4 * item.column;
-  T seen[2][8] = {};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (row + i >= m.rows.input) continue;
-    const T* from = x + m.at_x(item.image, row + i, column, 0);
-    if (column + 8 <= m.columns.input) {
-      load_all(from, x_unit, seen[i]);
-    } else {
-#pragma unroll
-      for (int k = 0; k < 7; ++k) {
-        if (column + k < m.columns.input) seen[i][k] = from[k];
-      }
-    }
-  }
+  const int64_t width = m.columns.input;
+  const T* from = x + m.at_x(item.image, row, column, 0);
+  T seen[2][8];
+  load_row(from, x_unit, row < m.rows.input ? width - column : 0, T(0), seen[0]);
+  load_row(from + width, x_unit, row + 1 < m.rows.input ? width - column : 0, T(0), seen[1]);
   const int byte = packed[thread];
   T values[4];
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    values[k] = 0;
-#pragma unroll
-    for (int tap = 0; tap < 4; ++tap) {
-      if ((byte >> 2 * k & 3) == tap) values[k] = seen[tap / 2][2 * k + tap % 2];
-    }
+    const int j = byte >> 2 * k & 1, i = byte >> 2 * k & 2;
+    const T top = j ? seen[0][2 * k + 1] : seen[0][2 * k];
+    const T bottom = j ? seen[1][2 * k + 1] : seen[1][2 * k];
+    values[k] = i ? bottom : top;
   }
-  T* to = y + m.at_y(item.image, item.row, window, 0);
-  if (window + 4 <= m.columns.output) {
-    store_all(to, y_unit, values);
-  } else {
-#pragma unroll
-    for (int k = 0; k < 3; ++k) {
-      if (window + k < m.columns.output) to[k] = values[k];
-    }
-  }
+  store_row(y + m.at_y(item.image, item.row, window, 0), y_unit, m.columns.output - window, values);
 }
 
 // The same for V channels of one window.
 template <typename T, int V>
-__global__ void gather_quad_lanes_kernel(Maps m, Items items, const T* x, const uint8_t* packed,
-                                         T* y) {
+__global__ void gather_quad_lanes_kernel(Maps m, Items items, const T* __restrict__ x,
+                                         const uint8_t* __restrict__ packed, T* __restrict__ y) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -133,7 +117,8 @@ int gather(const Pooling& p, const T* x, const uint8_t* packed, T* y, bool winne
   const bool aligned = is_aligned(x, kUnit) && is_aligned(y, kUnit) && is_aligned(packed, V);
   const bool vectors = p.channels_last && p.channels % V == 0 && aligned;
   if (is_quads(p)) {
-    return vectors ? run(gather_quad_lanes_kernel<T, V>, V) : run(gather_quad_lanes_kernel<T, 1>, 1);
+    return vectors ? run(gather_quad_lanes_kernel<T, V>, V)
+                   : run(gather_quad_lanes_kernel<T, 1>, 1);
   }
   if (winners && !windows_disjoint(p)) return run(gather_kernel<T, 1, true>, 1);
   return vectors ? run(gather_kernel<T, V, false>, V) : run(gather_kernel<T, 1, false>, 1);

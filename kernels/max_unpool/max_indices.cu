@@ -7,7 +7,8 @@
 namespace segfast {
 namespace {
 
-__global__ void unpack_kernel(Maps m, Items items, const uint8_t* packed, int64_t* indices) {
+__global__ void unpack_kernel(Maps m, Items items, const uint8_t* __restrict__ packed,
+                              int64_t* __restrict__ indices) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -20,8 +21,9 @@ __global__ void unpack_kernel(Maps m, Items items, const uint8_t* packed, int64_
 }
 
 // A byte, and the outputs that share it.
-__global__ void pack_kernel(Maps m, Items items, Divider by_width, const int64_t* indices,
-                            uint8_t* packed, unsigned long long* outside) {
+__global__ void pack_kernel(Maps m, Items items, Divider by_width,
+                            const int64_t* __restrict__ indices, uint8_t* __restrict__ packed,
+                            unsigned long long* outside) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -71,7 +73,8 @@ __global__ void clear_kernel(int64_t count, uint4* memory) {
 }
 
 template <typename Winner>
-__global__ void claim_kernel(Flat y, Flat x, const int64_t* indices, Winner* winners) {
+__global__ void claim_kernel(Flat y, Flat x, const int64_t* __restrict__ indices,
+                             Winner* __restrict__ winners) {
   const int64_t thread = thread_index();
   if (thread >= y.count) return;
   const int64_t index = indices[thread];
@@ -82,7 +85,8 @@ __global__ void claim_kernel(Flat y, Flat x, const int64_t* indices, Winner* win
 }
 
 template <typename T, typename Winner>
-__global__ void settle_kernel(Flat y, Flat x, const T* values, const Winner* winners, T* result) {
+__global__ void settle_kernel(Flat y, Flat x, const T* __restrict__ values,
+                              const Winner* __restrict__ winners, T* __restrict__ result) {
   const int64_t thread = thread_index();
   if (thread >= x.count) return;
   const Winner winner = winners[thread];
@@ -96,8 +100,9 @@ __global__ void settle_kernel(Flat y, Flat x, const T* values, const Winner* win
 
 // winners: null for all.
 template <typename T, typename Winner>
-__global__ void gather_indices_kernel(Flat y, Flat x, const T* values, const int64_t* indices,
-                                      const Winner* winners, T* result) {
+__global__ void gather_indices_kernel(Flat y, Flat x, const T* __restrict__ values,
+                                      const int64_t* __restrict__ indices,
+                                      const Winner* __restrict__ winners, T* __restrict__ result) {
   const int64_t thread = thread_index();
   if (thread >= y.count) return;
   const int64_t index = indices[thread];

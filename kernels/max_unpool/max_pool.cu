@@ -34,21 +34,30 @@ __device__ void pool_window(const Maps& m, const T* x, int64_t row, int64_t colu
   for (int v = 0; v < V; ++v) {
     best[v] = {minus_infinity<T>(), static_cast<int>(i.begin * kernel + j.begin)};
   }
-  const auto look = [&](const T* at, int tap) {
-    const Lanes<T, V> seen = load<V>(at);
+  const auto look = [&](const Lanes<T, V>& seen, int tap) {
 #pragma unroll
     for (int v = 0; v < V; ++v) best[v].look(seen.at[v], tap);
   };
   const int64_t line = m.columns.input * m.inner;
   const T* first = x + top * line + left * m.inner;
-  if (K > 0 && i.end - i.begin == K && j.end - j.begin == K) {
+  if constexpr (K > 0) {  // what lies outside is never above the maximum
+    Lanes<T, V> seen[K * K];
 #pragma unroll
-    for (int tap = 0; tap < K * K; ++tap) look(first + tap / K * line + tap % K * m.inner, tap);
+    for (int tap = 0; tap < K * K; ++tap) {
+      const int a = tap / K, b = tap % K;
+#pragma unroll
+      for (int v = 0; v < V; ++v) seen[tap].at[v] = static_cast<T>(minus_infinity<T>());
+      const bool inside = a >= i.begin && a < i.end && b >= j.begin && b < j.end;
+      if (inside) seen[tap] = load<V>(first + a * line + b * m.inner);
+    }
+#pragma unroll
+    for (int tap = 0; tap < K * K; ++tap) look(seen[tap], tap);
   } else {
     for (int64_t a = i.begin; a < i.end; ++a) {
       const T* at = first + a * m.rows.dilation * line;
       for (int64_t b = j.begin; b < j.end; ++b) {
-        look(at + b * m.columns.dilation * m.inner, static_cast<int>(a * kernel + b));
+        const int64_t step = b * m.columns.dilation * m.inner;
+        look(load<V>(at + step), static_cast<int>(a * kernel + b));
       }
     }
   }
@@ -77,27 +86,27 @@ __device__ void pool_byte(const Maps& m, const Item& item, const T* x, T* y, uin
 }
 
 template <typename T, int V, int K>
-__global__ void pool_kernel(Maps m, Items items, const T* x, T* y, uint8_t* packed) {
+__global__ void pool_kernel(Maps m, Items items, const T* __restrict__ x, T* __restrict__ y,
+                            uint8_t* __restrict__ packed) {
   const int64_t thread = thread_index();
   if (thread < items.count) pool_byte<K, V>(m, items.at(thread), x, y, packed);
 }
 
 // 2x2 windows side by side in a plane: 2 x 8 values of x in, 4 values and one byte out.
 template <typename T>
-__global__ void pool_quads_kernel(Maps m, Items items, int x_unit, int y_unit, const T* x, T* y,
-                                  uint8_t* packed) {
+__global__ void pool_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
+                                  const T* __restrict__ x, T* __restrict__ y,
+                                  uint8_t* __restrict__ packed) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
-  const int64_t row = 2 * item.row, column = 8 * item.column;
-  if (row + 2 > m.rows.input || column + 8 > m.columns.input ||
-      4 * item.column + 4 > m.columns.output) {
-    return pool_byte<0, 1>(m, item, x, y, packed);
-  }
-  T seen[2][8], values[4];
+  const int64_t row = 2 * item.row, column = 8 * item.column, window = 4 * item.column;
+  const int64_t width = m.columns.input;
   const T* from = x + m.at_x(item.image, row, column, 0);
-  load_all(from, x_unit, seen[0]);
-  load_all(from + m.columns.input, x_unit, seen[1]);
+  const T outside = static_cast<T>(minus_infinity<T>());
+  T seen[2][8], values[4];
+  load_row(from, x_unit, width - column, outside, seen[0]);
+  load_row(from + width, x_unit, row + 1 < m.rows.input ? width - column : 0, outside, seen[1]);
   int byte = 0;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -107,7 +116,7 @@ __global__ void pool_quads_kernel(Maps m, Items items, int x_unit, int y_unit, c
     values[k] = static_cast<T>(best.value);
     byte |= best.tap << 2 * k;
   }
-  store_all(y + m.at_y(item.image, item.row, 4 * item.column, 0), y_unit, values);
+  store_row(y + m.at_y(item.image, item.row, window, 0), y_unit, m.columns.output - window, values);
   if (packed != nullptr) packed[thread] = static_cast<uint8_t>(byte);
 }
 
@@ -115,8 +124,8 @@ template <typename T, int V>
 int pool_any(const Pooling& p, const T* x, T* y, uint8_t* packed, CUstream_st* stream) {
   const Maps m(p);
   const Items items(m.outer, p.rows.output, m.bytes, m.inner, V);
-  const bool square = p.rows.kernel == p.columns.kernel && p.rows.dilation == 1 &&
-                      p.columns.dilation == 1;
+  const bool square =
+      p.rows.kernel == p.columns.kernel && p.rows.dilation == 1 && p.columns.dilation == 1;
   const auto kernel = square && p.rows.kernel == 2   ? pool_kernel<T, V, 2>
                       : square && p.rows.kernel == 3 ? pool_kernel<T, V, 3>
                                                      : pool_kernel<T, V, 0>;

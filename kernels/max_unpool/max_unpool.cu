@@ -11,7 +11,8 @@ namespace {
 
 // One position and V lanes.
 template <typename T, int V, bool Sum>
-__global__ void spread_kernel(Maps m, Items items, const T* y, const uint8_t* packed, T* x) {
+__global__ void spread_kernel(Maps m, Items items, const T* __restrict__ y,
+                              const uint8_t* __restrict__ packed, T* __restrict__ x) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -21,9 +22,11 @@ __global__ void spread_kernel(Maps m, Items items, const T* y, const uint8_t* pa
   for (int v = 0; v < V; ++v) sink[v] = Sink(0);
 
   const Range rows = m.rows.windows(item.row), columns = m.columns.windows(item.column);
+#pragma unroll 1
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const int64_t i = m.rows.tap(item.row, row);
     if (i < 0) continue;
+#pragma unroll 1
     for (int64_t column = columns.begin; column < columns.end; ++column) {
       const int64_t j = m.columns.tap(item.column, column);
       if (j < 0) continue;
@@ -51,8 +54,9 @@ __global__ void spread_kernel(Maps m, Items items, const T* y, const uint8_t* pa
 //
 // In a plane: 4 values and one byte in, 2 x 8 values of x out, less where x or y ends before.
 template <typename T>
-__global__ void spread_quads_kernel(Maps m, Items items, int y_unit, int x_unit, T zero, const T* y,
-                                    const uint8_t* packed, T* x) {
+__global__ void spread_quads_kernel(Maps m, Items items, int y_unit, int x_unit, T zero,
+                                    const T* __restrict__ y, const uint8_t* __restrict__ packed,
+                                    T* __restrict__ x) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -60,16 +64,9 @@ __global__ void spread_quads_kernel(Maps m, Items items, int y_unit, int x_unit,
   T values[4] = {};
   int byte = 0;
   if (item.row < m.rows.output && window < m.columns.output) {
-    const T* from = y + m.at_y(item.image, item.row, window, 0);
     byte = packed[m.at_packed(item.image, item.row, window, 0)];
-    if (window + 4 <= m.columns.output) {
-      load_all(from, y_unit, values);
-    } else {
-#pragma unroll
-      for (int k = 0; k < 3; ++k) {
-        if (window + k < m.columns.output) values[k] = from[k];
-      }
-    }
+    load_row(y + m.at_y(item.image, item.row, window, 0), y_unit, m.columns.output - window, T(0),
+             values);
   }
   T result[2][8];
 #pragma unroll
@@ -80,25 +77,16 @@ __global__ void spread_quads_kernel(Maps m, Items items, int y_unit, int x_unit,
       result[tap / 2][2 * k + tap % 2] = (byte >> 2 * k & 3) == tap ? values[k] : T(0);
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (row + i >= m.rows.input) continue;
-    T* to = x + m.at_x(item.image, row + i, column, 0);
-    if (column + 8 <= m.columns.input) {
-      store_all(to, x_unit, result[i]);
-    } else {
-#pragma unroll
-      for (int k = 0; k < 7; ++k) {
-        if (column + k < m.columns.input) to[k] = result[i][k];
-      }
-    }
-  }
+  T* to = x + m.at_x(item.image, row, column, 0);
+  const int64_t width = m.columns.input;
+  store_row(to, x_unit, width - column, result[0]);
+  if (row + 1 < m.rows.input) store_row(to + width, x_unit, width - column, result[1]);
 }
 
 // The same for V channels of one window.
 template <typename T, int V>
-__global__ void spread_quad_lanes_kernel(Maps m, Items items, T zero, const T* y,
-                                         const uint8_t* packed, T* x) {
+__global__ void spread_quad_lanes_kernel(Maps m, Items items, T zero, const T* __restrict__ y,
+                                         const uint8_t* __restrict__ packed, T* __restrict__ x) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);

@@ -77,6 +77,22 @@ __device__ void store_all(T* to, int unit, const T (&from)[N]) {
   by_unit<T, N>(unit, [&](auto v) { store_by<decltype(v)::value>(to, from); });
 }
 
+// N neighbours of a row of which `valid` are there: `fill` in place of the others.
+template <typename T, int N>
+__device__ void load_row(const T* from, int unit, int64_t valid, T fill, T (&to)[N]) {
+  if (valid >= N) return load_all(from, unit, to);
+#pragma unroll
+  for (int n = 0; n < N; ++n) to[n] = n < valid ? from[n] : fill;
+}
+template <typename T, int N>
+__device__ void store_row(T* to, int unit, int64_t valid, const T (&from)[N]) {
+  if (valid >= N) return store_all(to, unit, from);
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    if (n < valid) to[n] = from[n];
+  }
+}
+
 // Bytes, a power of two up to kUnit, that divide the address of every row.
 inline int row_unit(const void* map, int64_t row_bytes) {
   const uint64_t both = reinterpret_cast<uintptr_t>(map) | static_cast<uint64_t>(row_bytes);
