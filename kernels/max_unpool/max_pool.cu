@@ -105,7 +105,7 @@ __global__ void pool_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
   const T* from = x + m.at_x(item.image, row, column, 0);
   const T outside = static_cast<T>(minus_infinity<T>());
   T seen[2][8], values[4];
-  load_row(from, x_unit, width - column, outside, seen[0]);
+  load_row(from, x_unit, row < m.rows.input ? width - column : 0, outside, seen[0]);
   load_row(from + width, x_unit, row + 1 < m.rows.input ? width - column : 0, outside, seen[1]);
   int byte = 0;
 #pragma unroll
