@@ -114,7 +114,7 @@ __global__ void pool_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
 #pragma unroll
     for (int tap = 1; tap < 4; ++tap) best.look(seen[tap / 2][2 * k + tap % 2], tap);
     values[k] = static_cast<T>(best.value);
-    byte |= best.tap << 2 * k;
+    if (window + k < m.columns.output) byte |= best.tap << 2 * k;
   }
   store_row(y + m.at_y(item.image, item.row, window, 0), y_unit, m.columns.output - window, values);
   if (packed != nullptr) packed[thread] = static_cast<uint8_t>(byte);
