@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 import host_cuda
 from segfast.kernels.max_unpool import reference
 
-RUNS = pytest.mark.parametrize("run", host_cuda.RUNS, ids=str)
 LAYOUTS = pytest.mark.parametrize("layout", ["planes", "channels_last"])
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as dtype.h counts them
 Pair = tuple[int, int]
@@ -88,15 +87,12 @@ CASES = pytest.mark.parametrize("case", GEOMETRIES.values(), ids=GEOMETRIES)
 
 def placed(values: Tensor, layout: str, shift: int = 0) -> Tensor:
     """The same values, dense in that layout, `shift` elements after the start of their memory."""
-    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    strides = torch.empty(values.shape, memory_format=form).stride()
+    if layout == "channels_last":
+        strides = torch.empty(values.shape, memory_format=torch.channels_last).stride()
+    else:
+        strides = torch.empty(values.shape).stride()
     memory = torch.empty(values.numel() + shift, dtype=values.dtype)
     return memory.as_strided(values.shape, strides, shift).copy_(values)
-
-
-def fresh(shape: Sequence[int], dtype: torch.dtype, layout: str, shift: int = 0) -> Tensor:
-    """What a kernel has to write altogether."""
-    return placed(torch.full(shape, 77, dtype=dtype), layout, shift)
 
 
 def numbers(shape: Sequence[int], dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -120,38 +116,61 @@ def noise(shape: Sequence[int]) -> Tensor:
     return torch.randint(0, 256, tuple(shape), generator=generator).to(torch.uint8)
 
 
-def assert_same_bits(found: Tensor, expected: Tensor) -> None:
-    """NaN are all alike."""
-    assert found.shape == expected.shape
-    assert torch.equal(found.isnan(), expected.isnan())
-    found, expected = found.nan_to_num(99, 1e30, -1e30), expected.nan_to_num(99, 1e30, -1e30)
-    assert torch.equal(found, expected)
-    assert torch.equal(found.signbit(), expected.signbit())
+class Out:
+    """A tensor that a launcher has to write altogether, or that it changes from `start`."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        layout: str = "planes",
+        shift: int = 0,
+        start: int | None = None,
+    ) -> None:
+        self.tensor = placed(torch.zeros(tuple(shape), dtype=dtype), layout, shift)
+        self.start = start
+
+    def equals(self, expected: Tensor) -> bool:
+        """In every bit, but that NaN are all alike."""
+        a, b = self.tensor, expected
+        if not torch.equal(a.isnan(), b.isnan()):
+            return False
+        a, b = a.nan_to_num(99, 1e30, -1e30), b.nan_to_num(99, 1e30, -1e30)
+        return torch.equal(a, b) and torch.equal(a.signbit(), b.signbit())
 
 
-def call(name: str, case: bytes, *arguments: object, run: host_cuda.Run) -> None:
-    assert host_cuda.operator("max_unpool")(name, case, *arguments, run=run) == 0
+def call(name: str, pooling: bytes, *arguments: Any) -> None:
+    """In several orders, watched in every way, with the same result each time."""
+    launch = host_cuda.operator("max_unpool")
+    outs = [argument for argument in arguments if isinstance(argument, Out)]
+    tensors = [argument.tensor if isinstance(argument, Out) else argument for argument in arguments]
+    results = []
+    for number, run in enumerate(host_cuda.RUNS):
+        for out in outs:
+            out.tensor.fill_(77 + number if out.start is None else out.start)
+        assert launch(name, pooling, *tensors, run=run) == 0
+        results.append([out.tensor.clone() for out in outs])
+        assert all(out.equals(first) for out, first in zip(outs, results[0], strict=True)), run
 
 
 # ------------------------------------------------------------------------------- packed offsets
 
 
-@RUNS
 @LAYOUTS
 @CASES
-def test_pool(case: Geometry, layout: str, run: host_cuda.Run) -> None:
+def test_pool(case: Geometry, layout: str) -> None:
     for dtype in DTYPES:
         for shift in (0, 1):
             x = placed(numbers(case.shape, dtype), layout, shift)
             expected, offsets = reference.max_pool2d(x, *case.windows, case.output())
-            y = fresh(case.y_shape(), dtype, layout, shift)
-            packed = fresh(case.packed_shape(), torch.uint8, layout, shift)
-            call("pool", case.pooling(layout, dtype), x, y, packed, run=run)
-            assert_same_bits(y, expected)
-            assert torch.equal(packed, offsets)
-        y = fresh(case.y_shape(), dtype, layout)
-        call("pool", case.pooling(layout, dtype), x, y, None, run=run)  # values alone
-        assert_same_bits(y, expected)
+            y = Out(case.y_shape(), dtype, layout, shift)
+            packed = Out(case.packed_shape(), torch.uint8, layout, shift)
+            call("pool", case.pooling(layout, dtype), x, y, packed)
+            assert y.equals(expected)
+            assert packed.equals(offsets)
+        y = Out(case.y_shape(), dtype, layout)
+        call("pool", case.pooling(layout, dtype), x, y, None)  # values alone
+        assert y.equals(expected)
 
 
 def sizes(case: Geometry) -> list[tuple[int, int]]:
@@ -160,10 +179,9 @@ def sizes(case: Geometry) -> list[tuple[int, int]]:
     return [(height, width), (max(1, height - 1), width + 1), (height + 1, max(1, width - 1))]
 
 
-@RUNS
 @LAYOUTS
 @CASES
-def test_unpool_and_backward(case: Geometry, layout: str, run: host_cuda.Run) -> None:
+def test_unpool_and_backward(case: Geometry, layout: str) -> None:
     """Bytes of a pool, and bytes that are noise."""
     _, offsets = reference.max_pool2d(
         fractions(case.shape, torch.float32), *case.windows, case.output()
@@ -177,15 +195,14 @@ def test_unpool_and_backward(case: Geometry, layout: str, run: host_cuda.Run) ->
                 ("unpool", reference.max_unpool2d),
                 ("pool_backward", reference.max_pool2d_backward),
             ):
-                x = fresh((*case.shape[:2], *size), dtype, layout, shift)
-                call(name, case.pooling(layout, dtype, size), y, packed, x, run=run)
-                assert_same_bits(x, oracle(y, packed, *case.windows, size))
+                x = Out((*case.shape[:2], *size), dtype, layout, shift)
+                call(name, case.pooling(layout, dtype, size), y, packed, x)
+                assert x.equals(oracle(y, packed, *case.windows, size))
 
 
-@RUNS
 @LAYOUTS
 @CASES
-def test_gather(case: Geometry, layout: str, run: host_cuda.Run) -> None:
+def test_gather(case: Geometry, layout: str) -> None:
     pooled = fractions(case.shape, torch.float32)
     _, offsets = reference.max_pool2d(pooled, *case.windows, case.output())
     width = case.output()[1]
@@ -195,37 +212,35 @@ def test_gather(case: Geometry, layout: str, run: host_cuda.Run) -> None:
             x = placed(numbers((*case.shape[:2], *size), dtype), layout, shift)
             packed = placed(bytes_, layout, shift)
             for winners in (0, 1):
-                y = fresh(case.y_shape(), dtype, layout, shift)
-                call("gather", case.pooling(layout, dtype, size), x, packed, y, winners, run=run)
+                y = Out(case.y_shape(), dtype, layout, shift)
+                call("gather", case.pooling(layout, dtype, size), x, packed, y, winners)
                 expected = reference.max_gather2d(x, packed, *case.windows, width, bool(winners))
-                assert_same_bits(y, expected)
+                assert y.equals(expected)
 
 
-@RUNS
 @CASES
-def test_pack_and_unpack(case: Geometry, run: host_cuda.Run) -> None:
+def test_pack_and_unpack(case: Geometry) -> None:
     size = case.shape[2:]
     x = fractions(case.shape, torch.float32)
     _, offsets = reference.max_pool2d(x, *case.windows, case.output())
     pooling = case.pooling("planes", torch.float32)
     for packed in (offsets, noise(offsets.shape)):
-        indices = fresh(case.y_shape(), torch.int64, "planes")
-        call("unpack", pooling, packed, indices, run=run)
+        indices = Out(case.y_shape(), torch.int64, "planes")
+        call("unpack", pooling, packed, indices)
         expected = reference.max_unpack(packed, *case.windows, size, case.output()[1])
-        assert torch.equal(indices, expected)
+        assert indices.equals(expected)
 
     indices = reference.max_unpack(offsets, *case.windows, size, case.output()[1])
     for layout in ("planes", "channels_last"):
         pooling = case.pooling(layout, torch.float32)
-        packed = fresh(case.packed_shape(), torch.uint8, layout)
-        outside = torch.zeros(1, dtype=torch.int64)
-        call("pack", pooling, placed(indices, layout), packed, outside, run=run)
-        assert torch.equal(packed, offsets)
-        assert outside.item() == 0
+        packed = Out(case.packed_shape(), torch.uint8, layout)
+        outside = Out((1,), torch.int64, start=0)
+        call("pack", pooling, placed(indices, layout), packed, outside)
+        assert packed.equals(offsets)
+        assert outside.tensor.item() == 0
 
 
-@RUNS
-def test_indices_outside_of_their_window_are_counted(run: host_cuda.Run) -> None:
+def test_indices_outside_of_their_window_are_counted() -> None:
     case = Geometry((1, 2, 6, 8), (3, 2), (2, 2), (1, 0), (1, 2))
     offsets = reference.max_pool2d(
         fractions(case.shape, torch.float32), *case.windows, case.output()
@@ -236,12 +251,12 @@ def test_indices_outside_of_their_window_are_counted(run: host_cuda.Run) -> None
                       ((0, 1, 1, 1), 8 + 3)):  # fmt: skip
         indices = right.clone()
         indices[at] = wrong
-        outside = torch.tensor([5])
-        packed = torch.empty_like(offsets)
+        outside = Out((1,), torch.int64, start=5)
+        packed = Out(offsets.shape, torch.uint8)
         pooling = case.pooling("planes", torch.float32)
-        call("pack", pooling, indices, packed, outside, run=run)
-        assert outside.item() == 6
-        call("pack", pooling, indices, packed, None, run=run)
+        call("pack", pooling, indices, packed, outside)
+        assert outside.tensor.item() == 6
+        call("pack", pooling, indices, packed, None)
 
 
 # ---------------------------------------------------------------------------- arbitrary indices
@@ -257,15 +272,12 @@ def last_writers(indices: Tensor, positions: int) -> Tensor:
     return last
 
 
-@RUNS
 @LAYOUTS
 @pytest.mark.parametrize(
     "shape", [(2, 3, 4, 5), (1, 16, 3, 3), (1, 1, 30, 20), (0, 2, 3, 3)], ids=str
 )
 @pytest.mark.parametrize("size", [(6, 7), (2, 3)], ids=str)
-def test_arbitrary_indices(
-    shape: Sequence[int], size: Pair, layout: str, run: host_cuda.Run
-) -> None:
+def test_arbitrary_indices(shape: Sequence[int], size: Pair, layout: str) -> None:
     """Twice the same position, positions outside: the last wins, nothing outside is touched."""
     case = Geometry((*shape[:2], *size), (1, 1), (1, 1))
     generator = torch.Generator().manual_seed(3)
@@ -284,18 +296,18 @@ def test_arbitrary_indices(
         struct.pack_into("q", pooling, 16 + 8, shape[2])
         struct.pack_into("q", pooling, 16 + 48 + 8, shape[3])
         common = placed(indices, layout)
-        winners = noise(((x.numel() * 4 + 15) // 16 * 16,))
+        winners = Out(((x.numel() * 4 + 15) // 16 * 16,), torch.uint8)
 
-        found = fresh(x.shape, dtype, layout)
-        call("unpool_indices", pooling, placed(y, layout), common, found, winners, run=run)
+        found = Out(x.shape, dtype, layout)
+        call("unpool_indices", pooling, placed(y, layout), common, found, winners)
         values = torch.cat([torch.zeros_like(y.flatten(2)[..., :1]), y.flatten(2)], 2)
-        assert_same_bits(found, values.gather(2, last + 1).view_as(x))
+        assert found.equals(values.gather(2, last + 1).view_as(x))
 
         for chosen, scratch in ((wins, winners), (inside, None)):
-            found = fresh(shape, dtype, layout)
-            call("gather_indices", pooling, placed(x, layout), common, found, scratch, run=run)
+            found = Out(shape, dtype, layout)
+            call("gather_indices", pooling, placed(x, layout), common, found, scratch)
             gathered = x.flatten(2).gather(2, where).view_as(y)
-            assert_same_bits(found, gathered.masked_fill(~chosen, 0))
+            assert found.equals(gathered.masked_fill(~chosen, 0))
 
 
 # ------------------------------------------------------------------------------------- division
