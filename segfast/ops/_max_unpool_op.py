@@ -1,8 +1,8 @@
 """The raw max_unpool operators as PyTorch sees them: schema, kernel, fake, vmap rule.
 
 They take [N, C, H, W] tensors, dense, contiguous or channels_last, all of one call alike, with the
-checked geometry as pairs of integers. The compiled kernels serve CPU tensors where they are there;
-kernels/max_unpool/reference.py serves the rest on the tensors' own device. Gradients:
+checked geometry as pairs of integers. The compiled kernels serve CPU and CUDA tensors where they
+are there; kernels/max_unpool/reference.py serves the rest on the tensors' own device. Gradients:
 _max_unpool_grad.py.
 """
 
@@ -61,23 +61,26 @@ def packed_width(width: int, kernel: Size) -> int:
     return (width * reference.bits(kernel) + 7) // 8
 
 
-# Kernels. The compiled ones register themselves for CPU tensors when segfast._C is imported, which
-# the first call does; from then on these see other devices only.
+# Kernels. The compiled ones register themselves when segfast._C is imported, which the first call
+# does; from then on these see the devices without one.
 def _serve(name: str) -> None:
     operator = getattr(torch.ops.segfast, name)
     compute = getattr(reference, name.removeprefix("_"))
 
     def kernel(*arguments: Any) -> Any:
-        if arguments[0].device.type == "cpu" and native() is not None and compiled(name):
+        if native() is not None and compiled(name, arguments[0].device.type):
             return operator(*arguments)
         return compute(*arguments)
 
     torch.library.impl(f"segfast::{name}", "default")(kernel)
 
 
-def compiled(name: str) -> bool:
-    """Whether a compiled CPU kernel is registered."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"segfast::{name}", "CPU")
+def compiled(name: str, device: str) -> bool:
+    """Whether a compiled kernel is registered for a kind of device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"segfast::{name}", key
+    )
 
 
 # Fakes: shapes, dtypes and memory formats only.

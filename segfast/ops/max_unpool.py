@@ -32,7 +32,7 @@ from segfast.ops._max_unpool_geometry import (
     unpooled_size,
 )
 from segfast.ops._max_unpool_grad import MaxPool, MaxPoolValues, MaxUnpool, MaxUnpoolIndices, call
-from segfast.ops._max_unpool_op import dense, packed_width
+from segfast.ops._max_unpool_op import compiled, dense, packed_width
 
 
 def max_pool2d(
@@ -269,8 +269,12 @@ def served_by() -> dict[str, str]:
     """Which kernel serves the operator, per device."""
     module = native()
     reference = "PyTorch reference (kernels/max_unpool/reference.py)"
-    cpu = reference if module is None else f"max_unpool_cpu.cpp ({module.instruction_set()})"
-    return {"cpu": cpu, "cuda": f"on the GPU by {reference}"}
+    if module is None:
+        return {"cpu": reference, "cuda": f"on the GPU by {reference}"}
+    cuda = f"on the GPU by {reference}"
+    if compiled("_max_pool2d", "cuda"):
+        cuda = f"max_unpool.cu (sm_{module.build_info()['cuda_architectures'].replace(';', ', ')})"
+    return {"cpu": f"max_unpool_cpu.cpp ({module.instruction_set()})", "cuda": cuda}
 
 
 def _pool(
