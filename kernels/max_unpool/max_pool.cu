@@ -41,17 +41,19 @@ __device__ void pool_window(const Maps& m, const T* x, int64_t row, int64_t colu
   const int64_t line = m.columns.input * m.inner;
   const T* first = x + top * line + left * m.inner;
   if constexpr (K > 0) {  // what lies outside is never above the maximum
-    Lanes<T, V> seen[K * K];
 #pragma unroll
-    for (int tap = 0; tap < K * K; ++tap) {
-      const int a = tap / K, b = tap % K;
+    for (int a = 0; a < K; ++a) {
+      Lanes<T, V> seen[K];
 #pragma unroll
-      for (int v = 0; v < V; ++v) seen[tap].at[v] = static_cast<T>(minus_infinity<T>());
-      const bool inside = a >= i.begin && a < i.end && b >= j.begin && b < j.end;
-      if (inside) seen[tap] = load<V>(first + a * line + b * m.inner);
+      for (int b = 0; b < K; ++b) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) seen[b].at[v] = static_cast<T>(minus_infinity<T>());
+        const bool inside = a >= i.begin && a < i.end && b >= j.begin && b < j.end;
+        if (inside) seen[b] = load<V>(first + a * line + b * m.inner);
+      }
+#pragma unroll
+      for (int b = 0; b < K; ++b) look(seen[b], a * K + b);
     }
-#pragma unroll
-    for (int tap = 0; tap < K * K; ++tap) look(seen[tap], tap);
   } else {
     for (int64_t a = i.begin; a < i.end; ++a) {
       const T* at = first + a * m.rows.dilation * line;
@@ -63,12 +65,16 @@ __device__ void pool_window(const Maps& m, const T* x, int64_t row, int64_t colu
   }
 }
 
+template <int K>
+constexpr int kBitsOf = offset_bits(K * K);
+
 // item.column counts bytes of a packed row.
 template <int K, int V, typename T>
 __device__ void pool_byte(const Maps& m, const Item& item, const T* x, T* y, uint8_t* packed) {
-  const int outputs = 8 / m.bits;
+  const int bits = K ? kBitsOf<K> : m.bits, outputs = 8 / bits;
   const int64_t first = item.column * outputs;
   Lanes<uint8_t, V> bytes = {};
+#pragma unroll 1
   for (int k = 0; k < outputs && first + k < m.columns.output; ++k) {
     Best<T> best[V];
     pool_window<K>(m, x + m.at_x(item.image, 0, 0, item.lane), item.row, first + k, best);
@@ -76,7 +82,7 @@ __device__ void pool_byte(const Maps& m, const Item& item, const T* x, T* y, uin
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       values.at[v] = static_cast<T>(best[v].value);
-      bytes.at[v] = static_cast<uint8_t>(bytes.at[v] | best[v].tap << k * m.bits);
+      bytes.at[v] = static_cast<uint8_t>(bytes.at[v] | best[v].tap << k * bits);
     }
     store(y + m.at_y(item.image, item.row, first + k, item.lane), values);
   }
