@@ -167,8 +167,13 @@ class BuildKernels(build_ext):
             *sources("kernels/**/*.h", "csrc/**/*.h", "kernels/**/*.cuh"),
         ]
         newest = max((ROOT / path).stat().st_mtime for path in inputs)
-        if self.force or not target.exists() or target.stat().st_mtime < newest:
+        # Other flags (architectures, with or without CUDA), another object.
+        said = target.with_name(target.name + ".command")
+        text = " ".join(command).replace(str(ROOT), ".")
+        same = said.exists() and said.read_text() == text
+        if self.force or not same or not target.exists() or target.stat().st_mtime < newest:
             self.call([*command, "-c", str(ROOT / source), "-o", str(target)])
+            said.write_text(text)
         return target
 
     def call(self, command: list[str]) -> None:

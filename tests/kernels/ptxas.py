@@ -1,10 +1,14 @@
-"""What the device compiler says about the kernels of a .cu file; no GPU is needed."""
+"""What the device compiler says about the kernels of a .cu file; no GPU is needed.
+
+python tests/kernels/ptxas.py kernels/max_unpool/*.cu    # registers of every kernel
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,3 +66,29 @@ def kernels(source: Path, architecture: str) -> list[Kernel]:
     if done.returncode != 0:
         raise RuntimeError(done.stdout + done.stderr)
     return parse(done.stdout + done.stderr)
+
+
+def table(sources: list[Path]) -> str:
+    """A line per kernel: registers by architecture, then stack and spills in bytes."""
+    rows: dict[str, list[Kernel]] = {}
+    for source in sources:
+        for architecture in ARCHITECTURES:
+            for kernel in kernels(source.resolve(), architecture):
+                rows.setdefault(kernel.name, []).append(kernel)
+    names = subprocess.run(
+        ["c++filt", "--no-params"],
+        input="\n".join(rows),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    lines = ["".join(f"{head:>7}" for head in (*ARCHITECTURES, "stack", "spills")) + "  kernel"]
+    for name, found in zip(names, rows.values(), strict=True):
+        numbers = [k.registers for k in found] + [sum(k.stack for k in found)]
+        numbers += [sum(k.spills for k in found)]
+        lines.append("".join(f"{n:7}" for n in numbers) + "  " + name.rsplit("::", 1)[-1])
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table([Path(argument) for argument in sys.argv[1:]]))

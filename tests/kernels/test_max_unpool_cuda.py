@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 import host_cuda
+from segfast import _native
 from segfast.kernels.max_unpool import reference
+from segfast.ops._max_unpool_op import SCHEMAS
 
 LAYOUTS = pytest.mark.parametrize("layout", ["planes", "channels_last"])
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as dtype.h counts them
@@ -326,3 +328,15 @@ def test_divider() -> None:
         code = host_cuda.operator("max_unpool")("divide", n, len(n), divisor, quotients)
         assert code == 0
         assert torch.equal(quotients, n // divisor)
+
+
+# -------------------------------------------------------------------------------------- binding
+
+
+def test_every_operator_has_a_cuda_kernel_where_they_were_built() -> None:
+    """Without a GPU, and with a PyTorch that knows none: the module loads, and they are there."""
+    module = _native.native()
+    if module is None or not module.build_info()["cuda_architectures"]:
+        pytest.skip("segfast._C was built without CUDA")
+    for name in SCHEMAS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"segfast::{name}", "CUDA"), name

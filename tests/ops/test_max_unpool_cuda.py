@@ -236,12 +236,14 @@ def test_more_than_2_to_the_31_elements(layout: str, pool: Pool) -> None:
     for channel in range(shape[1]):
         x[:, channel] = torch.randint(-9, 9, shape[2:], device="cuda", dtype=torch.int8)
     y, packed = max_pool2d_packed(x, *pool)
-    assert torch.equal(y, F.max_pool2d(x, *pool))
     rows = 40
+    assert torch.equal(y[:, :, :8], F.max_pool2d(x[:, :, :rows], *pool)[:, :, :8])
     x = x[:, :, -rows:].clone(memory_format=form)
     indices = unpack_indices(packed, shape, *pool)
     end_y, end_packed = max_pool2d_packed(x, *pool)
     count = end_y.shape[2] - 1  # the first window sees the padding
+    assert torch.equal(end_y, F.max_pool2d(x, *pool))
+    assert torch.equal(y[:, :, -count:], end_y[:, :, -count:])
     assert torch.equal(packed[:, :, -count:], end_packed[:, :, -count:])
     expected = max_unpool2d(end_y, end_packed, **pool.unpooling(), output_size=x.shape)
     for where in (packed, indices):
