@@ -32,7 +32,7 @@ from segfast.ops._max_unpool_geometry import (
     unpooled_size,
 )
 from segfast.ops._max_unpool_grad import MaxPool, MaxPoolValues, MaxUnpool, MaxUnpoolIndices, call
-from segfast.ops._max_unpool_op import dense, packed_width
+from segfast.ops._max_unpool_op import compiled, dense, packed_width
 
 
 def max_pool2d(
@@ -269,7 +269,8 @@ def served_by() -> dict[str, str]:
     """Which kernel serves the operator, per device."""
     module = native()
     reference = "PyTorch reference (kernels/max_unpool/reference.py)"
-    cpu = reference if module is None else f"max_unpool_cpu.cpp ({module.instruction_set()})"
+    there = module is not None and compiled("_max_pool2d")
+    cpu = f"max_unpool_cpu.cpp ({module.instruction_set()})" if there else reference
     return {"cpu": cpu, "cuda": f"on the GPU by {reference}"}
 
 
