@@ -25,7 +25,8 @@ void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reac
   const int bits = offset_bits(positions(p));
   const int64_t bytes = packed_width(columns.output, bits);
   const int64_t extent = window_extent(columns);
-  typename M::Sink sink[kChunk];
+  constexpr int64_t kSpare = 8;  // what falls elsewhere goes there, which needs no branch
+  typename M::Sink sink[kChunk + kSpare] = {};
   W offsets[kChunk];
   for (int64_t left = 0; left < columns.input; left += kChunk) {
     const int64_t width = smaller(kChunk, columns.input - left);
@@ -43,8 +44,9 @@ void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reac
         for (int64_t wo = begin; wo < end; ++wo) {
           const int64_t j = offsets[wo - begin] - first;
           const int64_t w = window_start(columns, wo) + j * columns.dilation - left;
-          if (j < 0 || j >= columns.kernel || w < 0 || w >= width) continue;
-          sink[w] = M::one(sink[w], y[rows[n].output * columns.output + wo], true);
+          const bool here = j >= 0 && j < columns.kernel && w >= 0 && w < width;
+          const int64_t at = here ? w : kChunk + wo % kSpare;
+          sink[at] = M::one(sink[at], y[rows[n].output * columns.output + wo], true);
         }
       }
     }
@@ -52,16 +54,26 @@ void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reac
   }
 }
 
-// f(plane of y, its bytes, the windows that reach the row, how many, the row of x) for rows of x.
+// f(plane of y, its bytes, the windows that reach the row, how many, the row of x) for rows of x;
+// f returns how many rows it did.
 template <typename W, typename F>
 SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* packed, W* x,
                                  int64_t begin, int64_t end, const F& f) {
   const int64_t bytes = packed_width(p.columns.output, offset_bits(positions(p)));
+  int64_t plane = begin / p.rows.input, h = begin % p.rows.input;
   Reach rows[kMostReach];
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t line = row / p.rows.input * p.rows.output;
-    const int count = Reaches(p.rows, row % p.rows.input).list(rows);
-    f(y + line * p.columns.output, packed + line * bytes, rows, count, x + row * p.columns.input);
+  while (begin < end) {
+    Reaches reaches(p.rows, h);
+    const int64_t stop = smaller(end, begin + p.rows.input - h), line = plane * p.rows.output;
+    while (begin < stop) {
+      const int count = reaches.list(rows);
+      const int64_t done = f(y + line * p.columns.output, packed + line * bytes, rows, count,
+                             x + begin * p.columns.input, stop - begin);
+      for (int64_t k = 0; k < done; ++k) reaches.next();
+      begin += done;
+    }
+    h = 0;
+    ++plane;
   }
 }
 
@@ -69,7 +81,17 @@ template <typename M, int Stride, int Kernel, typename W>
 void spread_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                    int64_t end) {
   Spread<M, Stride, Kernel> spread(p, is_past_caches(p));
-  for_each_row(p, y, packed, x, begin, end, [&](auto... row) { spread.row(row...); });
+  const bool owns = spread.owns_rows(p);
+  for_each_row(p, y, packed, x, begin, end,
+               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to,
+                   int64_t left) -> int64_t {
+                 if (owns && count == 1 && rows[0].offset == 0 && left >= Kernel) {
+                   spread.template row<Kernel ? Kernel : 1>(from, bytes, rows, count, to);
+                   return Kernel;
+                 }
+                 spread.row(from, bytes, rows, count, to);
+                 return 1;
+               });
   end_of_stream();
 }
 
@@ -85,7 +107,12 @@ void unpool_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, in
       return spread_planes<M, 0, 0>(p, y, packed, x, begin, end);
     }
   }
-  for_each_row(p, y, packed, x, begin, end, [&](auto... row) { scatter_row<M>(p, row...); });
+  for_each_row(p, y, packed, x, begin, end,
+               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to,
+                   int64_t) -> int64_t {
+                 scatter_row<M>(p, from, bytes, rows, count, to);
+                 return 1;
+               });
 }
 
 // One window's part in `count` channels of a position.
