@@ -269,12 +269,12 @@ def served_by() -> dict[str, str]:
     """Which kernel serves the operator, per device."""
     module = native()
     reference = "PyTorch reference (kernels/max_unpool/reference.py)"
-    if module is None:
-        return {"cpu": reference, "cuda": f"on the GPU by {reference}"}
-    cuda = f"on the GPU by {reference}"
-    if compiled("_max_pool2d", "cuda"):
+    cpu, cuda = reference, f"on the GPU by {reference}"
+    if module is not None and compiled("_max_pool2d", "cpu"):
+        cpu = f"max_unpool_cpu.cpp ({module.instruction_set()})"
+    if module is not None and compiled("_max_pool2d", "cuda"):
         cuda = f"max_unpool.cu (sm_{module.build_info()['cuda_architectures'].replace(';', ', ')})"
-    return {"cpu": f"max_unpool_cpu.cpp ({module.instruction_set()})", "cuda": cuda}
+    return {"cpu": cpu, "cuda": cuda}
 
 
 def _pool(

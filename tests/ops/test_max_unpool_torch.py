@@ -162,9 +162,13 @@ def test_raw_operators_are_given_dense_tensors(layout: str) -> None:
         (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
         gradient.square().sum().backward()
         torch.func.vmap(torch.func.grad(loss), in_dims=2)(x.detach().unsqueeze(2))
-        torch.func.vmap(lambda y, p: max_unpool2d(y, p, 3, 2, 1), (1, None))(
-            distinct((2, 4, 3, 5, 7)), pooled(SIZE)["packed"]
+        one = pooled((1, *SIZE[1:]))
+        torch.func.vmap(lambda y, p: max_unpool2d(y, p, 3, 2, 1), (4, None))(
+            distinct((1, 3, 5, 7, 2)), one["packed"]
         )
+        for where in (one["packed"], one["int64"]):
+            y = laid_out(one["y"], layout).requires_grad_()
+            torch.autograd.grad(max_unpool2d(y, where, 3, 2, 1), y, weight[:1])
         pack_indices(laid_out(pooled(SIZE)["int64"], layout), SIZE, *POOL)
     assert spy.seen == set(SCHEMAS) - {"_max_pool2d_values"}
 
