@@ -1,5 +1,5 @@
 // exp(-d / 2) in place of squared distances d >= 0, and 2^t, M vectors at once so that their
-// latencies overlap.
+// latencies overlap. (The softmax takes simd.h's exp instead, which keeps any NaN.)
 #pragma once
 
 #include "simd.h"
@@ -70,14 +70,12 @@ SEGFAST_INLINE void exp2_of(Vec<float, N>* t) {
 #pragma GCC unroll 8
     for (int k = 0; k < M; ++k) t[k] = power[k] * q[k] + power[k];
   } else {
-    constexpr float kPolynomial[] = {1.339887872e-3f,   9.618435485e-3f,   5.5503324615e-2f,
-                                     2.40226479303e-1f, 6.93147202857e-1f, 1.0f};
 #pragma GCC unroll 8
-    for (int k = 0; k < M; ++k) q[k] = broadcast<float, N>(1.535384993e-4f);
+    for (int k = 0; k < M; ++k) q[k] = broadcast<float, N>(kExp2Polynomial[0]);
 #pragma GCC unroll 8
-    for (int n = 0; n < 6; ++n) {
+    for (int n = 1; n < 7; ++n) {
 #pragma GCC unroll 8
-      for (int k = 0; k < M; ++k) q[k] = q[k] * r[k] + kPolynomial[n];
+      for (int k = 0; k < M; ++k) q[k] = q[k] * r[k] + kExp2Polynomial[n];
     }
 #pragma GCC unroll 8
     for (int k = 0; k < M; ++k) t[k] = (V)((U)q[k] + ((U)shifted[k] << 23));

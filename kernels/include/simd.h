@@ -134,22 +134,28 @@ SEGFAST_INLINE V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
+// 2^r for |r| <= 1/2, highest power first: minimax with value 1 at 0, relative error 2e-9.
+constexpr float kExp2Polynomial[] = {1.535384993e-4f,
+                                     1.339887872e-3f,
+                                     9.618435485e-3f,
+                                     5.5503324615e-2f,
+                                     2.40226479303e-1f,
+                                     6.93147202857e-1f,
+                                     1.0f};
+
 // exp(x) for x <= 0 (0 below the smallest normal result); NaN propagates.
 // Absolute error below 1e-7; relative too for x > -5.
-//   x log2(e) = n + r, |r| <= 1/2;   exp(x) = 2^n 2^r, 2^r by a minimax polynomial with value 1 at
-//   0
+//   x log2(e) = n + r, |r| <= 1/2;   exp(x) = 2^n 2^r
 template <int N>
 SEGFAST_INLINE Vec<float, N> exp_nonpositive(Vec<float, N> x) {
   using U = Vec<uint32_t, N>;
-  constexpr float kLog2E = 1.44269504088896341f;  // its float is 1.3e-8 off
-  constexpr float kRound = 12582912.0f;           // 1.5 * 2^23: adding it rounds to an integer
-  constexpr float kPolynomial[] = {1.339887872e-3f,   9.618435485e-3f,   5.5503324615e-2f,
-                                   2.40226479303e-1f, 6.93147202857e-1f, 1.0f};
+  constexpr float kLog2E = 1.44269504088896341f;      // its float is 1.3e-8 off
+  constexpr float kRound = 12582912.0f;               // 1.5 * 2^23: adding it rounds to an integer
   constexpr uint32_t kOne = 0x3f800000;               // 1.0f
   const Vec<float, N> shifted = x * kLog2E + kRound;  // n in its low bits
   const Vec<float, N> r = x * kLog2E - (shifted - kRound);
-  Vec<float, N> p = broadcast<float, N>(1.535384993e-4f);
-  for (float c : kPolynomial) p = p * r + c;
+  Vec<float, N> p = broadcast<float, N>(kExp2Polynomial[0]);
+  for (int k = 1; k < 7; ++k) p = p * r + kExp2Polynomial[k];
   const U power = ((U)shifted << 23) + kOne;
   return x < -87.0f ? Vec<float, N>{} : p * (Vec<float, N>)power;
 }
