@@ -269,8 +269,9 @@ def served_by() -> dict[str, str]:
     """Which kernel serves the operator, per device."""
     module = native()
     reference = "PyTorch reference (kernels/max_unpool/reference.py)"
-    there = module is not None and compiled("_max_pool2d")
-    cpu = f"max_unpool_cpu.cpp ({module.instruction_set()})" if there else reference
+    cpu = reference
+    if module is not None and compiled("_max_pool2d"):  # not so in a build older than the sources
+        cpu = f"max_unpool_cpu.cpp ({module.instruction_set()})"
     return {"cpu": cpu, "cuda": f"on the GPU by {reference}"}
 
 
