@@ -12,6 +12,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --no-build-isolation --constraint constraints.txt
 CODE := $(shell find kernels csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(CODE) $(shell find tests/kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .PHONY: help setup build demo test lint types format bench peer clean
 .DELETE_ON_ERROR:
@@ -37,7 +38,7 @@ lint: setup ## ruff and clang-format, changing nothing
 	@echo "==> lint"
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(VENV)/bin/clang-format --dry-run -Werror $(CODE)
+	@$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
 
 types: setup ## mypy
 	@echo "==> types"
@@ -46,7 +47,7 @@ types: setup ## mypy
 format: setup ## ruff and clang-format, changing files
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
-	@$(VENV)/bin/clang-format -i $(CODE)
+	@$(VENV)/bin/clang-format -i $(FORMATTED)
 
 bench: setup build peer ## measure OP=dense_crf against its peers: table and plot in RESULTS
 	@echo "==> benchmark of $(OP)"

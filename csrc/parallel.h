@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <thread>
+#include <vector>
 
 namespace segfast {
 
@@ -17,6 +19,30 @@ void for_each_item(int64_t items, const MakeWorker& make_worker) {
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const auto work = make_worker();
     for (int64_t item = next++; item < items; item = next++) work(item);
+  });
+}
+
+// make_worker() -> callable(a, b), for every unordered pair of groups, a == b included. Pairs that
+// share a group are handled one after the other, always in the same order: in round r, every group
+// a meets (r - a) mod groups.
+template <typename MakeWorker>
+void for_each_pair(int64_t groups, const MakeWorker& make_worker) {
+  std::vector<std::atomic<int64_t>> rounds(groups);  // done by each group
+  const auto wait = [&](int64_t group, int64_t round) {
+    while (rounds[group].load(std::memory_order_acquire) < round) std::this_thread::yield();
+  };
+  // Items are taken in order: the earliest unfinished one never waits for another.
+  for_each_item(groups * groups, [&] {
+    return [&, work = make_worker()](int64_t item) {
+      const int64_t round = item / groups, a = item % groups;
+      const int64_t b = (round - a + groups) % groups;
+      if (a > b) return;
+      wait(a, round);
+      wait(b, round);
+      work(a, b);
+      rounds[a].store(round + 1, std::memory_order_release);
+      rounds[b].store(round + 1, std::memory_order_release);
+    };
   });
 }
 

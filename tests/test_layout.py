@@ -44,6 +44,19 @@ def missing_files(root: Path, op: str) -> list[str]:
     return [path for path in wanted if not (root / path).is_file()]
 
 
+def untested_cuda(root: Path) -> list[str]:
+    """Every .cu is run on the processor, by a test with the operator's name."""
+    found = []
+    for path in sorted((root / "kernels").rglob("*.cu")):
+        op = path.parent.name
+        driver = root / f"tests/kernels/host_cuda/drivers/{op}.cpp"
+        test = root / f"tests/kernels/test_{op}_cuda.py"
+        runs = test.is_file() and f'host_cuda.operator("{op}")' in test.read_text()
+        if not (driver.is_file() and runs):
+            found.append(str(path.relative_to(root)))
+    return found
+
+
 def imported_modules(path: Path, package: str) -> Iterator[str]:
     """Absolute names of everything that `path`, a module of `package`, imports anywhere."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -95,10 +108,15 @@ def test_kernels_know_no_framework() -> None:
     assert not framework_headers(ROOT)
 
 
+def test_cuda_kernels_are_run_on_the_processor() -> None:
+    assert not untested_cuda(ROOT)
+
+
 @pytest.mark.parametrize("folder", SOURCES)
 def test_files_stay_readable(folder: str) -> None:
     ceiling = 500 if folder == "tests" else 400
-    files = [p for p in (ROOT / folder).rglob("*") if p.suffix in {".py", ".h", ".cpp", ".cu"}]
+    suffixes = {".py", ".h", ".cpp", ".cu", ".cuh"}
+    files = [p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
     assert not {path: n for path, n in lengths.items() if n > ceiling}
 
@@ -116,6 +134,12 @@ def tree(tmp_path: Path) -> Path:
         "segfast/models/net.py": "from segfast import cli",
         "kernels/fold/reference.py": "import torch\nfrom segfast import ops",
         "kernels/fold/fold.cpp": '#include "fold.h"\n#  include <ATen/core/Tensor.h>\n',
+        "kernels/fold/fold.cu": "__global__ void fold_kernel() {}",
+        "kernels/tested/tested.cu": "__global__ void tested_kernel() {}",
+        "tests/kernels/host_cuda/drivers/fold.cpp": "int main() {}",
+        "tests/kernels/test_fold_cuda.py": "import pytest",
+        "tests/kernels/host_cuda/drivers/tested.cpp": "int main() {}",
+        "tests/kernels/test_tested_cuda.py": 'tested = host_cuda.operator("tested")',
         "kernels/include/fold.cuh": "// #include <torch/all.h> is not for here\n",
         "csrc/cpu/fold.cpp": "#include <torch/all.h>\n",
     }
@@ -142,3 +166,4 @@ def test_the_checks_see_what_they_look_for(tree: Path) -> None:
         "segfast/models/net.py imports segfast.cli",
     ]
     assert framework_headers(tree) == ["kernels/fold/fold.cpp includes ATen/core/Tensor.h"]
+    assert untested_cuda(tree) == ["kernels/fold/fold.cu"]

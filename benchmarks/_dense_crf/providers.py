@@ -29,10 +29,10 @@ def _segfast(method: str, spatial: str) -> Callable[[Workload, Inputs], Job]:
         options: dict[str, Any] = asdict(workload.model) | {"iterations": workload.iterations}
 
         def job() -> Tensor:
-            scores = segfast.ops.mean_field(
-                logits, image, method=method, spatial=spatial, **options
+            belief = segfast.ops.mean_field(
+                logits, image, method=method, spatial=spatial, return_belief=True, **options
             )  # [1, L, H, W]
-            return scores[0].flatten(1).softmax(0)
+            return belief[0].flatten(1)
 
         return job
 

@@ -155,15 +155,15 @@ class Conv {
 
   // Convolves what was sent down the columns, strip by strip; alternately down and up the buffer.
   void deliver() {
-    constexpr int64_t kStrip = 2048 / sizeof(T);  // its lines around one block stay in the L2 cache
+    const int64_t strip = strip_width();
     const int64_t begin = term_->radius_x * size_.labels;
     const int64_t scalars =
         (size_.width * size_.labels + kVectorScalars - 1) / kVectorScalars * kVectorScalars;
     T* out = term_->lines + shift_ * term_->pitch;
-    for_each_item((scalars + kStrip - 1) / kStrip, [&] {
+    for_each_item((scalars + strip - 1) / strip, [&] {
       return [&](int64_t i) {
-        kernels_.conv_columns(*term_, size_.height, begin + i * kStrip,
-                              std::min(kStrip, scalars - i * kStrip), out);
+        kernels_.conv_columns(*term_, size_.height, begin + i * strip,
+                              std::min(strip, scalars - i * strip), out);
       };
     });
     term_->lines = out;
@@ -172,6 +172,14 @@ class Conv {
 
  private:
   static constexpr int64_t kVectorScalars = 64 / sizeof(T);  // whole vectors may be written
+
+  // Scalars per line of a strip: the lines around one block fill half of a first-level cache, but
+  // no line is shorter than four cache lines.
+  int64_t strip_width() const {
+    constexpr int64_t kBytes = 16 << 10, kShortest = 256, kLongest = 2048;
+    const int64_t line = kBytes / (2 * term_->radius_y + kernels_.slack) / 128 * 128;
+    return std::clamp(line, kShortest, kLongest) / static_cast<int64_t>(sizeof(T));
+  }
 
   // An odd number of cache lines: walking down a column must not revisit the same cache sets.
   static int64_t pitch(int64_t scalars) {
@@ -191,7 +199,7 @@ class Conv {
 template <typename T>
 Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
            const std::vector<Tensor>& lattice_tensors, const std::vector<Tensor>& conv_tensors,
-           int64_t iterations) {
+           int64_t iterations, bool softmax) {
   std::vector<LatticeTerm<T>> lattice_terms(lattice_tensors.size() / kLatticeTensors);
   std::vector<ConvTerm<T>> conv_terms(conv_tensors.size() / kConvTensors);
   std::vector<Lattice<T>> lattices;
@@ -206,7 +214,8 @@ Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
     convs.emplace_back(&conv_tensors[i * kConvTensors], size, kernels, &conv_terms[i]);
   }
 
-  Tensor scores = torch::stable::empty_like(logits);
+  Tensor out = torch::stable::empty_like(logits);
+  want_huge_pages(mutable_data<T>(out), sizeof(T) * out.numel());
   MeanField<T> m{};
   m.labels = size.labels;
   m.row = size.row;
@@ -221,7 +230,7 @@ Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
     m.receive = i > 0;
     m.send = i < iterations;
     m.belief = i == 0 ? belief : nullptr;
-    m.scores = i == iterations ? mutable_data<T>(scores) : nullptr;
+    if (i == iterations) (softmax ? m.result : m.scores) = mutable_data<T>(out);
     if (m.receive) {
       for (auto& lattice : lattices) lattice.deliver();
       for (auto& conv : convs) conv.deliver();
@@ -233,13 +242,14 @@ Tensor run(const Tensor& logits, const T* belief, const Sizes& size,
       };
     });
   }
-  return scores;
+  return out;
 }
 
-// logits [L, N], belief [L, N] to start from (else softmax(logits)) -> scores [L, N].
+// logits [L, N], belief [L, N] to start from (else softmax(logits)) -> scores [L, N], or their
+// softmax over the labels.
 Tensor mean_field(const Tensor& logits, std::optional<Tensor> belief, int64_t width,
                   const std::vector<Tensor>& lattices, const std::vector<Tensor>& convs,
-                  int64_t iterations) {
+                  int64_t iterations, bool softmax) {
   const ScalarType dtype = logits.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "logits must be float32 or float64");
@@ -260,10 +270,10 @@ Tensor mean_field(const Tensor& logits, std::optional<Tensor> belief, int64_t wi
   size.row = (size.labels + multiple - 1) / multiple * multiple;
   if (dtype == ScalarType::Float) {
     return run<float>(logits, belief ? data<float>(*belief) : nullptr, size, lattices, convs,
-                      iterations);
+                      iterations, softmax);
   }
   return run<double>(logits, belief ? data<double>(*belief) : nullptr, size, lattices, convs,
-                     iterations);
+                     iterations, softmax);
 }
 
 template <typename T>

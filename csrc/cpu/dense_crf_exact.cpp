@@ -56,15 +56,27 @@ void run(ExactProblem<T> p) {
   const auto features = make_buffer<T>(slots * p.dims);
   const auto values = make_buffer<T>(slots * p.channels);
   const auto boxes = make_buffer<T>(2 * p.dims * exact_box_stride(p.tiles));
+  const auto centres = make_buffer<T>(p.tiles * p.dims);
+  const auto centred = make_buffer<T>(slots * (p.dims + 1));
+  const auto reach = make_buffer<T>(p.tiles);
+  const auto sums = make_buffer<double>(slots * p.channels);
   p.tile_features = features.get();
   p.tile_values = values.get();
   p.boxes = boxes.get();
+  p.centres = centres.get();
+  p.centred = centred.get();
+  p.reach = reach.get();
+  p.sums = sums.get();
   torch::stable::parallel_for(0, p.tiles, 16,
                               [&](int64_t begin, int64_t end) { kernels.pack(p, begin, end); });
-  for_each_item(p.tiles, [&] {
-    return [&, scratch = make_buffer<char>(exact_scratch_bytes(p.tiles, p.channels))](
-               int64_t tile) { kernels.filter(p, tile, tile + 1, scratch.get()); };
+  torch::stable::parallel_for(0, p.tiles, 16,
+                              [&](int64_t begin, int64_t end) { kernels.reach(p, begin, end); });
+  for_each_pair(exact_groups(p.tiles), [&] {
+    return [&, scratch = make_buffer<char>(exact_scratch_bytes(p.tiles, p.channels, p.dims))](
+               int64_t a, int64_t b) { kernels.filter(p, a, b, scratch.get()); };
   });
+  torch::stable::parallel_for(0, p.tiles, 16,
+                              [&](int64_t begin, int64_t end) { kernels.unpack(p, begin, end); });
 }
 
 template <typename T>

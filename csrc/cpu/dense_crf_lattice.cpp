@@ -59,6 +59,8 @@ std::vector<Tensor> build(const Tensor& features, const KeyLayout& layout, int64
   };
   Tensor vertex = make({pixels, corners}, ScalarType::Int);  // numbered within the band
   Tensor weight = make({pixels, corners}, kDtype<T>);
+  want_huge_pages(mutable_data<int32_t>(vertex), sizeof(int32_t) * vertex.numel());
+  want_huge_pages(mutable_data<T>(weight), sizeof(T) * weight.numel());
 
   std::vector<Vertices> tables;
   for (int64_t b = 0; b < bands; ++b) tables.emplace_back(layout.words, 16384);

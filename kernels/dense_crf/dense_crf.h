@@ -129,6 +129,7 @@ struct MeanField {
   const T* logits;  // [L, N]
   const T* belief;  // [L, N] to send instead of softmax(scores), or null
   T* scores;        // [L, N] or null
+  T* result;        // [L, N] or null: softmax(scores)
   bool receive;     // add the messages of the terms to the logits
   bool send;        // splat the belief for the next update
   int lattice_count, conv_count;

@@ -1,163 +1,32 @@
 // Exact Gaussian filter, one copy per instruction set. The contract is in exact.h.
 //
-// A tile's 32 output pixels are vector lanes. Per batch of kept tiles: the kernel block P [j, i]
-// goes to a scratch that stays in the first-level cache, then y[c, i] += P[j, i] v[j, c] runs with
-// the sums of a channel block in registers.
+// 32 output pixels of a tile are vector lanes. For a tile J and a batch of tiles I within reach,
+// the kernel block P [i, j] goes to a scratch that stays in the first-level cache, then y[c, j] +=
+// P[i, j] v[i, c] runs with the sums of a channel block in registers; transposed, the same block
+// serves y[c, i] += P[i, j] v[j, c].
 #include "exact.h"
-#include "gaussian.h"
+#include "exact_block.h"
+#include "exact_tiles.h"
 #include "simd.h"
 
 namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int kTile = kExactTile;
-constexpr int kBatch = 8;  // tiles of pixels j in one block P
+constexpr int kBatch = 4;  // tiles I in one block P
+// Registers hold the sums of kMaxBlock channels for kVectors vectors of pixels, as many values
+// and one vector of P.
+constexpr int kMaxBlock = kVectorRegisters == 32 ? 8 : 3;
+
+constexpr int kBins = 512;  // of half a squared distance, rounded down to a bin
+constexpr int kPerUnit = 4;
+
+// Half the squared distances from the tile's box to those of tiles j, j + 1, ..., rounded so as to
+// be at most the true ones, and at most the last bin's.
 template <typename T>
-constexpr int kGroup = 2 * kLanes<T>;  // pixels i handled at once: two vectors
-// Channels whose sums fit in registers beside two vectors of P and one value.
-constexpr int kMaxBlock = kVectorRegisters == 32 ? 12 : 6;
-
-template <typename T>
-using KeyOf = std::make_unsigned_t<IntOf<T>>;
-
-// An integer that orders as x does.
-template <typename T>
-SEGFAST_INLINE KeyOf<T> order_key(T x) {
-  using U = KeyOf<T>;
-  U bits;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
-  constexpr U kSign = U{1} << (8 * sizeof(U) - 1);
-  return bits & kSign ? ~bits : bits | kSign;
-}
-
-// Splits the slots [begin, end) at middle: smaller keys on the widest axis left, stable, ties in
-// order.
-template <typename T>
-void split_range(const ExactProblem<T>& p, int64_t begin, int64_t middle, int64_t end) {
-  using U = KeyOf<T>;
-  const T* features = p.features;
-  U* keys = static_cast<U*>(p.keys);
-  int64_t* order = p.order;
-
-  // The axis only decides how well the tiles fit: a sample is enough to choose it.
-  const int64_t sample = (end - begin + 255) / 256;
-  const T* axis = features;
-  T widest = -1;
-  for (int64_t f = 0; f < p.dims; ++f) {
-    const T* x = features + f * p.pixels;
-    T low = x[order[begin]], high = low;
-    for (int64_t s = begin; s < end; s += sample) {
-      const T v = x[order[s]];
-      low = v < low ? v : low;
-      high = v > high ? v : high;
-    }
-    if (high - low > widest) {
-      widest = high - low;
-      axis = x;
-    }
-  }
-
-  for (int64_t s = begin; s < end; ++s) keys[s] = order_key(axis[order[s]]);
-  // The key of rank middle - begin, bit by bit: the largest pivot with at most that many below it.
-  constexpr int64_t kCounted = 1 << 16;  // counted in a key's own width, which is faster
-  const int64_t rank = middle - begin;
-  int64_t below = 0;
-  U pivot = 0;
-  for (U bit = U{1} << (8 * sizeof(U) - 1); bit; bit >>= 1) {
-    const U candidate = pivot | bit;
-    int64_t count = 0;
-    for (int64_t s = begin; s < end;) {
-      const int64_t stop = end - s < kCounted ? end : s + kCounted;
-      U in_part = 0;
-      for (; s < stop; ++s) in_part += keys[s] < candidate;
-      count += in_part;
-    }
-    if (count <= rank) {
-      pivot = candidate;
-      below = count;
-    }
-  }
-
-  int64_t ties_left = rank - below, left = begin, right = middle;
-  for (int64_t s = begin; s < end; ++s) {
-    const bool tie = keys[s] == pivot;
-    const bool goes_left = keys[s] < pivot || (tie && ties_left > 0);
-    ties_left -= tie;
-    p.spare[goes_left ? left : right] = order[s];
-    left += goes_left;
-    right += !goes_left;
-  }
-  __builtin_memcpy(order + begin, p.spare + begin, (end - begin) * sizeof(int64_t));
-}
-
-template <typename T>
-constexpr T kInfinity = __builtin_inf();
-
-// One tile: rows of features [F, 32] and of values [32, C], and the box around its pixels.
-// A last tile that is not full repeats its last pixel with value 0. NaN features lose their payload
-// (gaussian.h shifts it into the result); a tile with NaN or infinite content gets an unbounded
-// box, so that no bound can leave out what the full sum would turn into NaN.
-template <typename T>
-void pack_tile(const ExactProblem<T>& p, int64_t tile) {
-  const int64_t first = tile * kTile;
-  const int64_t count = p.pixels - first < kTile ? p.pixels - first : kTile;
-  const int64_t* order = p.order + first;
-  const int64_t stride = exact_box_stride(p.tiles);
-  T* lower = p.boxes + tile;
-  T* upper = lower + p.dims * stride;
-  bool finite = true;
-
-  T* rows = p.tile_values + first * p.channels;
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const T* values = p.values + c * p.pixels;
-    for (int64_t s = 0; s < count; ++s) {
-      const T v = values[order[s]];
-      finite &= v - v == 0;
-      rows[s * p.channels + c] = v;
-    }
-  }
-  for (int64_t k = count * p.channels; k < kTile * p.channels; ++k) rows[k] = 0;
-
-  T* packed = p.tile_features + first * p.dims;
-  for (int64_t f = 0; f < p.dims; ++f) {
-    const T* x = p.features + f * p.pixels;
-    T low = kInfinity<T>, high = -kInfinity<T>;
-    for (int64_t s = 0; s < kTile; ++s) {
-      T v = x[order[s < count ? s : count - 1]];
-      finite &= v - v == 0;
-      if (v != v) v = static_cast<T>(__builtin_nan(""));
-      packed[f * kTile + s] = v;
-      low = v < low ? v : low;
-      high = v > high ? v : high;
-    }
-    lower[f * stride] = low;
-    upper[f * stride] = high;
-  }
-  if (finite) return;
-  for (int64_t f = 0; f < p.dims; ++f) {
-    lower[f * stride] = -kInfinity<T>;
-    upper[f * stride] = kInfinity<T>;
-  }
-}
-
-// Tiles that the tile needs, in ascending order.
-//
-// d_J, the distance between two boxes, bounds every distance between their pixels, so a tile left
-// out costs a row at most 32 exp(-d_J^2 / 2) max|v|. Tiles are dropped from the farthest inwards
-// while the sum of these stays within the tolerance; d^2 / 2 is binned (rounded down) to find
-// where.
-template <typename T>
-int64_t keep_tiles(const ExactProblem<T>& p, int64_t tile, T* reach, int64_t* kept) {
-  int64_t count = 0;
-  if (!(p.tolerance > 0)) {
-    for (int64_t j = 0; j < p.tiles; ++j) kept[count++] = j;
-    return count;
-  }
+SEGFAST_INLINE Vec<T, kLanes<T>> box_distances(const ExactProblem<T>& p, int64_t tile, int64_t j) {
   constexpr int W = kLanes<T>;
-  constexpr int kBins = 512;
-  constexpr T kPerUnit = 4;
-  constexpr T kLast = (kBins - 1) / kPerUnit;
+  constexpr T kLast = T(kBins - 1) / kPerUnit;
   // Less than 1/2 by more than F + 4 roundings of d^2 can make up: a bin is never too far.
   constexpr T kEpsilon = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52;
   const T half = T(0.5) / (1 + T(p.dims + 8) * kEpsilon);
@@ -165,101 +34,95 @@ int64_t keep_tiles(const ExactProblem<T>& p, int64_t tile, T* reach, int64_t* ke
   const int64_t stride = exact_box_stride(p.tiles);
   const T* lower = p.boxes;
   const T* upper = lower + p.dims * stride;
+  Vec<T, W> sum{};
+  for (int64_t f = 0; f < p.dims; ++f) {
+    const int64_t at = f * stride;
+    const Vec<T, W> above = load<W>(lower + at + j) - upper[at + tile];
+    const Vec<T, W> under = lower[at + tile] - load<W>(upper + at + j);
+    // NaN (infinite boxes) ends as 0 in the outer maximum: not a number > 0.
+    const Vec<T, W> gap = maximum(maximum(above, under), Vec<T, W>{});
+    sum += gap * gap;
+  }
+  sum *= half;
+  return sum > kLast ? broadcast<T, W>(kLast) : sum;
+}
+
+// How far the tile must see: it may do without the tiles from this half squared distance on.
+//
+// d_J, the distance between two boxes, bounds every distance between their pixels, so a tile left
+// out costs a row at most 32 exp(-d_J^2 / 2) max|v|. Tiles are dropped from the farthest inwards
+// while the sum of these stays within the tolerance; d^2 / 2 is binned (rounded down) to find
+// where.
+template <typename T>
+T reach_of(const ExactProblem<T>& p, int64_t tile) {
+  constexpr int W = kLanes<T>;
+  int bin = kBins;
+  if (!(p.tolerance > 0)) return T(bin) / kPerUnit;
   int32_t histogram[kBins] = {};
   for (int64_t j = 0; j < p.tiles; j += W) {
-    Vec<T, W> sum{};
-    for (int64_t f = 0; f < p.dims; ++f) {
-      const int64_t at = f * stride;
-      const Vec<T, W> above = load<W>(lower + at + j) - upper[at + tile];
-      const Vec<T, W> under = lower[at + tile] - load<W>(upper + at + j);
-      // NaN (infinite boxes) ends as 0 in the outer maximum: not a number > 0.
-      const Vec<T, W> gap = maximum(maximum(above, under), Vec<T, W>{});
-      sum += gap * gap;
-    }
-    sum *= half;
-    store<W>(reach + j, sum > kLast ? broadcast<T, W>(kLast) : sum);
+    const Vec<T, W> bins = box_distances(p, tile, j) * T(kPerUnit);
+    const int count = p.tiles - j < W ? static_cast<int>(p.tiles - j) : W;
+    for (int k = 0; k < count; ++k) ++histogram[static_cast<int>(bins[k])];
   }
-  for (int64_t j = 0; j < p.tiles; ++j) ++histogram[static_cast<int>(reach[j] * kPerUnit)];
-
   constexpr double kWiden = 1.2840254166877414;  // exp(1 / kPerUnit)
   double weight = kTile * 3.303e-56;             // kTile exp(-kLast), rounded up
   double dropped = 0;
-  int bin = kBins;
   while (bin > 0) {
     dropped += histogram[bin - 1] * weight;
     if (dropped > p.tolerance) break;
     weight *= kWiden;
     --bin;
   }
-  for (int64_t j = 0; j < p.tiles; ++j) {
+  return T(bin) / kPerUnit;
+}
+
+// Tiles of [begin, end) that are within reach of the tile or have it within theirs.
+template <typename T>
+int keep_tiles(const ExactProblem<T>& p, int64_t tile, int64_t begin, int64_t end, int64_t* kept) {
+  constexpr int W = kLanes<T>;
+  alignas(kExactAlign) T distances[kExactGroup + W];
+  const int64_t first = begin / W * W;  // whole vectors of boxes
+  for (int64_t j = first; j < end; j += W) {
+    store<W>(distances + (j - first), box_distances(p, tile, j));
+  }
+  int count = 0;
+  for (int64_t j = begin; j < end; ++j) {
     kept[count] = j;
-    count += static_cast<int>(reach[j] * kPerUnit) < bin;
+    const T reach = p.reach[j] > p.reach[tile] ? p.reach[j] : p.reach[tile];
+    count += distances[j - first] < reach;
   }
   return count;
 }
 
-// P [32, kGroup]: 32 pixels j against a group of pixels i, features [F, 32] each.
-template <typename T>
-SEGFAST_INLINE void kernel_block(const T* fi, const T* fj, int64_t dims, T* block) {
-  constexpr int W = kLanes<T>;
-  constexpr int kRows = 4;
-  constexpr int kAtOnce = kVectorRegisters == 32 ? 8 : 4;
-  for (int j = 0; j < kTile; j += kRows) {
-    Vec<T, W> d[2 * kRows] = {};
-    for (int64_t f = 0; f < dims; ++f) {
-      const Vec<T, W> x0 = load<W>(fi + f * kTile);
-      const Vec<T, W> x1 = load<W>(fi + f * kTile + W);
-#pragma GCC unroll 4
-      for (int k = 0; k < kRows; ++k) {
-        const T y = fj[f * kTile + j + k];
-        d[2 * k] += (x0 - y) * (x0 - y);
-        d[2 * k + 1] += (x1 - y) * (x1 - y);
-      }
-    }
-#pragma GCC unroll 2
-    for (int k = 0; k < 2 * kRows; k += kAtOnce) gaussian_of<kAtOnce, W>(d + k);
-#pragma GCC unroll 8
-    for (int k = 0; k < 2 * kRows; ++k) store<W>(block + (2 * j + k) * W, d[k]);
-  }
-}
-
-// sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on; values[t] are rows of tile t.
-// In three levels, so that rounding stays below that of a plain float32 product: 32 terms in
-// registers, 256 in `total`, all of them in double.
+// sums[c, i] += sum_j P[j, i] v[j, c] for C channels from `first` on and a group of pixels i;
+// values[t] are rows of tile t. At most 128 terms meet in a register, at most kExactGroup such sums
+// in `sums`, all of these in double: rounding stays below that of a plain float32 product.
 template <typename T, int C>
 void accumulate(const T* block, const T* const* values, int tiles, int64_t first, int64_t channels,
-                double* sums) {
+                T* sums) {
   constexpr int W = kLanes<T>;
-  alignas(kExactAlign) T total[C][2 * W] = {};
+  Vec<T, W> y[C][kVectors] = {};
   for (int t = 0; t < tiles; ++t) {
-    const T* v = values[t] + first;
-    Vec<T, W> y[C][2] = {};
-    for (int j = 0; j < kTile; ++j, v += channels, block += 2 * W) {
-      const Vec<T, W> p0 = load<W>(block), p1 = load<W>(block + W);
-#pragma GCC unroll 12
-      for (int c = 0; c < C; ++c) {
-        y[c][0] += p0 * v[c];
-        y[c][1] += p1 * v[c];
+    const T* row = values[t] + first;
+    for (int j = 0; j < kTile; ++j, row += channels, block += kTile) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const Vec<T, W> p = load<W>(block + v * W);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) y[c][v] += p * row[c];
       }
     }
-#pragma GCC unroll 12
-    for (int c = 0; c < C; ++c) {
-      store<W>(total[c], load<W>(total[c]) + y[c][0]);
-      store<W>(total[c] + W, load<W>(total[c] + W) + y[c][1]);
-    }
   }
-  constexpr int D = kLanes<double>;
-  for (int c = 0; c < C; ++c) {
-    double* sum = sums + (first + c) * kTile;
-    for (int i = 0; i < 2 * W; i += D) {
-      const Vec<double, D> t = __builtin_convertvector(load<D>(total[c] + i), Vec<double, D>);
-      store<D>(sum + i, load<D>(sum + i) + t);
-    }
+  sums += first * kTile;
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c, sums += kTile) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store<W>(sums + v * W, load<W>(sums + v * W) + y[c][v]);
   }
 }
 
 template <typename T>
-using Accumulate = void (*)(const T*, const T* const*, int, int64_t, int64_t, double*);
+using Accumulate = void (*)(const T*, const T* const*, int, int64_t, int64_t, T*);
 
 template <typename T, int... C>
 constexpr Accumulate<T> pick(int64_t count, std::integer_sequence<int, C...>) {
@@ -268,85 +131,110 @@ constexpr Accumulate<T> pick(int64_t count, std::integer_sequence<int, C...>) {
 }
 
 template <typename T>
-void accumulate_all(const T* block, const T* const* values, int tiles, int64_t channels,
-                    double* sums) {
-  // Blocks of nearly equal size: 21 channels are 11 + 10, not 12 + 9.
+void accumulate_all(const T* block, const T* const* values, int tiles, int64_t channels, T* sums) {
+  // Blocks of nearly equal size: 19 channels are 7 + 6 + 6, not 8 + 8 + 3.
   const int64_t blocks = (channels + kMaxBlock - 1) / kMaxBlock;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = b * channels / blocks, end = (b + 1) * channels / blocks;
-    pick<T>(end - first, std::make_integer_sequence<int, kMaxBlock>{})(block, values, tiles, first,
-                                                                       channels, sums);
-  }
-}
-
-template <typename T>
-void filter_tile(const ExactProblem<T>& p, int64_t tile, void* scratch) {
-  T* reach = static_cast<T*>(scratch);
-  int64_t* kept = static_cast<int64_t*>(scratch) + exact_box_stride(p.tiles);
-  double* sums = reinterpret_cast<double*>(kept + exact_box_stride(p.tiles));
-  alignas(kExactAlign) T block[kBatch * kTile * kGroup<T>];
-  const T* rows[kBatch];
-
-  const T* features = p.tile_features;
-  const T* values = p.tile_values;
-  const int64_t kept_count = keep_tiles<T>(p, tile, reach, kept);
-  __builtin_memset(sums, 0, p.channels * kTile * sizeof(double));
-
-  for (int i = 0; i < kTile; i += kGroup<T>) {
-    const T* fi = features + tile * kTile * p.dims + i;
-    for (int64_t k = 0; k < kept_count; k += kBatch) {
-      const int tiles = kept_count - k < kBatch ? static_cast<int>(kept_count - k) : kBatch;
-      for (int t = 0; t < tiles; ++t) {
-        const int64_t j = kept[k + t] * kTile;
-        kernel_block<T>(fi, features + j * p.dims, p.dims, block + t * kTile * kGroup<T>);
-        rows[t] = values + j * p.channels;
-      }
-      accumulate_all<T>(block, rows, tiles, p.channels, sums + i);
+    const auto run = pick<T>(end - first, std::make_integer_sequence<int, kMaxBlock>{});
+    for (int i = 0; i < kTile; i += kGroup<T>) {
+      run(block + i, values, tiles, first, channels, sums + i);
     }
   }
+}
 
-  const int64_t* order = p.order + tile * kTile;
-  const int64_t count = p.pixels - tile * kTile < kTile ? p.pixels - tile * kTile : kTile;
-  for (int64_t c = 0; c < p.channels; ++c) {
-    T* out = p.out + c * p.pixels;
-    for (int64_t s = 0; s < count; ++s) out[order[s]] = static_cast<T>(sums[c * kTile + s]);
+// What the tiles of one group receive from another: [C, kTile] for each tile that was used.
+template <typename T>
+struct GroupSums {
+  T* memory;
+  int64_t first, size;  // the group's first tile, elements per tile
+  bool used[kExactGroup];
+
+  T* of(int64_t tile) {
+    T* sums = memory + (tile - first) * size;
+    if (!used[tile - first]) __builtin_memset(sums, 0, size * sizeof(T));
+    used[tile - first] = true;
+    return sums;
+  }
+
+  void add_to(double* totals) const {
+    for (int64_t k = 0; k < kExactGroup; ++k) {
+      if (!used[k]) continue;
+      double* total = totals + (first + k) * size;
+      for (int64_t m = 0; m < size; ++m) total[m] += memory[k * size + m];
+    }
+  }
+};
+
+// Tile j and up to kBatch tiles i: what all of these send to j and, but for j itself, receive.
+template <typename T>
+void filter_batch(const ExactProblem<T>& p, int64_t j, const int64_t* i, int tiles, T* scratch,
+                  GroupSums<T>& sums_i, GroupSums<T>& sums_j) {
+  alignas(kExactAlign) T block[kBatch][kTile * kTile];
+  alignas(kExactAlign) T transposed[kTile * kTile];
+  const auto rows_of = [&](int64_t tile) { return p.tile_values + tile * kTile * p.channels; };
+  const T* rows[kBatch];
+  for (int t = 0; t < tiles; ++t) {
+    kernel_block(p, j, i[t], scratch, block[t]);
+    rows[t] = rows_of(i[t]);
+  }
+  accumulate_all(block[0], rows, tiles, p.channels, sums_j.of(j));
+  rows[0] = rows_of(j);
+  for (int t = 0; t < tiles; ++t) {
+    if (i[t] == j) continue;
+    transpose_block(block[t], transposed);
+    accumulate_all(transposed, rows, 1, p.channels, sums_i.of(i[t]));
   }
 }
 
 template <typename T>
-void start(const ExactProblem<T>& p, int64_t begin, int64_t end) {
-  for (int64_t s = begin; s < end; ++s) p.order[s] = s;
-}
+void filter(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch) {
+  const int64_t group = exact_group(p.tiles), size = p.channels * kTile;
+  T* memory = static_cast<T*>(scratch);
+  GroupSums<T> sums_a{memory, a * group, size, {}};
+  GroupSums<T> sums_b{memory + group * size, b * group, size, {}};
+  T* centred = memory + 2 * group * size;
+  const int64_t end_a = (a + 1) * group < p.tiles ? (a + 1) * group : p.tiles;
+  const int64_t end_b = (b + 1) * group < p.tiles ? (b + 1) * group : p.tiles;
 
-template <typename T>
-void split(const ExactProblem<T>& p, int64_t level, int64_t begin, int64_t end) {
-  for (int64_t k = begin; k < end; ++k) {
-    // Children of a range are the ranges 2k and 2k + 1 of the next level: the same formula.
-    const int64_t first = k * p.tiles >> level;
-    const int64_t middle = (2 * k + 1) * p.tiles >> (level + 1);
-    const int64_t last = (k + 1) * p.tiles >> level;
-    if (middle == first || middle == last) continue;
-    const int64_t stop = last * kTile < p.pixels ? last * kTile : p.pixels;
-    split_range(p, first * kTile, middle * kTile, stop);
+  for (int64_t j = b * group; j < end_b; ++j) {
+    int64_t kept[kExactGroup];
+    const int count = keep_tiles(p, j, a * group, a == b ? j + 1 : end_a, kept);
+    for (int k = 0; k < count; k += kBatch) {
+      const int tiles = count - k < kBatch ? count - k : kBatch;
+      filter_batch(p, j, kept + k, tiles, centred, sums_a, sums_b);
+    }
   }
+  sums_a.add_to(p.sums);
+  sums_b.add_to(p.sums);
 }
 
 template <typename T>
-void pack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
-  for (int64_t tile = begin; tile < end; ++tile) pack_tile(p, tile);
+void reach(const ExactProblem<T>& p, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) p.reach[tile] = reach_of(p, tile);
+  const int64_t size = p.channels * kTile;
+  __builtin_memset(p.sums + begin * size, 0, (end - begin) * size * sizeof(double));
 }
 
 template <typename T>
-void filter(const ExactProblem<T>& p, int64_t begin, int64_t end, void* scratch) {
-  for (int64_t tile = begin; tile < end; ++tile) filter_tile(p, tile, scratch);
+void unpack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t* order = p.order + tile * kTile;
+    const double* sums = p.sums + tile * p.channels * kTile;
+    const int64_t count = p.pixels - tile * kTile < kTile ? p.pixels - tile * kTile : kTile;
+    for (int64_t c = 0; c < p.channels; ++c) {
+      T* out = p.out + c * p.pixels;
+      for (int64_t s = 0; s < count; ++s) out[order[s]] = static_cast<T>(sums[c * kTile + s]);
+    }
+  }
 }
 
 }  // namespace
 
-extern const ExactKernels<float> exact_kernels_f32 = {start<float>, split<float>, pack<float>,
-                                                      filter<float>};
-extern const ExactKernels<double> exact_kernels_f64 = {start<double>, split<double>, pack<double>,
-                                                       filter<double>};
+extern const ExactKernels<float> exact_kernels_f32 = {start<float>, split<float>,  pack<float>,
+                                                      reach<float>, filter<float>, unpack<float>};
+extern const ExactKernels<double> exact_kernels_f64 = {
+    start<double>, split<double>, pack<double>, reach<double>, filter<double>, unpack<double>};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

@@ -179,42 +179,49 @@ SEGFAST_INLINE Vec<T, kLanes<T>> exponentials(Vec<T, kLanes<T>>* tile, Vec<T, kL
 }
 
 // Scores and belief of up to W pixels: logits [L, N] and messages [W, row] in, belief [W, row] out.
-template <typename T>
-SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int count, const T* message,
+template <bool kWhole, typename T>
+SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int some, const T* message,
                            const Scratch<T>& s, T* belief) {
   constexpr int W = kLanes<T>;
   using V = Vec<T, W>;
-  V* tile = reinterpret_cast<V*>(s.tile);
+  const int labels = m.labels, count = kWhole ? W : some;
+  const int64_t pixels = m.pixels;
+  const T* const logits = m.logits + pixel;
+  T* const scores = m.scores ? m.scores + pixel : nullptr;
+  V* const tile = reinterpret_cast<V*>(s.tile);
   V inverse = broadcast<T, W>(1), top = broadcast<T, W>(-__builtin_inf());
   const auto take = [&](int64_t l, V score) {
-    const T* logits = m.logits + l * m.pixels + pixel;
-    __builtin_prefetch(logits + kChunk);  // as many streams as labels: too many for the hardware
-    score += load_pixels(logits, count);
-    if (m.scores) store_pixels(m.scores + l * m.pixels + pixel, score, count);
+    const T* at = logits + l * pixels;
+    __builtin_prefetch(at + kChunk);  // as many streams as labels: too many for the hardware
+    score += load_pixels(at, count);
+    if (scores) store_pixels(scores + l * pixels, score, count);
     tile[l] = score;
     top = maximum(score, top);
   };
   if (m.belief != nullptr) {
-    for (int l = 0; l < m.labels; ++l)
-      tile[l] = load_pixels(m.belief + l * m.pixels + pixel, count);
+    for (int l = 0; l < labels; ++l) tile[l] = load_pixels(m.belief + l * pixels + pixel, count);
   } else {
     if (m.receive) {
       for (int64_t l = 0; l < s.pitch; l += W) {
         // (vectors reach into the next pixel: those lanes are labels that do not exist)
         transpose<T, W>([&](int w) { return load<W>(message + w * m.row + l); },
                         [&](int i, V score) {
-                          if (l + i < m.labels) take(l + i, score);
+                          if (l + i < labels) take(l + i, score);
                         });
       }
     } else {
-      for (int l = 0; l < m.labels; ++l) take(l, V{});
+      for (int l = 0; l < labels; ++l) take(l, V{});
+    }
+    if (!m.send && !m.result) return;
+    inverse = exponentials<T>(tile, top, labels);
+    for (int64_t l = 0; m.result && l < labels; ++l) {
+      store_pixels(m.result + l * pixels + pixel, tile[l] * inverse, count);
     }
     if (!m.send) return;
-    inverse = exponentials<T>(tile, top, m.labels);
   }
   for (int64_t l = 0; l < s.pitch; l += W) {
-    transpose<T, W>([&](int i) { return l + i < m.labels ? tile[l + i] * inverse : V{}; },
-                    [&](int w, V labels) { store<W>(belief + w * s.pitch + l, labels); });
+    transpose<T, W>([&](int i) { return l + i < labels ? tile[l + i] * inverse : V{}; },
+                    [&](int w, V values) { store<W>(belief + w * s.pitch + l, values); });
   }
 }
 
@@ -289,9 +296,12 @@ void update_line(const MeanField<T>& m, int band, int64_t first, int64_t width,
         add_lattice_message(m, m.lattice[t], band, first + x, count, s.single, message);
       }
     }
-    for (int p = 0; p < count; p += W) {
-      decide(m, first + x + p, count - p < W ? count - p : W, message + p * m.row, s,
-             s.belief + p * s.pitch);
+    int p = 0;
+    for (; p + W <= count; p += W) {
+      decide<true>(m, first + x + p, W, message + p * m.row, s, s.belief + p * s.pitch);
+    }
+    if (p < count) {
+      decide<false>(m, first + x + p, count - p, message + p * m.row, s, s.belief + p * s.pitch);
     }
     if (!m.send) continue;
     for (int t = 0; t < m.lattice_count; ++t) {

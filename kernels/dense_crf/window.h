@@ -7,8 +7,9 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-// Outputs computed together: the values they share stay in registers.
-constexpr int kWindow = kVectorRegisters >= 32 ? 8 : 4;
+// Outputs computed together: the values they share stay in registers, and an FMA takes as many
+// cycles as there are independent sums.
+constexpr int kWindow = kVectorRegisters >= 32 ? 8 : 5;
 
 //   emit(b, sum_{r = -R..R} taps[|r|] in[b + r]),  b in [0, count), count <= kWindow
 // for N lanes; position p is at in + p * stride. Reads positions -R .. kWindow - 1 + R.
@@ -24,20 +25,26 @@ SEGFAST_INLINE void symmetric_window(const T* in, int64_t stride, const T* taps,
     sum[b] = left[b] * taps[0];
   }
   const T *next_left = in - stride, *next_right = in + kWindow * stride;
-  for (int64_t base = 0; base < radius; base += kWindow) {
+  const auto step = [&](int u, T tap) __attribute__((always_inline)) {  // u = r mod kWindow
+    left[kWindow - u] = load<N>(next_left);
+    right[u - 1] = load<N>(next_right);
+    next_left -= stride;
+    next_right += stride;
+    const V scale = broadcast<T, N>(tap);
 #pragma GCC unroll 8
-    for (int u = 1; u <= kWindow; ++u) {  // r = base + u
-      if (base + u > radius) break;
-      left[(kWindow - u) % kWindow] = load<N>(next_left);
-      right[(u - 1) % kWindow] = load<N>(next_right);
-      next_left -= stride;
-      next_right += stride;
-      const V tap = broadcast<T, N>(taps[base + u]);
-#pragma GCC unroll 8
-      for (int b = 0; b < kWindow; ++b) {
-        sum[b] += tap * (left[(kWindow + b - u) % kWindow] + right[(b + u) % kWindow]);
-      }
+    for (int b = 0; b < kWindow; ++b) {
+      sum[b] += scale * (left[(kWindow + b - u) % kWindow] + right[(b + u) % kWindow]);
     }
+  };
+  int64_t r = 1;
+  for (; r + kWindow <= radius + 1; r += kWindow) {
+#pragma GCC unroll 8
+    for (int u = 1; u <= kWindow; ++u) step(u, taps[r + u - 1]);
+  }
+#pragma GCC unroll 8
+  for (int u = 1; u < kWindow; ++u) {
+    if (r > radius) break;
+    step(u, taps[r++]);
   }
 #pragma GCC unroll 8
   for (int b = 0; b < kWindow; ++b) {

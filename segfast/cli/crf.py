@@ -195,6 +195,10 @@ def _folder_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
         raise UserError(f"no image in {args.image} has a partner in {args.labels}")
     folders = {"output": args.output}
     folders |= {name: getattr(args, name) for name in OPTIONAL_OUTPUTS if getattr(args, name)}
+    for name, folder in folders.items():
+        if folder.suffix.lower() in (".png", *ARRAY_SUFFIXES) and not folder.exists():
+            option = "OUT" if name == "output" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} must be a folder, as IMAGE and LABELS are, got {folder}")
     extension = {"save_probs": "npz"}
     jobs = []
     for stem in stems:
@@ -263,7 +267,7 @@ def _infer(
     unary, image = torch.from_numpy(logits), torch.from_numpy(photo)
     start = time.perf_counter()
     try:
-        result = mean_field(unary, image, **model, return_steps=steps)
+        result = mean_field(unary, image, **model, return_steps=steps, return_belief=True)
     except (ValueError, TypeError) as error:
         raise UserError(_as_option(error)) from None
     except (MemoryError, RuntimeError) as error:
@@ -273,8 +277,8 @@ def _infer(
         raise UserError(f"not enough memory for {labels} labels on {width} x {height}") from None
     seconds = time.perf_counter() - start
     states = [(unary, unary.softmax(0)), *result[1]] if steps else []
-    scores = result[0] if steps else result
-    return scores.softmax(0).numpy(), [(s.numpy(), q.numpy()) for s, q in states], seconds
+    belief = result[0] if steps else result
+    return belief.numpy(), [(s.numpy(), q.numpy()) for s, q in states], seconds
 
 
 def _refine(job: Job, args: argparse.Namespace, model: dict[str, Any]) -> dict[str, Any]:

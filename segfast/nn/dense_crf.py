@@ -159,8 +159,11 @@ class DenseCRF(nn.Module):
             raise ValueError(f"name must be one of {', '.join(PRESETS)}; got {name!r}")
         return cls(**{**PRESETS[name].parameters, **overrides})
 
-    def forward(self, logits: Tensor, image: Tensor) -> Tensor:
-        """logits [B, L, H, W], image [B, C, H, W] -> scores [B, L, H, W] (before the softmax)."""
+    def forward(self, logits: Tensor, image: Tensor, return_belief: bool = False) -> Tensor:
+        """logits [B, L, H, W], image [B, C, H, W] -> scores [B, L, H, W] (before the softmax).
+
+        With ``return_belief`` their softmax over the labels, faster than a softmax afterwards.
+        """
         return mean_field(
             logits,
             image,
@@ -175,6 +178,7 @@ class DenseCRF(nn.Module):
             method=self.method,
             spatial=self.spatial,
             tolerance=self.tolerance,
+            return_belief=return_belief,
         )
 
     def extra_repr(self) -> str:

@@ -31,8 +31,8 @@ torch.library.define(
 )
 torch.library.define(
     "segfast::_mean_field",
-    "(Tensor logits, Tensor? belief, int width, Tensor[] lattices, Tensor[] convs, int iterations)"
-    " -> Tensor",
+    "(Tensor logits, Tensor? belief, int width, Tensor[] lattices, Tensor[] convs, int iterations,"
+    " bool softmax) -> Tensor",
 )
 torch.library.define("segfast::_exact_order", "(Tensor features) -> Tensor")
 torch.library.define("segfast::_softmax", "(Tensor scores) -> Tensor")
@@ -129,9 +129,11 @@ class _NativeTerms:
         self.lattices: list[Tensor] = []
         self.convs: list[Tensor] = []
 
-    def mean_field(self, logits: Tensor, belief: Tensor | None, iterations: int) -> Tensor:
+    def mean_field(
+        self, logits: Tensor, belief: Tensor | None, iterations: int, softmax: bool = False
+    ) -> Tensor:
         return torch.ops.segfast._mean_field(
-            logits, belief, self.width, self.lattices, self.convs, iterations
+            logits, belief, self.width, self.lattices, self.convs, iterations, softmax
         )
 
     def add(self, term: PairwiseTerm) -> None:
@@ -291,19 +293,25 @@ class Engine:
     def belief(self, scores: Tensor) -> Tensor:
         """softmax over labels [L, N], bit for bit what ``run`` computes between iterations."""
         if native() is None or scores.numel() == 0:
-            return torch.softmax(scores, 0)
+            # Down the columns PyTorch's chunks, and so the bits, depend on the number of threads.
+            return torch.softmax(scores.t().contiguous(), 1).t()
         return torch.ops.segfast._softmax(scores.contiguous())
 
-    def run(self, iterations: int, on_step: StepCallback | None = None) -> Tensor:
-        """Mean field from softmax(logits); ``on_step(scores)`` after each iteration."""
+    def run(
+        self, iterations: int, on_step: StepCallback | None = None, softmax: bool = False
+    ) -> Tensor:
+        """Mean field from softmax(logits) -> scores, or belief if ``softmax``.
+
+        ``on_step(scores)`` is called after each iteration.
+        """
         if self.fused is not None and not self.separate and on_step is None:
-            return self.fused.mean_field(self.logits, None, iterations)
+            return self.fused.mean_field(self.logits, None, iterations, softmax)
         scores = self.logits.clone()
         for _ in range(iterations):
             scores = self.step(self.belief(scores))
             if on_step is not None:
                 on_step(scores)
-        return scores
+        return self.belief(scores) if softmax else scores
 
 
 def filter_features(

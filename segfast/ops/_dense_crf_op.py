@@ -28,7 +28,7 @@ torch.library.define(
     "(Tensor logits, Tensor image, Tensor spatial_weight, Tensor bilateral_weight,"
     " Tensor? compatibility, float[] spatial_sigma, float[] bilateral_sigma, float[] color_sigma,"
     " int iterations, str normalization, str method, str spatial, float tolerance,"
-    " bool keep_steps) -> Tensor",
+    " bool keep_steps, bool softmax) -> Tensor",
 )
 
 
@@ -56,7 +56,9 @@ def _mean_field(
     compatibility: Tensor | None, spatial_sigma: Sequence[float],
     bilateral_sigma: Sequence[float], color_sigma: Sequence[float], iterations: int,
     normalization: str, method: str, spatial: str, tolerance: float, keep_steps: bool,
+    softmax: bool,
 ) -> Tensor:  # fmt: skip
+    """Scores [1, B, L, H, W] (their softmax if asked for); scores of all steps if `keep_steps`."""
     _warn_about_inputs(logits, image, color_sigma)
     dtype = _compute_dtype(logits.dtype)
     mixings = [_mixing(w, compatibility, dtype) for w in (spatial_weight, bilateral_weight)]
@@ -70,8 +72,8 @@ def _mean_field(
         warn_if_slow(unary, terms, iterations)
         engine = Engine(unary, terms, (logits.shape[2], logits.shape[3]), tolerance)
         states: list[Tensor] = []
-        scores = engine.run(iterations, states.append if keep_steps else None)
-        stacked = torch.stack(states) if states else scores[None]
+        last = engine.run(iterations, states.append if keep_steps else None, softmax)
+        stacked = torch.stack(states) if states else last[None]
         return stacked.unflatten(2, logits.shape[2:]).to(logits.device, logits.dtype)
 
     if logits.shape[0] == 1 and (iterations > 0 or not keep_steps):

@@ -109,6 +109,7 @@ def mean_field(
     spatial: str = "conv",
     tolerance: float = 1e-7,
     return_steps: bool = False,
+    return_belief: bool = False,
 ) -> Any:
     r"""Mean-field inference in a fully connected CRF with Gaussian edge potentials.
 
@@ -139,10 +140,12 @@ def mean_field(
             exact method always convolves.
         tolerance: exact method: kernel mass that may be dropped per pixel.
         return_steps: also return the state after each iteration.
+        return_belief: return the belief Q = softmax(scores) over the labels in place of the scores;
+            faster than a softmax afterwards, and not rounded to half precision before it.
 
     Returns:
-        scores [B, L, H, W] before the softmax, in the dtype of ``logits``; with ``return_steps``
-        ``(scores, steps)`` where steps is a list of ``(scores, belief)``, one per iteration.
+        scores [B, L, H, W] before the softmax (or the belief), in the dtype of ``logits``; with
+        ``return_steps`` ``(scores, steps)``, steps a list of ``(scores, belief)`` per iteration.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -187,7 +190,7 @@ def mean_field(
     method = resolve_method(method, logits.shape[2] * logits.shape[3], normalization)
     options = (
         spatial_y_x, bilateral_y_x, color, iterations, normalization, method, spatial, tolerance,
-        return_steps,
+        return_steps, return_belief and not return_steps,
     )  # fmt: skip
     steps = MeanField.apply(logits, image, *weights, compatibility, options)  # [S, B, L, H, W]
     if unbatched:
@@ -196,6 +199,8 @@ def mean_field(
         return steps[0]
     beliefs = torch.softmax(steps, dim=-3)
     scores = steps[-1] if iterations > 0 else (logits[0] if unbatched else logits).clone()
+    if return_belief:
+        scores = beliefs[-1] if iterations > 0 else torch.softmax(scores, dim=-3)
     return scores, list(zip(steps, beliefs, strict=True))
 
 

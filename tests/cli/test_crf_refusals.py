@@ -245,6 +245,21 @@ def pair(scene: Scene) -> tuple[Path, Path, Path]:
     return images, labels, scene.folder / "results"
 
 
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("-o", "OUT"), ("--overlay", "--overlay"), ("--save-probs", "--save-probs")],
+)
+@pytest.mark.parametrize("file", ["result.png", "result.npz"])
+def test_a_file_name_for_a_folder_of_results(
+    refuse: Refuse, scene: Scene, pair: tuple[Path, Path, Path], option: str, name: str, file: str
+) -> None:
+    images, labels, results = pair
+    out = {"-o": results} | {option: scene.folder / file}
+    arguments = [each for item in out.items() for each in item]
+    assert f"{name} must be a folder" in refuse("crf", images, labels, *arguments)
+    assert not (scene.folder / file).exists()
+
+
 def test_folder_problems(refuse: Refuse, scene: Scene, pair: tuple[Path, Path, Path]) -> None:
     images, labels, results = pair
     base = ("crf", images, labels, "-o", results)

@@ -128,13 +128,59 @@ def test_zero_tolerance_is_dense(instruction_set: str, dtype: torch.dtype) -> No
     assert (skipped[0, TILE:] == 0).any()
 
 
+@pytest.mark.parametrize("radius", [0.0, 0.5, 1.7, 1.8, 3.0])  # product form: up to 1.75
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_product_form(instruction_set: str, radius: float, offset: float) -> None:
+    """One tile holds values; every K_ij stays within the error that README.md proves."""
+    generator = torch.Generator().manual_seed(0)
+    ball = torch.randn(3, TILE, generator=generator)
+    features = torch.zeros(3, 50 * TILE)
+    features[:, :TILE] = radius * ball / ball.norm(dim=0).clamp(min=1e-3)
+    features[0, TILE:] = radius + torch.linspace(0.1, 13.5, 49 * TILE)  # K down to 1e-40
+    features += offset
+    values = torch.zeros(1, 50 * TILE)
+    values[0, :TILE] = 1
+    exact = reference.gaussian_filter(values.double(), features.double())[0]
+    found = gaussian_filter(values[None], features[None], tolerance=0.0)[0, 0].double()
+    farthest = (features - offset).norm(dim=0).double() + radius  # also off any centre
+    exponents = (3 * 3 + 7) * (farthest.square() + radius**2) * 2.0**-24
+    # 16: the exponential, the sums; 1.7e-38: exp(-87), below which differences give 0
+    assert ((found - exact).abs() <= exact * (exponents + 16 * 2.0**-24) + TILE * 1.7e-38).all()
+
+
+@pytest.mark.parametrize("pixels", [127, 129, 257, 8161, 16385])  # groups of 4, 4, 4, 8, 16 tiles
+def test_groups_of_tiles(instruction_set: str, pixels: int) -> None:
+    """Every pair of groups, full or not, is seen once: rows picked from all over."""
+    generator = torch.Generator().manual_seed(pixels)
+    features = torch.randn(2, pixels, generator=generator, dtype=torch.float64)
+    values = torch.rand(1, pixels, generator=generator, dtype=torch.float64)
+    rows = torch.arange(0, pixels, max(1, pixels // 200))
+    squared = (features[:, rows, None] - features[:, None, :]).square().sum(0)
+    exact = values @ torch.exp(-squared / 2).T
+    found = gaussian_filter(values[None], features[None], tolerance=1e-9)[0][:, rows]
+    assert (found - exact).abs().max() <= 1e-9 + rounding(mass(features[:, rows]) * pixels)
+
+
+@pytest.mark.parametrize("far", ["dense", "sparse"])
+def test_either_tile_may_keep_a_pair(instruction_set: str, far: str) -> None:
+    """Tiles that could drop few of the others, and tiles that could drop the few: same bound."""
+    distances = [6.0] * 60 if far == "dense" else [6.0] + [0.01 * k for k in range(60)]
+    features, exact = shells(distances)
+    missing = exact - found_mass(features, 2e-5)
+    assert missing.abs().max() <= 2e-5 + rounding(exact)
+
+
 @pytest.mark.usefixtures("restored_threads")
-def test_same_bits_for_any_number_of_threads(instruction_set: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 shows order in a sum
+@pytest.mark.parametrize("pixels", [40, 1000, 8200])  # 1, 8 and 33 groups of tiles
+def test_same_bits_for_any_number_of_threads(
+    instruction_set: str, pixels: int, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(1)
-    features = 4 * torch.randn(1, 5, 2000, generator=generator)
-    values = torch.randn(1, 6, 2000, generator=generator)
+    features = torch.randn(1, 5, pixels, generator=generator, dtype=dtype)
+    values = torch.randn(1, 6, pixels, generator=generator, dtype=dtype)
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 8):
         torch.set_num_threads(threads)
         results += [gaussian_filter(values, features) for _ in range(2)]
     assert all(torch.equal(results[0], result) for result in results)

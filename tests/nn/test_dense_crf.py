@@ -52,12 +52,17 @@ def test_defaults_are_the_operator_s() -> None:
     assert {p.name: p.default for p in module} == {
         name: operator[name].default for name in (p.name for p in module)
     }
-    assert {p.name for p in module} == set(operator) - {"logits", "image", "return_steps"}
+    assert {p.name for p in module} == set(operator) - {
+        "logits", "image", "return_steps", "return_belief"
+    }  # fmt: skip
 
 
 def test_equals_the_operator(inputs: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(DenseCRF()(*inputs), mean_field(*inputs))
     assert torch.equal(DenseCRF(**options())(*inputs), mean_field(*inputs, **options()))
+    assert torch.equal(
+        DenseCRF()(*inputs, return_belief=True), mean_field(*inputs, return_belief=True)
+    )
 
 
 def test_every_argument_reaches_the_operator(
@@ -72,7 +77,7 @@ def test_every_argument_reaches_the_operator(
     monkeypatch.setattr("segfast.nn.dense_crf.mean_field", recorded)
     DenseCRF(**options())(*inputs)
     (arguments,) = calls
-    assert set(arguments) == set(options())
+    assert set(arguments) == {*options(), "return_belief"}
     for name, value in options().items():
         given = arguments[name]
         assert torch.equal(given, value) if isinstance(value, Tensor) else given == value, name

@@ -180,6 +180,29 @@ def test_steps(problem: Problem, method: str) -> None:
     assert torch.equal(scores, steps[-1][0])
 
 
+@pytest.mark.parametrize("iterations", [0, 1, 4])
+@pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
+@pytest.mark.parametrize(("labels", "width"), [(1, 9), (3, 15), (21, 70)])
+def test_belief(
+    problem: Problem, labels: int, width: int, options: dict[str, Any], iterations: int
+) -> None:
+    """The belief is the scores' softmax; native kernels take it while the scores are at hand."""
+    logits, image = problem(labels, 3, 12, width, 2)
+    options = options | {"iterations": iterations}
+    belief = mean_field(logits, image, return_belief=True, **options)
+    scores = mean_field(logits, image, **options)
+    assert_as_good_as(belief, scores.double().softmax(1), scores.softmax(1))
+    last, steps = mean_field(logits, image, return_steps=True, return_belief=True, **options)
+    assert torch.equal(last, steps[-1][1] if steps else logits.softmax(1))
+
+
+def test_half_belief_is_rounded_once(problem: Problem) -> None:
+    logits, image = problem(3, 3, 12, 15)
+    belief = mean_field(logits.half(), image, return_belief=True)
+    exact = mean_field(logits.half().float(), image, return_belief=True)
+    assert torch.equal(belief, exact.half())
+
+
 def test_no_iterations_returns_the_logits(problem: Problem) -> None:
     logits, image = problem(3, 3, 12, 15)
     scores = mean_field(logits, image, iterations=0)

@@ -37,7 +37,9 @@ def test_gaussian_filter(method: str) -> None:
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "exact"}, {"spatial": "lattice"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "exact"}, {"spatial": "lattice"}, {"return_belief": True}]
+)
 def test_mean_field(problem: Problem, options: dict[str, Any]) -> None:
     logits, image = problem(4, 3, 9, 11, 2)
     weight = torch.eye(4, dtype=torch.float64) - 0.1
@@ -47,7 +49,8 @@ def test_mean_field(problem: Problem, options: dict[str, Any]) -> None:
 
     raw = (logits.double(), image, torch.tensor(3.0), weight, None, [3.0, 3.0], [80.0, 80.0],
            [13.0, 13.0, 13.0], 2, "symmetric", options.get("method", "lattice"),
-           options.get("spatial", "conv"), 1e-7, False)  # fmt: skip
+           options.get("spatial", "conv"), 1e-7, False,
+           options.get("return_belief", False))  # fmt: skip
     op_battery(
         fn,
         (logits.double(), image, weight),

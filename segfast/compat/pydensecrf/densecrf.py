@@ -155,8 +155,7 @@ class DenseCRF:
         Raises ValueError for a negative or fractional number.
         """
         count = as_count(n_iterations, "n_iterations", 0)
-        scores = self._prepared(count).run(count)  # [L, N]
-        return _belief(scores)
+        return _label_last(self._prepared(count).run(count, softmax=True))
 
     def startInference(self) -> tuple[Float32, Float32, Float32]:
         """Q = softmax(-U), and two empty matrices that `stepInference` asks for and never uses."""
@@ -175,8 +174,8 @@ class DenseCRF:
         belief = self._checked_belief(Q)
         if not Q.flags.writeable:
             raise ValueError("Q is updated in place: it must be writable, got a read-only array")
-        scores = self._prepared().step(torch.from_numpy(belief))  # [L, N]
-        np.copyto(belief, _belief(scores))
+        engine = self._prepared()
+        np.copyto(belief, engine.belief(engine.step(torch.from_numpy(belief))))
 
     def klDivergence(self, Q: Float32) -> float:
         """What mean field minimises, up to constants; falls from step to step, may be negative.
@@ -366,10 +365,6 @@ def _warn_if_flat(colours: npt.NDArray[Any], deviations: Sequence[float]) -> Non
         )
 
 
-def _belief(scores: Tensor) -> Float32:
-    """softmax of [L, N] over the labels, as a label-first view of a label-last buffer.
-
-    That is pydensecrf's layout; and unlike a softmax down the columns, whose chunks depend on the
-    number of threads, one along contiguous rows has the same bits for any.
-    """
-    return torch.softmax(scores.t().contiguous(), 1).t().numpy()
+def _label_last(belief: Tensor) -> Float32:
+    """[L, N] as a label-first view of a label-last buffer: pydensecrf's layout."""
+    return belief.t().contiguous().t().numpy()
