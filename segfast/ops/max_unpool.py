@@ -270,7 +270,7 @@ def served_by() -> dict[str, str]:
     module = native()
     reference = "PyTorch reference (kernels/max_unpool/reference.py)"
     cpu, cuda = reference, f"on the GPU by {reference}"
-    if module is not None and compiled("_max_pool2d", "cpu"):
+    if module is not None and compiled("_max_pool2d", "cpu"):  # not so in a build gone stale
         cpu = f"max_unpool_cpu.cpp ({module.instruction_set()})"
     if module is not None and compiled("_max_pool2d", "cuda"):
         cuda = f"max_unpool.cu (sm_{module.build_info()['cuda_architectures'].replace(';', ', ')})"
