@@ -162,15 +162,19 @@ constexpr int from_pair(int lane, int step, bool high) {
   return (lane & step) ? N + lane - step : lane;
 }
 
+// The lanes K... of a and b, those of b counted on from those of a.
+template <int... K, typename V>
+SEGFAST_INLINE V pick(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, K...);
+#else
+  return __builtin_shuffle(a, b, decltype(a == b){K...});
+#endif
+}
+
 template <int Step, bool High, typename V, int... K>
 SEGFAST_INLINE V exchange(V a, V b, std::integer_sequence<int, K...>) {
-  constexpr int N = sizeof...(K);
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(a, b, from_pair<N>(K, Step, High)...);
-#else
-  using I = Vec<IntOf<std::remove_cvref_t<decltype(a[0])>>, N>;
-  return __builtin_shuffle(a, b, I{from_pair<N>(K, Step, High)...});
-#endif
+  return pick<from_pair<int{sizeof...(K)}>(K, Step, High)...>(a, b);
 }
 
 template <typename T, int N, int Step>

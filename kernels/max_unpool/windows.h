@@ -1,0 +1,211 @@
+// What the CPU kernels share: where windows lie, what elements are, how offsets are packed.
+#pragma once
+
+#include "max_unpool.h"
+#include "simd.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+
+void pool(const Pooling&, const void*, void*, uint8_t*, int64_t, int64_t);
+void pool_backward(const Pooling&, const void*, const uint8_t*, void*, int64_t, int64_t);
+void unpool(const Pooling&, const void*, const uint8_t*, void*, int64_t, int64_t);
+void gather(const Pooling&, const void*, const uint8_t*, void*, uint8_t*, int64_t, int64_t);
+void unpack(const Pooling&, const uint8_t*, int64_t*, int64_t, int64_t);
+int64_t pack(const Pooling&, const int64_t*, uint8_t*, int64_t, int64_t);
+int64_t unpool_indices(const Pooling&, const void*, const int64_t*, void*, int64_t, int64_t);
+int64_t gather_indices(const Pooling&, const void*, const int64_t*, void*, uint8_t*, int64_t,
+                       int64_t);
+
+namespace {
+
+// Outputs handled at once: their offsets, as wide as the elements, stay in the first-level cache.
+constexpr int64_t kChunk = 512;
+
+SEGFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+SEGFAST_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+SEGFAST_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0
+
+// ------------------------------------------------------------------------------------ geometry
+
+struct Range {
+  int64_t begin, end;
+};
+
+SEGFAST_INLINE int64_t window_start(const PoolAxis& axis, int64_t output) {
+  return output * axis.stride - axis.padding;
+}
+// The offsets of a window that lie inside the input.
+SEGFAST_INLINE Range inside(const PoolAxis& axis, int64_t start) {
+  const int64_t begin = start < 0 ? divide_up(-start, axis.dilation) : 0;
+  const int64_t end = start < axis.input ? divide_up(axis.input - start, axis.dilation) : 0;
+  return {smaller(begin, axis.kernel), smaller(end, axis.kernel)};
+}
+// The outputs whose windows lie inside the input altogether.
+SEGFAST_INLINE Range whole_windows(const PoolAxis& axis) {
+  const int64_t begin = smaller(divide_up(axis.padding, axis.stride), axis.output);
+  const int64_t room = axis.input + axis.padding - window_extent(axis);
+  const int64_t end = room < 0 ? 0 : smaller(room / axis.stride + 1, axis.output);
+  return {begin, larger(begin, end)};
+}
+
+SEGFAST_INLINE int64_t positions(const Pooling& p) { return p.rows.kernel * p.columns.kernel; }
+
+// ------------------------------------------------------------------------------------ elements
+
+// Elements are moved as integers of their size.
+template <Dtype D>
+struct ElementOf {
+  using Word = int16_t;
+  using Real = float;  // what sums are kept in
+};
+template <>
+struct ElementOf<Dtype::f32> {
+  using Word = int32_t;
+  using Real = float;
+};
+template <>
+struct ElementOf<Dtype::f64> {
+  using Word = int64_t;
+  using Real = double;
+};
+template <Dtype D>
+using WordOf = typename ElementOf<D>::Word;
+template <Dtype D>
+using RealOf = typename ElementOf<D>::Real;
+template <Dtype D>
+constexpr bool kIsHalf = D == Dtype::f16 || D == Dtype::bf16;
+template <Dtype D>
+constexpr int kHalfInfinity = D == Dtype::f16 ? 0x7c00 : 0x7f80;
+
+template <Dtype D>
+struct DtypeTag {
+  static constexpr Dtype value = D;
+};
+
+template <typename F>
+SEGFAST_INLINE void for_dtype(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::f32:
+      return f(DtypeTag<Dtype::f32>{});
+    case Dtype::f64:
+      return f(DtypeTag<Dtype::f64>{});
+    case Dtype::f16:
+      return f(DtypeTag<Dtype::f16>{});
+    case Dtype::bf16:
+      return f(DtypeTag<Dtype::bf16>{});
+  }
+}
+// f(a word as wide as the elements).
+template <typename F>
+SEGFAST_INLINE void for_word(Dtype dtype, const F& f) {
+  if (dtype == Dtype::f32) return f(int32_t{});
+  if (dtype == Dtype::f64) return f(int64_t{});
+  f(int16_t{});
+}
+
+// f(first, width tag) over [begin, end): whole vectors, the last of which may overlap the one
+// before; narrower ones where not even one fits.
+template <typename W, int N = kLanes<W>, typename F>
+SEGFAST_INLINE void for_each_group(int64_t begin, int64_t end, const F& f) {
+  if (end - begin >= N) {
+    int64_t i = begin;
+    for (; i + N <= end; i += N) f(i, Width<N>{});
+    if (i < end) f(end - N, Width<N>{});
+  } else if constexpr (N > 1) {
+    for_each_group<W, (N == kLanes<W> && N >= 4 ? N / 2 : 1)>(begin, end, f);
+  }
+}
+
+// ------------------------------------------------------------------------------ packed offsets
+
+// Eight offsets, one in each byte, to 8 * bits bits and back.
+SEGFAST_INLINE uint64_t squeeze(uint64_t v, int bits) {
+  if (bits == 2) {
+    v = (v | v >> 6) & 0x000f000f000f000f;
+    v = (v | v >> 12) & 0x000000ff000000ff;
+    return v | v >> 24;
+  }
+  v = (v | v >> 4) & 0x00ff00ff00ff00ff;
+  v = (v | v >> 8) & 0x0000ffff0000ffff;
+  return v | v >> 16;
+}
+SEGFAST_INLINE uint64_t spread(uint64_t v, int bits) {
+  if (bits == 2) {
+    v = (v | v << 24) & 0x000000ff000000ff;
+    v = (v | v << 12) & 0x000f000f000f000f;
+    return (v | v << 6) & 0x0303030303030303;
+  }
+  v = (v | v << 16) & 0x0000ffff0000ffff;
+  v = (v | v << 8) & 0x00ff00ff00ff00ff;
+  return (v | v << 4) & 0x0f0f0f0f0f0f0f0f;
+}
+
+template <int Bits>
+SEGFAST_INLINE void squeeze_all(const uint8_t* bytes, int64_t count, uint8_t* packed) {
+  for (int64_t i = 0; i < count / 8; ++i) {
+    uint64_t v;
+    __builtin_memcpy(&v, bytes + 8 * i, 8);
+    v = squeeze(v, Bits);
+    __builtin_memcpy(packed + Bits * i, &v, Bits);
+  }
+  if (const int64_t rest = count % 8) {
+    uint64_t v = 0;
+    __builtin_memcpy(&v, bytes + count - rest, rest);
+    v = squeeze(v, Bits);
+    __builtin_memcpy(packed + count / 8 * Bits, &v, packed_width(rest, Bits));
+  }
+}
+template <int Bits>
+SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t count, uint8_t* bytes) {
+  for (int64_t i = 0; i < count / 8; ++i) {
+    uint64_t v = 0;
+    __builtin_memcpy(&v, packed + Bits * i, Bits);
+    v = spread(v, Bits);
+    __builtin_memcpy(bytes + 8 * i, &v, 8);
+  }
+  if (const int64_t rest = count % 8) {
+    uint64_t v = 0;
+    __builtin_memcpy(&v, packed + count / 8 * Bits, packed_width(rest, Bits));
+    v = spread(v, Bits);
+    __builtin_memcpy(bytes + count - rest, &v, rest);
+  }
+}
+
+// Offsets of neighbouring columns (count <= kChunk, the first at a byte's lowest bits) as words.
+template <typename W>
+void pack_row(const W* offsets, int64_t count, int bits, uint8_t* packed) {
+  uint8_t bytes[kChunk];
+  uint8_t* out = bits == 8 ? packed : bytes;
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(offsets[i]);
+  if (bits == 4) squeeze_all<4>(bytes, count, packed);
+  if (bits == 2) squeeze_all<2>(bytes, count, packed);
+}
+template <typename W>
+void unpack_row(const uint8_t* packed, int64_t count, int bits, W* offsets) {
+  uint8_t bytes[kChunk];
+  if (bits == 4) spread_all<4>(packed, count, bytes);
+  if (bits == 2) spread_all<2>(packed, count, bytes);
+  const uint8_t* from = bits == 8 ? packed : bytes;
+  for (int64_t i = 0; i < count; ++i) offsets[i] = from[i];
+}
+
+// Offsets of neighbouring channels, one in each byte at `shift`. The first column of a byte
+// overwrites what was there.
+template <typename W>
+void pack_channels(const W* offsets, int64_t count, int shift, uint8_t* packed) {
+  if (shift == 0) {
+    for (int64_t c = 0; c < count; ++c) packed[c] = static_cast<uint8_t>(offsets[c]);
+  } else {
+    for (int64_t c = 0; c < count; ++c) packed[c] |= static_cast<uint8_t>(offsets[c] << shift);
+  }
+}
+template <typename W>
+void unpack_channels(const uint8_t* packed, int64_t count, int bits, int shift, W* offsets) {
+  const int mask = (1 << bits) - 1;
+  for (int64_t c = 0; c < count; ++c) offsets[c] = (packed[c] >> shift) & mask;
+}
+
+}  // namespace
+}  // namespace SEGFAST_ISA
+}  // namespace segfast
