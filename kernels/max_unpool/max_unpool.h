@@ -47,9 +47,7 @@ struct Pooling {
 static constexpr int offset_bits(int64_t positions) {
   return positions <= 4 ? 2 : positions <= 16 ? 4 : 8;
 }
-static constexpr int64_t packed_width(int64_t width, int bits) {
-  return (width * bits + 7) / 8;
-}
+static constexpr int64_t packed_width(int64_t width, int bits) { return (width * bits + 7) / 8; }
 // Positions from the first to the last of a window.
 static constexpr int64_t window_extent(const PoolAxis& axis) {
   return (axis.kernel - 1) * axis.dilation + 1;

@@ -1,7 +1,8 @@
 // Visits the positions of windows in row-major order, a vector of windows at a time: neighbouring
 // columns of a plane, or the channels of one pixel.
 //
-// An Op says what is done with the elements found. Op::State<N> is what N windows keep in registers:
+// An Op says what is done with the elements found. Op::State<N> is what N windows keep in
+// registers:
 //
 //   State(op, at, first)   at: place in the chunk; first: the first offset inside the input
 //   visit(values, offset)
@@ -85,19 +86,19 @@ SEGFAST_INLINE void visit_channels(const Pooling& p, const W* x, int64_t ho, int
   const W* first = x + ((top + i.begin * rows.dilation) * columns.input + left) * p.channels;
 
   const auto visit = [&](Range j) __attribute__((always_inline)) {
-    for_each_group<W>(chunk.begin, chunk.end,
-                      [&](int64_t c, auto width) __attribute__((always_inline)) {
-      constexpr int N = decltype(width)::value;
-      typename Op::template State<N> state(op, c - chunk.begin, i.begin * kernel + j.begin);
-      const W* row = first + c;
-      for (int64_t a = i.begin; a < i.end; ++a, row += line) {
+    for_each_group<W>(
+        chunk.begin, chunk.end, [&](int64_t c, auto width) __attribute__((always_inline)) {
+          constexpr int N = decltype(width)::value;
+          typename Op::template State<N> state(op, c - chunk.begin, i.begin * kernel + j.begin);
+          const W* row = first + c;
+          for (int64_t a = i.begin; a < i.end; ++a, row += line) {
 #pragma GCC unroll 4
-        for (int64_t b = j.begin; b < j.end; ++b) {
-          state.visit(load<N>(row + b * dilation * p.channels), a * kernel + b);
-        }
-      }
-      state.finish(op, c - chunk.begin);
-    });
+            for (int64_t b = j.begin; b < j.end; ++b) {
+              state.visit(load<N>(row + b * dilation * p.channels), a * kernel + b);
+            }
+          }
+          state.finish(op, c - chunk.begin);
+        });
   };
   j.end - j.begin == kernel ? visit({0, kernel}) : visit(j);
 }

@@ -1,0 +1,199 @@
+// y[o] = x[position chosen by o], one copy per instruction set: the gradient of unpooling and the
+// second one of pooling. The contract is in max_unpool.h.
+#include "visit.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+constexpr int64_t kMostVisited = 16;  // positions of a window that are looked at one and all
+
+template <typename W_>
+struct Select {
+  using W = W_;
+  W* y;
+  const W* offsets;
+
+  template <int N>
+  struct State {
+    using V = Vec<W, N>;
+    V value{}, offset;
+
+    SEGFAST_INLINE State(Select& op, int64_t at, int64_t) : offset(load<N>(op.offsets + at)) {}
+    SEGFAST_INLINE void visit(V v, int64_t at) {
+      value = (V)(offset == (static_cast<W>(at) - V{})) ? v : value;
+    }
+    SEGFAST_INLINE void finish(Select& op, int64_t at) const { store<N>(op.y + at, value); }
+  };
+};
+
+// Row and column of every offset in a window.
+struct OffsetTable {
+  int size;
+  uint8_t row[256], column[256];
+
+  explicit OffsetTable(const Pooling& p) : size(static_cast<int>(positions(p))) {
+    for (int k = 0; k < size; ++k) {
+      row[k] = static_cast<uint8_t>(k / p.columns.kernel);
+      column[k] = static_cast<uint8_t>(k % p.columns.kernel);
+    }
+  }
+};
+
+// The positions of x that neighbouring outputs chose, where they lie inside: f(k, row, column), in
+// reverse order. Neighbours are the columns of a plane, or the channels of one pixel.
+template <typename W, typename F>
+SEGFAST_INLINE void for_each_choice(const Pooling& p, const OffsetTable& table, int64_t ho,
+                                    int64_t wo, const W* offsets, int64_t count, const F& f) {
+  const int64_t step = p.channels_last ? 0 : p.columns.stride;
+  const int64_t top = window_start(p.rows, ho), left = window_start(p.columns, wo);
+  for (int64_t k = count - 1; k >= 0; --k) {
+    if (offsets[k] >= table.size) continue;
+    const int64_t h = top + table.row[offsets[k]] * p.rows.dilation;
+    const int64_t w = left + k * step + table.column[offsets[k]] * p.columns.dilation;
+    if (h >= 0 && h < p.rows.input && w >= 0 && w < p.columns.input) f(k, h, w);
+  }
+}
+
+// Where a chunk of a row of y lies: columns of a plane, or channels of one pixel.
+struct Place {
+  int64_t map;             // plane or image
+  int64_t ho, wo;          // of the first element
+  int64_t channel, count;  // the first channel
+};
+
+// f(place, offsets) for every chunk of row `ho` of a map, in reverse order.
+template <typename W, typename F>
+SEGFAST_INLINE void for_each_place(const Pooling& p, const uint8_t* packed, int64_t map, int64_t ho,
+                                   const F& f) {
+  const int bits = offset_bits(positions(p));
+  const int64_t width = p.columns.output;
+  const uint8_t* from = packed + (map * p.rows.output + ho) * packed_width(width, bits) *
+                                     (p.channels_last ? p.channels : 1);
+  W offsets[kChunk];
+  if (!p.channels_last) {
+    for (int64_t wo = (width - 1) / kChunk * kChunk; wo >= 0; wo -= kChunk) {
+      const int64_t count = smaller(kChunk, width - wo);
+      unpack_row(from + wo * bits / 8, count, bits, offsets);
+      f(Place{map, ho, wo, 0, count}, offsets);
+    }
+    return;
+  }
+  for (int64_t wo = width - 1; wo >= 0; --wo) {
+    for (int64_t c = 0; c < p.channels; c += kChunk) {
+      const int64_t count = smaller(kChunk, p.channels - c);
+      const int shift = static_cast<int>(wo * bits % 8);
+      unpack_channels(from + wo * bits / 8 * p.channels + c, count, bits, shift, offsets);
+      f(Place{map, ho, wo, c, count}, offsets);
+    }
+  }
+}
+
+template <typename W>
+W* element_of_y(const Pooling& p, W* y, const Place& at) {
+  const int64_t pixel = (at.map * p.rows.output + at.ho) * p.columns.output + at.wo;
+  return p.channels_last ? y + pixel * p.channels + at.channel : y + pixel;
+}
+template <typename W>
+const W* map_of_x(const Pooling& p, const W* x, int64_t map) {
+  return x + map * p.rows.input * p.columns.input * (p.channels_last ? p.channels : 1);
+}
+
+template <int K, int Stride, typename W>
+void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
+                 int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    for_each_place<W>(p, packed, row / p.rows.output, row % p.rows.output,
+                      [&](const Place& at, const W* offsets) {
+                        Select<W> op{element_of_y(p, y, at), offsets};
+                        const W* from = map_of_x(p, x, at.map);
+                        if (p.channels_last) {
+                          const Range channels{at.channel, at.channel + at.count};
+                          visit_channels<K>(p, from, at.ho, at.wo, channels, op);
+                        } else {
+                          visit_columns<K, Stride>(p, from, at.ho, {at.wo, at.wo + at.count}, op);
+                        }
+                      });
+  }
+}
+
+template <typename W>
+void look_up_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
+                  int64_t end) {
+  const OffsetTable table(p);
+  const int64_t unit = p.channels_last ? p.channels : 1;
+  for (int64_t row = begin; row < end; ++row) {
+    for_each_place<W>(
+        p, packed, row / p.rows.output, row % p.rows.output,
+        [&](const Place& at, const W* offsets) {
+          W* to = element_of_y(p, y, at);
+          const W* from = map_of_x(p, x, at.map) + at.channel;
+          for (int64_t k = 0; k < at.count; ++k) to[k] = 0;
+          for_each_choice(
+              p, table, at.ho, at.wo, offsets, at.count, [&](int64_t k, int64_t h, int64_t w) {
+                to[k] = from[(h * p.columns.input + w) * unit + (p.channels_last ? k : 0)];
+              });
+        });
+  }
+}
+
+// Winners among overlapping windows. In reverse order the first window that names a position wins:
+// `taken` remembers which were named, for the rows that one window spans, in a ring.
+template <typename W>
+void winners_of_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, uint8_t* taken,
+                     int64_t begin, int64_t end) {
+  const OffsetTable table(p);
+  const int64_t unit = p.channels_last ? p.channels : 1;
+  const int64_t span = window_extent(p.rows), line = p.columns.input * unit;
+  const int64_t later = (span - 1) / p.rows.stride;  // rows of windows that reach into one above
+  while (begin < end) {
+    // Rows of one map, from `first` up to `last`; those from `stop` on only name positions.
+    const int64_t map = (end - 1) / p.rows.output;
+    const int64_t first = larger(begin - map * p.rows.output, 0);
+    const int64_t stop = end - map * p.rows.output;
+    const int64_t last = smaller(stop + later, p.rows.output) - 1;
+    __builtin_memset(taken, 0, span * line);
+    for (int64_t ho = last; ho >= first; --ho) {
+      const int64_t top = window_start(p.rows, ho);
+      for (int64_t h = top; ho < last && h < top + smaller(span, p.rows.stride); ++h) {
+        __builtin_memset(taken + (h + p.rows.padding) % span * line, 0, line);
+      }
+      for_each_place<W>(p, packed, map, ho, [&](const Place& at, const W* offsets) {
+        W* to = element_of_y(p, y, at);
+        const W* from = map_of_x(p, x, map) + at.channel;
+        const bool wanted = ho < stop;
+        for (int64_t k = 0; wanted && k < at.count; ++k) to[k] = 0;
+        for_each_choice(
+            p, table, ho, at.wo, offsets, at.count, [&](int64_t k, int64_t h, int64_t w) {
+              const int64_t element = w * unit + (p.channels_last ? k : 0);
+              uint8_t& named = taken[(h + p.rows.padding) % span * line + element + at.channel];
+              if (wanted && !named) to[k] = from[h * line + element];
+              named = 1;
+            });
+      });
+    }
+    end = map * p.rows.output + first;
+  }
+}
+
+}  // namespace
+
+void gather(const Pooling& p, const void* x, const uint8_t* packed, void* y, uint8_t* scratch,
+            int64_t begin, int64_t end) {
+  for_word(p.dtype, [&](auto word) {
+    using W = decltype(word);
+    const W* from = static_cast<const W*>(x);
+    W* to = static_cast<W*>(y);
+    if (scratch != nullptr && !windows_disjoint(p)) {
+      return winners_of_rows(p, from, packed, to, scratch, begin, end);
+    }
+    if (positions(p) > kMostVisited) return look_up_rows(p, from, packed, to, begin, end);
+    for_geometry(p, [&](auto kernel, auto stride) {
+      constexpr int K = decltype(kernel)::value, S = decltype(stride)::value;
+      select_rows<K, S>(p, from, packed, to, begin, end);
+    });
+  });
+}
+
+}  // namespace SEGFAST_ISA
+}  // namespace segfast

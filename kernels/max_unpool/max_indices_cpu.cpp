@@ -1,0 +1,154 @@
+// PyTorch's int64 indices, h * W + w in the plane of x: to packed offsets and back, and unpooling
+// by arbitrary ones. One copy per instruction set. The contract is in max_unpool.h.
+#include "windows.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+// f(output row, column, first element of y, of packed, elements, shift) for rows of y: neighbouring
+// columns of a plane, or channels of one pixel.
+template <typename F>
+SEGFAST_INLINE void for_each_chunk_of_y(const Pooling& p, int64_t begin, int64_t end, const F& f) {
+  const int bits = offset_bits(positions(p));
+  const int64_t width = p.columns.output, bytes = packed_width(width, bits);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t ho = row % p.rows.output;
+    if (!p.channels_last) {
+      for (int64_t wo = 0; wo < width; wo += kChunk) {
+        f(ho, wo, row * width + wo, row * bytes + wo * bits / 8, smaller(kChunk, width - wo), 0);
+      }
+      continue;
+    }
+    for (int64_t wo = 0; wo < width; ++wo) {
+      for (int64_t c = 0; c < p.channels; c += kChunk) {
+        f(ho, wo, (row * width + wo) * p.channels + c,
+          (row * bytes + wo * bits / 8) * p.channels + c, smaller(kChunk, p.channels - c),
+          static_cast<int>(wo * bits % 8));
+      }
+    }
+  }
+}
+
+// Pixels from y's element (c, o) to its neighbours in the plane, and the elements of one slice:
+// channel c of image b starts at first + c, its pixels lie `unit` apart.
+struct Slice {
+  int64_t image, channel, channels, unit;
+};
+SEGFAST_INLINE Slice slice_of(const Pooling& p, int64_t slice) {
+  const int64_t per_image = pool_slices_per_image(p);
+  const int64_t image = slice / per_image, part = slice % per_image;
+  if (!p.channels_last) return {slice, 0, 1, 1};
+  const int64_t channel = part * kSliceChannels;
+  return {image, channel, smaller(kSliceChannels, p.channels - channel), p.channels};
+}
+
+}  // namespace
+
+void unpack(const Pooling& p, const uint8_t* packed, int64_t* indices, int64_t begin, int64_t end) {
+  const int bits = offset_bits(positions(p));
+  int64_t position[256];
+  for (int64_t k = 0; k < 256; ++k) {
+    position[k] = k / p.columns.kernel * p.rows.dilation * p.columns.input +
+                  k % p.columns.kernel * p.columns.dilation;
+  }
+  int64_t offsets[kChunk];
+  const int64_t step = p.channels_last ? 0 : p.columns.stride;
+  for_each_chunk_of_y(
+      p, begin, end,
+      [&](int64_t ho, int64_t wo, int64_t element, int64_t byte, int64_t count, int shift) {
+        p.channels_last ? unpack_channels(packed + byte, count, bits, shift, offsets)
+                        : unpack_row(packed + byte, count, bits, offsets);
+        const int64_t start =
+            window_start(p.rows, ho) * p.columns.input + window_start(p.columns, wo);
+        for (int64_t k = 0; k < count; ++k) {
+          indices[element + k] = start + k * step + position[offsets[k]];
+        }
+      });
+}
+
+int64_t pack(const Pooling& p, const int64_t* indices, uint8_t* packed, int64_t begin,
+             int64_t end) {
+  const int bits = offset_bits(positions(p));
+  const PoolAxis &rows = p.rows, &columns = p.columns;
+  int64_t offsets[kChunk], outside = 0;
+  const int64_t step = p.channels_last ? 0 : columns.stride;
+  for_each_chunk_of_y(
+      p, begin, end,
+      [&](int64_t ho, int64_t wo, int64_t element, int64_t byte, int64_t count, int shift) {
+        const int64_t top = window_start(rows, ho), left = window_start(columns, wo);
+        for (int64_t k = 0; k < count; ++k) {
+          const int64_t index = indices[element + k];
+          const int64_t h = index / columns.input, w = index % columns.input;
+          const int64_t down = h - top, right = w - left - k * step;
+          const int64_t i = down / rows.dilation, j = right / columns.dilation;
+          const bool fits = index >= 0 && h < rows.input && down >= 0 && right >= 0 &&
+                            i * rows.dilation == down && j * columns.dilation == right &&
+                            i < rows.kernel && j < columns.kernel;
+          offsets[k] = fits ? i * columns.kernel + j : 0;
+          outside += !fits;
+        }
+        p.channels_last ? pack_channels(offsets, count, shift, packed + byte)
+                        : pack_row(offsets, count, bits, packed + byte);
+      });
+  return outside;
+}
+
+int64_t unpool_indices(const Pooling& p, const void* y, const int64_t* indices, void* x,
+                       int64_t begin, int64_t end) {
+  const int64_t outputs = p.rows.output * p.columns.output;
+  const uint64_t pixels = p.rows.input * p.columns.input;
+  int64_t outside = 0;
+  for_word(p.dtype, [&](auto word) {
+    using W = decltype(word);
+    for (int64_t item = begin; item < end; ++item) {
+      const Slice s = slice_of(p, item);
+      const W* from = static_cast<const W*>(y) + s.image * outputs * s.unit + s.channel;
+      const int64_t* index = indices + s.image * outputs * s.unit + s.channel;
+      W* to = static_cast<W*>(x) + s.image * pixels * s.unit + s.channel;
+      for (uint64_t pixel = 0; pixel < pixels; ++pixel) {
+        __builtin_memset(to + pixel * s.unit, 0, s.channels * sizeof(W));
+      }
+      for (int64_t o = 0; o < outputs; ++o) {
+        for (int64_t c = 0; c < s.channels; ++c) {
+          const uint64_t at = index[o * s.unit + c];
+          if (at < pixels) to[at * s.unit + c] = from[o * s.unit + c];
+          outside += at >= pixels;
+        }
+      }
+    }
+  });
+  return outside;
+}
+
+int64_t gather_indices(const Pooling& p, const void* x, const int64_t* indices, void* y,
+                       uint8_t* taken, int64_t begin, int64_t end) {
+  const int64_t outputs = p.rows.output * p.columns.output;
+  const uint64_t pixels = p.rows.input * p.columns.input;
+  int64_t outside = 0;
+  for_word(p.dtype, [&](auto word) {
+    using W = decltype(word);
+    for (int64_t item = begin; item < end; ++item) {
+      const Slice s = slice_of(p, item);
+      const W* from = static_cast<const W*>(x) + s.image * pixels * s.unit + s.channel;
+      const int64_t* index = indices + s.image * outputs * s.unit + s.channel;
+      W* to = static_cast<W*>(y) + s.image * outputs * s.unit + s.channel;
+      if (taken != nullptr) __builtin_memset(taken, 0, pixels * s.channels);
+      // In reverse order the first to name a position wins.
+      for (int64_t o = outputs - 1; o >= 0; --o) {
+        for (int64_t c = 0; c < s.channels; ++c) {
+          const uint64_t at = index[o * s.unit + c];
+          const bool fits = at < pixels;
+          const bool wins = fits && (taken == nullptr || !taken[at * s.channels + c]);
+          to[o * s.unit + c] = wins ? from[at * s.unit + c] : W{0};
+          if (taken != nullptr && fits) taken[at * s.channels + c] = 1;
+          outside += !fits;
+        }
+      }
+    }
+  });
+  return outside;
+}
+
+}  // namespace SEGFAST_ISA
+}  // namespace segfast

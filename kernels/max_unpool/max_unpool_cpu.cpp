@@ -1,0 +1,159 @@
+// Max-unpooling and the gradient of max-pooling, one copy per instruction set. The contract is in
+// max_unpool.h. Every row of x is gathered from the windows that reach it and written once.
+#include "spread.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+constexpr int kMostReach = 256;  // offsets of a window
+
+// One row x [W] of a plane, any geometry: window by window, in pieces that stay in registers'
+// reach.
+template <typename M, typename W>
+void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reach* rows, int count,
+                 W* x) {
+  const PoolAxis& columns = p.columns;
+  const int bits = offset_bits(positions(p));
+  const int64_t bytes = packed_width(columns.output, bits);
+  const int64_t extent = window_extent(columns);
+  typename M::Sink sink[kChunk];
+  W offsets[kChunk];
+  for (int64_t left = 0; left < columns.input; left += kChunk) {
+    const int64_t width = smaller(kChunk, columns.input - left);
+    for (int64_t w = 0; w < width; ++w) sink[w] = 0;
+    // Windows that begin after `left - extent` and before `left + width`.
+    const int64_t low = larger(0, left + columns.padding - extent + 1);
+    const int64_t from = divide_up(low, columns.stride) / 8 * 8;
+    const int64_t to =
+        smaller(columns.output, (left + width - 1 + columns.padding) / columns.stride + 1);
+    for (int n = 0; n < count; ++n) {
+      const int64_t first = rows[n].offset * columns.kernel;
+      for (int64_t begin = from; begin < to; begin += kChunk) {
+        const int64_t end = smaller(begin + kChunk, to);
+        unpack_row(packed + rows[n].output * bytes + begin * bits / 8, end - begin, bits, offsets);
+        for (int64_t wo = begin; wo < end; ++wo) {
+          const int64_t j = offsets[wo - begin] - first;
+          const int64_t w = window_start(columns, wo) + j * columns.dilation - left;
+          if (j < 0 || j >= columns.kernel || w < 0 || w >= width) continue;
+          sink[w] = M::one(sink[w], y[rows[n].output * columns.output + wo], true);
+        }
+      }
+    }
+    for (int64_t w = 0; w < width; ++w) x[left + w] = M::finish(sink[w]);
+  }
+}
+
+// f(plane of y, its bytes, the windows that reach the row, how many, the row of x) for rows of x.
+template <typename W, typename F>
+SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* packed, W* x,
+                                 int64_t begin, int64_t end, const F& f) {
+  const int64_t bytes = packed_width(p.columns.output, offset_bits(positions(p)));
+  Reach rows[kMostReach];
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t line = row / p.rows.input * p.rows.output;
+    const int count = windows_at(p.rows, row % p.rows.input, rows);
+    f(y + line * p.columns.output, packed + line * bytes, rows, count, x + row * p.columns.input);
+  }
+}
+
+template <typename M, int Stride, typename W>
+void unpool_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                   int64_t end) {
+  if constexpr (M::kInPlace) {
+    if (Spread<W, Stride>::serves(p)) {
+      Spread<W, Stride> spread(p);
+      return for_each_row(p, y, packed, x, begin, end,
+                          [&](auto... row) { spread.template row<M>(row...); });
+    }
+  }
+  for_each_row(p, y, packed, x, begin, end, [&](auto... row) { scatter_row<M>(p, row...); });
+}
+
+// One window's part in `count` channels of a position.
+template <typename M, bool First, typename W>
+SEGFAST_INLINE void merge_channels(const W* __restrict y, const uint8_t* __restrict packed,
+                                   int mask, int wanted, int64_t count,
+                                   typename M::Sink* __restrict sink) {
+  for (int64_t c = 0; c < count; ++c) {
+    sink[c] = M::one(First ? 0 : sink[c], y[c], (packed[c] & mask) == wanted);
+  }
+}
+
+template <typename M, typename W>
+void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                     int64_t end) {
+  const PoolAxis& across = p.columns;
+  const int bits = offset_bits(positions(p));
+  const int64_t bytes = packed_width(across.output, bits);
+  typename M::Sink buffer[kChunk];
+  Reach rows[kMostReach], columns[kMostReach];
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / p.rows.input * p.rows.output;
+    const int high = windows_at(p.rows, row % p.rows.input, rows);
+    for (int64_t w = 0; w < across.input; ++w) {
+      const int wide = high ? windows_at(across, w, columns) : 0;
+      W* to = x + (row * across.input + w) * p.channels;
+      for (int64_t c = 0; c < p.channels; c += kChunk) {
+        const int64_t count = smaller(kChunk, p.channels - c);
+        typename M::Sink* sink;
+        if constexpr (M::kInPlace) {
+          sink = to + c;
+        } else {
+          sink = buffer;
+        }
+        if (high * wide == 0) {
+          for (int64_t k = 0; k < count; ++k) sink[k] = 0;
+        }
+        for (int n = 0; n < high * wide; ++n) {
+          const Reach &r = rows[n / wide], &s = columns[n % wide];
+          const int64_t line = image + r.output;
+          const int shift = static_cast<int>(s.output * bits % 8);
+          const int mask = ((1 << bits) - 1) << shift;
+          const int wanted = static_cast<int>(r.offset * across.kernel + s.offset) << shift;
+          const W* value = y + (line * across.output + s.output) * p.channels + c;
+          const uint8_t* offset = packed + (line * bytes + s.output * bits / 8) * p.channels + c;
+          n == 0 ? merge_channels<M, true>(value, offset, mask, wanted, count, sink)
+                 : merge_channels<M, false>(value, offset, mask, wanted, count, sink);
+        }
+        if constexpr (!M::kInPlace) {
+          for (int64_t k = 0; k < count; ++k) to[c + k] = M::finish(sink[k]);
+        }
+      }
+    }
+  }
+}
+
+template <typename M>
+void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
+         int64_t end) {
+  using W = typename M::W;
+  const W* from = static_cast<const W*>(y);
+  W* to = static_cast<W*>(x);
+  if (p.channels_last) return unpool_channels<M>(p, from, packed, to, begin, end);
+  p.columns.stride == 2 ? unpool_planes<M, 2>(p, from, packed, to, begin, end)
+                        : unpool_planes<M, 0>(p, from, packed, to, begin, end);
+}
+
+}  // namespace
+
+void unpool(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
+            int64_t end) {
+  if (p.dtype == Dtype::f32) return run<Merge<Dtype::f32, false>>(p, y, packed, x, begin, end);
+  if (p.dtype == Dtype::f64) return run<Merge<Dtype::f64, false>>(p, y, packed, x, begin, end);
+  run<Merge<Dtype::bf16, false>>(p, y, packed, x, begin, end);  // moved, whatever half type it is
+}
+
+void pool_backward(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
+                   int64_t end) {
+  if (windows_disjoint(p)) return unpool(p, y, packed, x, begin, end);  // sums of one term
+  for_dtype(p.dtype, [&](auto dtype) {
+    run<Merge<decltype(dtype)::value, true>>(p, y, packed, x, begin, end);
+  });
+}
+
+constexpr MaxUnpoolKernels max_unpool_kernels = {
+    pool, pool_backward, unpool, gather, unpack, pack, unpool_indices, gather_indices};
+
+}  // namespace SEGFAST_ISA
+}  // namespace segfast
