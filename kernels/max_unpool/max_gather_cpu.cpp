@@ -14,16 +14,20 @@ struct Select {
   W* y;
   const W* offsets;
 
-  template <int N>
+  template <typename L>
   struct State {
-    using V = Vec<W, N>;
+    using V = decltype(L::load_windows(nullptr));
     V value{}, offset;
 
-    SEGFAST_INLINE State(Select& op, int64_t at, int64_t) : offset(load<N>(op.offsets + at)) {}
+    SEGFAST_INLINE State(const Select& op, int64_t at) : offset(L::load_windows(op.offsets + at)) {}
+    SEGFAST_INLINE void nothing(int64_t) {}
+    SEGFAST_INLINE void start(V v, int64_t at) { visit(v, at); }
     SEGFAST_INLINE void visit(V v, int64_t at) {
       value = (V)(offset == (static_cast<W>(at) - V{})) ? v : value;
     }
-    SEGFAST_INLINE void finish(Select& op, int64_t at) const { store<N>(op.y + at, value); }
+    SEGFAST_INLINE void finish(const Select& op, int64_t at) const {
+      L::store_windows(op.y + at, value);
+    }
   };
 };
 

@@ -38,14 +38,26 @@ struct Maximum {
   W* y;
   W* offsets;
 
-  template <int N>
+  template <typename L>
   struct State {
-    using V = Vec<W, N>;
+    using V = decltype(L::load_windows(nullptr));
+    static constexpr int N = sizeof(V) / sizeof(W);
     V best, offset;
     decltype(order<D, N>(V{})) best_order;
 
-    SEGFAST_INLINE State(Maximum&, int64_t, int64_t first)
-        : best(lowest()), offset(static_cast<W>(first) - V{}), best_order(order<D, N>(best)) {}
+    SEGFAST_INLINE State(const Maximum&, int64_t) {}
+    SEGFAST_INLINE void start(V v, int64_t at) {
+      best = v;
+      offset = static_cast<W>(at) - V{};
+      best_order = order<D, N>(v);
+    }
+    SEGFAST_INLINE void nothing(int64_t at) {
+      if constexpr (kIsHalf<D>) {
+        start(static_cast<W>(0x8000 | kHalfInfinity<D>) - V{}, at);
+      } else {
+        start((V)broadcast<RealOf<D>, N>(kLowest<D>), at);
+      }
+    }
     SEGFAST_INLINE void visit(V v, int64_t at) {
       const auto v_order = order<D, N>(v);
       const V wins = (V)(v_order > best_order) | (V)is_nan<D>(v_order);
@@ -57,18 +69,9 @@ struct Maximum {
         best_order = order<D, N>(best);
       }
     }
-    SEGFAST_INLINE void finish(Maximum& op, int64_t at) const {
-      store<N>(op.y + at, best);
-      store<N>(op.offsets + at, offset);
-    }
-
-   private:
-    static SEGFAST_INLINE V lowest() {
-      if constexpr (kIsHalf<D>) {
-        return static_cast<W>(0x8000 | kHalfInfinity<D>) - V{};
-      } else {
-        return (V)broadcast<RealOf<D>, N>(kLowest<D>);
-      }
+    SEGFAST_INLINE void finish(const Maximum& op, int64_t at) const {
+      L::store_windows(op.y + at, best);
+      L::store_windows(op.offsets + at, offset);
     }
   };
 };

@@ -52,19 +52,28 @@ SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* pa
   Reach rows[kMostReach];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t line = row / p.rows.input * p.rows.output;
-    const int count = windows_at(p.rows, row % p.rows.input, rows);
+    const int count = Reaches(p.rows, row % p.rows.input).list(rows);
     f(y + line * p.columns.output, packed + line * bytes, rows, count, x + row * p.columns.input);
   }
 }
 
-template <typename M, int Stride, typename W>
+template <typename M, int Stride, int Kernel, typename W>
+void spread_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                   int64_t end) {
+  Spread<M, Stride, Kernel> spread(p);
+  for_each_row(p, y, packed, x, begin, end, [&](auto... row) { spread.row(row...); });
+}
+
+template <typename M, typename W>
 void unpool_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                    int64_t end) {
   if constexpr (M::kInPlace) {
-    if (Spread<W, Stride>::serves(p)) {
-      Spread<W, Stride> spread(p);
-      return for_each_row(p, y, packed, x, begin, end,
-                          [&](auto... row) { spread.template row<M>(row...); });
+    if (Spread<M, 0, 0>::serves(p)) {
+      const int64_t stride = p.columns.stride, kernel = p.columns.kernel;
+      if (stride == 2 && kernel == 2) return spread_planes<M, 2, 2>(p, y, packed, x, begin, end);
+      if (stride == 2 && kernel == 3) return spread_planes<M, 2, 3>(p, y, packed, x, begin, end);
+      if (stride == 1) return spread_planes<M, 1, 0>(p, y, packed, x, begin, end);
+      return spread_planes<M, 0, 0>(p, y, packed, x, begin, end);
     }
   }
   for_each_row(p, y, packed, x, begin, end, [&](auto... row) { scatter_row<M>(p, row...); });
@@ -90,9 +99,10 @@ void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, 
   Reach rows[kMostReach], columns[kMostReach];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / p.rows.input * p.rows.output;
-    const int high = windows_at(p.rows, row % p.rows.input, rows);
-    for (int64_t w = 0; w < across.input; ++w) {
-      const int wide = high ? windows_at(across, w, columns) : 0;
+    const int high = Reaches(p.rows, row % p.rows.input).list(rows);
+    Reaches reaches(across, 0);
+    for (int64_t w = 0; w < across.input; ++w, reaches.next()) {
+      const int wide = reaches.list(columns);
       W* to = x + (row * across.input + w) * p.channels;
       for (int64_t c = 0; c < p.channels; c += kChunk) {
         const int64_t count = smaller(kChunk, p.channels - c);
@@ -131,8 +141,7 @@ void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_
   const W* from = static_cast<const W*>(y);
   W* to = static_cast<W*>(x);
   if (p.channels_last) return unpool_channels<M>(p, from, packed, to, begin, end);
-  p.columns.stride == 2 ? unpool_planes<M, 2>(p, from, packed, to, begin, end)
-                        : unpool_planes<M, 0>(p, from, packed, to, begin, end);
+  unpool_planes<M>(p, from, packed, to, begin, end);
 }
 
 }  // namespace

@@ -55,21 +55,48 @@ struct Reach {
   int64_t output, offset;
 };
 
-// All windows that reach `position`, in ascending order; returns how many (at most the kernel).
-SEGFAST_INLINE int windows_at(const PoolAxis& axis, int64_t position, Reach* reaches) {
-  int count = 0;
-  const int64_t shifted = position + axis.padding;
-  // With dilation 1 only every stride-th offset can belong to a window's start.
-  const int64_t step = axis.dilation == 1 ? axis.stride : 1;
-  int64_t offset = axis.kernel - 1;
-  if (axis.dilation == 1) offset -= ((offset - shifted) % step + step) % step;
-  for (; offset >= 0; offset -= step) {
-    const int64_t start = shifted - offset * axis.dilation;
-    if (start < 0 || start % axis.stride != 0 || start / axis.stride >= axis.output) continue;
-    reaches[count++] = {start / axis.stride, offset};
+// The windows that reach a position: position + padding = quotient * stride + remainder. Positions
+// are passed through in order, which saves dividing.
+class Reaches {
+ public:
+  Reaches(const PoolAxis& axis, int64_t position)
+      : axis_(axis),
+        quotient_((position + axis.padding) / axis.stride),
+        remainder_((position + axis.padding) % axis.stride) {}
+
+  void next() {
+    if (++remainder_ < axis_.stride) return;
+    remainder_ = 0;
+    ++quotient_;
   }
-  return count;
-}
+
+  // All windows in ascending order; returns how many (at most the kernel).
+  int list(Reach* reaches) const {
+    int count = 0;
+    if (axis_.dilation == 1) {
+      // offset = remainder + t * stride of window quotient - t
+      int64_t t = 0, offset = remainder_;
+      if (offset >= axis_.kernel) return 0;
+      while (offset + axis_.stride < axis_.kernel) ++t, offset += axis_.stride;
+      for (; t >= 0; --t, offset -= axis_.stride) {
+        const int64_t output = quotient_ - t;
+        if (output >= 0 && output < axis_.output) reaches[count++] = {output, offset};
+      }
+      return count;
+    }
+    const int64_t shifted = quotient_ * axis_.stride + remainder_;
+    for (int64_t offset = axis_.kernel - 1; offset >= 0; --offset) {
+      const int64_t start = shifted - offset * axis_.dilation, output = start / axis_.stride;
+      if (start < 0 || output * axis_.stride != start || output >= axis_.output) continue;
+      reaches[count++] = {output, offset};
+    }
+    return count;
+  }
+
+ private:
+  const PoolAxis& axis_;
+  int64_t quotient_, remainder_;
+};
 
 }  // namespace
 }  // namespace SEGFAST_ISA

@@ -2,8 +2,9 @@
 // may have chosen its positions.
 //
 // With dilation 1, position S m + r - padding (r < S, the stride) is column j = r + S t of window
-// m - t. N windows make S vectors of x; lane k of vector q belongs to window (q N + k) / S and to
-// r = (q N + k) % S.
+// m - t. N windows make S vectors of x. A stride known to the compiler: sums for each r, then
+// interleaved. Any other: windows are spread first; lane k of vector q belongs to window
+// (q N + k) / S and to r = (q N + k) % S.
 #pragma once
 
 #include "merge.h"
@@ -12,7 +13,7 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int kMostStride = 16;   // and columns of a kernel
+constexpr int kMostColumns = 16;  // of a kernel; its stride, too
 constexpr int kMostRows = 8;      // rows of windows that reach one row
 constexpr int kMostWindows = 16;  // that reach one position
 constexpr int64_t kBefore = 24;   // offsets unpacked before a chunk: up to 16, from a whole byte on
@@ -29,143 +30,161 @@ SEGFAST_INLINE V permute(V v, V index) {
 #endif
 }
 
-template <int S, int N, int Q, typename V, int... K>
-SEGFAST_INLINE V stretch(V v, std::integer_sequence<int, K...>) {
-  return pick<((Q * N + K) / S)...>(v, v);
+// a[first], b[first], a[first + 1], b[first + 1], ...
+template <int First, typename V, int... K>
+SEGFAST_INLINE V interleave(V a, V b, std::integer_sequence<int, K...>) {
+  return pick<(First + K / 2 + K % 2 * static_cast<int>(sizeof...(K)))...>(a, b);
 }
 
-template <typename W, int S>
+// Stride and Kernel (columns): 0 when not known to the compiler; with a stride of 1 or 2.
+template <typename M, int Stride, int Kernel>
 class Spread {
- public:
+  using W = typename M::W;
   static constexpr int N = kLanes<W>;
   using V = Vec<W, N>;
 
+ public:
   static bool serves(const Pooling& p) {
     const PoolAxis &rows = p.rows, &columns = p.columns;
     const int64_t high = divide_up(rows.kernel, rows.stride);
     const int64_t wide = divide_up(columns.kernel, columns.stride);
-    return columns.dilation == 1 && columns.stride <= kMostStride &&
-           columns.kernel <= kMostStride && high <= kMostRows && high * wide <= kMostWindows &&
+    return columns.dilation == 1 && columns.stride <= kMostColumns &&
+           columns.kernel <= kMostColumns && high <= kMostRows && high * wide <= kMostWindows &&
            (rows.dilation == 1 || rows.kernel <= kMostRows);
   }
 
   explicit Spread(const Pooling& p)
-      : p_(p),
-        stride_(S ? S : p.columns.stride),
-        taps_(divide_up(p.columns.kernel, stride_)),
-        bits_(offset_bits(positions(p))) {
-    for (int64_t q = 0; q < stride_; ++q) {
+      : columns_(p.columns),
+        bits_(offset_bits(positions(p))),
+        bytes_(packed_width(columns_.output, bits_)),
+        stride_(Stride ? Stride : columns_.stride),
+        kernel_(Kernel ? Kernel : columns_.kernel),
+        taps_(divide_up(kernel_, stride_)) {
+    for (int64_t q = 0; Stride == 0 && q < stride_; ++q) {
       for (int k = 0; k < N; ++k) {
         const int64_t lane = q * N + k;
         window_[q][k] = static_cast<W>(lane / stride_);
         for (int64_t t = 0; t < taps_; ++t) {
           const int64_t j = lane % stride_ + t * stride_;
-          column_[t * stride_ + q][k] = static_cast<W>(j < p.columns.kernel ? j : kNone);
+          column_[t * stride_ + q][k] = static_cast<W>(j < kernel_ ? j : kNone);
         }
       }
     }
-    const PoolAxis& columns = p.columns;
-    whole_ = {larger(taps_ - 1, divide_up(columns.padding, stride_)),
-              smaller(columns.output, (columns.input + columns.padding) / stride_)};
-    if (whole_.end < whole_.begin) whole_.end = whole_.begin;
+    whole_ = {larger(taps_ - 1, divide_up(columns_.padding, stride_)),
+              smaller(columns_.output, (columns_.input + columns_.padding) / stride_)};
+    whole_.end = larger(whole_.begin, whole_.end);
   }
 
-  // Row x [W] from `count` rows of y [Ho, Wo] and packed, those of rows[0..count).
-  template <typename M>
+  // Row x [W] from y [Ho, Wo] and packed, of which rows[0..count) are read.
   SEGFAST_INLINE void row(const W* y, const uint8_t* packed, const Reach* rows, int count, W* x) {
-    const PoolAxis& columns = p_.columns;
     if (count == 0) {
-      for (int64_t w = 0; w < columns.input; ++w) x[w] = 0;
+      for (int64_t w = 0; w < columns_.input; ++w) x[w] = 0;
       return;
     }
     const int64_t pitch = kChunk / count, step = (pitch - kBefore) / 8 * 8;
-    const int64_t bytes = packed_width(columns.output, bits_);
-    const int64_t left = smaller(columns.input, whole_.begin * stride_ - columns.padding);
-    const int64_t right = larger(left, whole_.end * stride_ - columns.padding);
-    for (int64_t w = 0; w < left; ++w) x[w] = one<M>(y, packed, rows, count, w);
+    const int64_t left = smaller(columns_.input, whole_.begin * stride_ - columns_.padding);
+    const int64_t right = larger(left, whole_.end * stride_ - columns_.padding);
+    ends(y, packed, rows, count, {0, left}, x);
     for (int64_t begin = whole_.begin; begin < whole_.end; begin += step) {
       const int64_t end = smaller(begin + step, whole_.end);
       const int64_t first = larger(0, begin - taps_ + 1) / 8 * 8;
+      const W *values[kMostRows], *offsets[kMostRows];
       for (int n = 0; n < count; ++n) {
-        unpack_row(packed + rows[n].output * bytes + first * bits_ / 8, end - first, bits_,
-                   offsets_ + n * pitch);
+        W* to = offsets_ + n * pitch;
+        unpack_row(packed + rows[n].output * bytes_ + first * bits_ / 8, end - first, bits_, to,
+                   static_cast<int>(rows[n].offset * kernel_));
+        offsets[n] = to - first;
+        values[n] = y + rows[n].output * columns_.output;
       }
-      int64_t m = begin;
-      for (; m + N <= end; m += N) group<M>(y, rows, count, m, first, pitch, x);
-      if (m < end && end - N >= begin) {
-        group<M>(y, rows, count, end - N, first, pitch, x);
-      } else {
-        for (int64_t w = m * stride_ - columns.padding; w < end * stride_ - columns.padding; ++w) {
-          x[w] = one<M>(y, packed, rows, count, w);
-        }
-      }
+      const int64_t done = count == 1 ? groups<1>(values, offsets, count, {begin, end}, x)
+                                      : groups<0>(values, offsets, count, {begin, end}, x);
+      ends(y, packed, rows, count,
+           {done * stride_ - columns_.padding, end * stride_ - columns_.padding}, x);
     }
-    for (int64_t w = right; w < columns.input; ++w) x[w] = one<M>(y, packed, rows, count, w);
+    ends(y, packed, rows, count, {right, columns_.input}, x);
   }
 
  private:
-  static constexpr int kNone = -(1 << 14);  // with any offset added, the offset of no position
+  static constexpr int kNone = -(1 << 14);  // less any base: the offset of no position
+  static constexpr auto kAll = std::make_integer_sequence<int, N>{};
 
-  template <int Q>
-  SEGFAST_INLINE V stretched(V v, int64_t q) const {
-    if constexpr (S == 0) return permute(v, window_[q]);
-    return stretch<S ? S : 1, N, Q>(v, std::make_integer_sequence<int, N>{});
-  }
-
-  template <typename M, int Q>
-  SEGFAST_INLINE void vector(const W* y, const Reach* rows, int count, int64_t m, int64_t first,
-                             int64_t pitch, int64_t q, W* x) const {
-    V sink{};
-    for (int n = 0; n < count; ++n) {
-      for (int64_t t = taps_ - 1; t >= 0; --t) {
-        const int64_t at = m - t;
-        const V value = load<N>(y + rows[n].output * p_.columns.output + at);
-        const V offset = load<N>(offsets_ + n * pitch + at - first);
-        const V wanted =
-            column_[t * stride_ + q] + static_cast<W>(rows[n].offset * p_.columns.kernel);
-        const V chosen = (V)(stretched<Q>(offset, q) == wanted);
-        sink = M::template many<N>(sink, stretched<Q>(value, q), chosen);
+  // Windows of a chunk, N at a time, the last ones perhaps again; returns where it stopped: before
+  // the end only when there are fewer than N. Count: 0 when not known to the compiler.
+  template <int Count>
+  SEGFAST_INLINE int64_t groups(const W* const* values, const W* const* offsets, int count,
+                                Range chunk, W* x) const {
+    const int rows = Count ? Count : count;
+    const int64_t stride = Stride ? Stride : stride_, kernel = Kernel ? Kernel : kernel_;
+    const int64_t taps = Kernel ? (Kernel + Stride - 1) / (Stride ? Stride : 1) : taps_;
+    W* out = x - columns_.padding;
+    if (chunk.end - chunk.begin < N) return chunk.begin;
+    for (int64_t next = chunk.begin; next < chunk.end; next += N) {
+      const int64_t m = smaller(next, chunk.end - N);
+      if constexpr (Stride == 0) {
+        for (int64_t q = 0; q < stride; ++q) {
+          V sink{};
+          for (int n = 0; n < rows; ++n) {
+            for (int64_t t = taps - 1; t >= 0; --t) {
+              const V value = permute(load<N>(values[n] + m - t), window_[q]);
+              const V offset = permute(load<N>(offsets[n] + m - t), window_[q]);
+              sink = M::template many<N>(sink, value, (V)(offset == column_[t * stride + q]));
+            }
+          }
+          store<N>(out + m * stride + q * N, sink);
+        }
+      } else {
+        V sink[Stride] = {};
+        for (int n = 0; n < rows; ++n) {
+#pragma GCC unroll 2
+          for (int64_t t = taps - 1; t >= 0; --t) {
+            const V value = load<N>(values[n] + m - t), offset = load<N>(offsets[n] + m - t);
+#pragma GCC unroll 2
+            for (int r = 0; r < Stride; ++r) {
+              const int64_t j = r + t * Stride;
+              if (j >= kernel) continue;
+              sink[r] = M::template many<N>(sink[r], value, (V)(offset == static_cast<W>(j) - V{}));
+            }
+          }
+        }
+        if constexpr (Stride == 2) {
+          store<N>(out + m * 2, interleave<0>(sink[0], sink[1], kAll));
+          store<N>(out + m * 2 + N, interleave<N / 2>(sink[0], sink[1], kAll));
+        } else {
+          store<N>(out + m, sink[0]);
+        }
       }
     }
-    store<N>(x + m * stride_ - p_.columns.padding + q * N, sink);
+    return chunk.end;
   }
 
-  template <typename M>
-  SEGFAST_INLINE void group(const W* y, const Reach* rows, int count, int64_t m, int64_t first,
-                            int64_t pitch, W* x) const {
-    if constexpr (S == 2) {
-      vector<M, 0>(y, rows, count, m, first, pitch, 0, x);
-      vector<M, 1>(y, rows, count, m, first, pitch, 1, x);
-    } else {
-      for (int64_t q = 0; q < stride_; ++q) vector<M, 0>(y, rows, count, m, first, pitch, q, x);
-    }
-  }
-
-  // The same for one position: the ends of a row.
-  template <typename M>
-  W one(const W* y, const uint8_t* packed, const Reach* rows, int count, int64_t w) const {
-    Reach columns[kMostStride];
-    const int wide = windows_at(p_.columns, w, columns);
-    const int64_t bytes = packed_width(p_.columns.output, bits_);
-    W sink = 0;
-    for (int n = 0; n < count; ++n) {
-      for (int k = 0; k < wide; ++k) {
-        const int64_t bit = columns[k].output * bits_;
-        const int byte = packed[rows[n].output * bytes + bit / 8];
-        const int64_t wanted = rows[n].offset * p_.columns.kernel + columns[k].offset;
-        sink = M::one(sink, y[rows[n].output * p_.columns.output + columns[k].output],
-                      (byte >> bit % 8 & ((1 << bits_) - 1)) == wanted);
+  // The same position by position.
+  SEGFAST_INLINE void ends(const W* y, const uint8_t* packed, const Reach* rows, int count,
+                           Range positions, W* x) const {
+    if (positions.begin >= positions.end) return;
+    Reaches reaches(columns_, positions.begin);
+    for (int64_t w = positions.begin; w < positions.end; ++w, reaches.next()) {
+      Reach columns[kMostColumns];
+      const int wide = reaches.list(columns);
+      W sink = 0;
+      for (int n = 0; n < count; ++n) {
+        for (int k = 0; k < wide; ++k) {
+          const int64_t bit = columns[k].output * bits_;
+          const int byte = packed[rows[n].output * bytes_ + bit / 8];
+          sink = M::one(sink, y[rows[n].output * columns_.output + columns[k].output],
+                        (byte >> bit % 8 & ((1 << bits_) - 1)) ==
+                            rows[n].offset * kernel_ + columns[k].offset);
+        }
       }
+      x[w] = sink;
     }
-    return sink;
   }
 
-  const Pooling& p_;
-  int64_t stride_, taps_;
+  const PoolAxis columns_;
   int bits_;
+  int64_t bytes_, stride_, kernel_, taps_;
   Range whole_;  // groups of S positions that read and write inside their rows
-  V window_[S ? S : kMostStride];
-  V column_[2 * kMostStride];
+  V window_[kMostColumns];
+  V column_[2 * kMostColumns];
   W offsets_[kChunk];
 };
 

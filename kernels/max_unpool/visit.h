@@ -1,10 +1,11 @@
 // Visits the positions of windows in row-major order, a vector of windows at a time: neighbouring
 // columns of a plane, or the channels of one pixel.
 //
-// An Op says what is done with the elements found. Op::State<N> is what N windows keep in
-// registers:
+// An Op says what is done with the elements found. Op::State<N> is what N windows keep in registers:
 //
-//   State(op, at, first)   at: place in the chunk; first: the first offset inside the input
+//   State(op, at)           at: place in the chunk
+//   nothing(offset)         before any position is visited; offset: the first one inside x
+//   start(values, offset)   the same and a visit to the first position, if that is inside
 //   visit(values, offset)
 //   finish(op, at)
 //
@@ -17,90 +18,135 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-template <int N, int First, typename V, int... K>
-SEGFAST_INLINE V every_other(V a, V b, std::integer_sequence<int, K...>) {
-  return pick<(2 * K + First)...>(a, b);
+// Every other lane of a and b is taken where it is cheap, within 16 bytes: lane L of the result is
+// window halved_window(L) of the N.
+template <typename W, int N>
+constexpr int halved_window(int lane) {
+  constexpr int kPart = smaller(N, 16 / sizeof(W)), kHalf = kPart / 2;
+  const int part = lane / kPart, k = lane % kPart;
+  return k / kHalf * (N / 2) + part * kHalf + k % kHalf;
+}
+template <typename W, int N>
+constexpr int halved_lane(int window) {
+  int lane = 0;
+  while (halved_window<W, N>(lane) != window) ++lane;
+  return lane;
 }
 
-// Elements row[column + stride * k], k in [0, N). With stride 2, windows of at least two columns
-// are assumed: nothing outside of them is touched.
-template <int N, int Stride, typename W>
-SEGFAST_INLINE Vec<W, N> load_columns(const W* row, int64_t column, int64_t stride) {
-  if constexpr (N == 1 || Stride == 1) {
-    return load<N>(row + column);
-  } else if constexpr (Stride == 2) {
-    constexpr auto lanes = std::make_integer_sequence<int, N>{};
-    if (column == 0) return every_other<N, 0>(load<N>(row), load<N>(row + N), lanes);
-    const W* p = row + column - 1;
-    return every_other<N, 1>(load<N>(p), load<N>(p + N), lanes);
-  } else {
-    Vec<W, N> v;
-    for (int k = 0; k < N; ++k) v[k] = row[column + k * stride];
-    return v;
+template <int First, typename W, int N, int... K>
+SEGFAST_INLINE Vec<W, N> every_other(const W* p, std::integer_sequence<int, K...>) {
+  return pick<(2 * halved_window<W, N>(K) + First)...>(load<N>(p), load<N>(p + N));
+}
+template <typename W, int N, int... K>
+SEGFAST_INLINE Vec<W, N> to_halves(Vec<W, N> v, std::integer_sequence<int, K...>) {
+  return pick<halved_window<W, N>(K)...>(v, v);
+}
+template <typename W, int N, int... K>
+SEGFAST_INLINE Vec<W, N> from_halves(Vec<W, N> v, std::integer_sequence<int, K...>) {
+  return pick<halved_lane<W, N>(K)...>(v, v);
+}
+
+// N windows, one in each lane.
+template <typename W, int N, int Stride>
+struct Lanes {
+  static constexpr bool kHalved = Stride == 2 && N > 1;
+  static constexpr auto kAll = std::make_integer_sequence<int, N>{};
+
+  static SEGFAST_INLINE Vec<W, N> load_windows(const W* p) {
+    if constexpr (kHalved) return to_halves<W, N>(load<N>(p), kAll);
+    return load<N>(p);
+  }
+  static SEGFAST_INLINE void store_windows(W* p, Vec<W, N> v) {
+    if constexpr (kHalved) v = from_halves<W, N>(v, kAll);
+    store<N>(p, v);
+  }
+  // row[column + stride * k] for window k. With stride 2 at least two columns are assumed: nothing
+  // outside of the windows is touched.
+  static SEGFAST_INLINE Vec<W, N> load_columns(const W* row, int64_t column, int64_t stride) {
+    if constexpr (N == 1 || Stride == 1) {
+      return load<N>(row + column);
+    } else if constexpr (Stride == 2) {
+      return column == 0 ? every_other<0, W, N>(row, kAll)
+                         : every_other<1, W, N>(row + column - 1, kAll);
+    } else {
+      Vec<W, N> v;
+      for (int k = 0; k < N; ++k) v[k] = row[column + k * stride];
+      return v;
+    }
+  }
+};
+
+// Visits the positions i, j of windows; values(a, b) loads those at row a and column b.
+template <int K, typename State, typename Values>
+SEGFAST_INLINE void visit_window(State& state, int64_t kernel, Range i, Range j,
+                                 const Values& values) {
+  if constexpr (K > 0) {
+    if (i.begin == 0 && i.end == K && j.begin == 0 && j.end == K) {
+      state.start(values(0, 0), 0);
+#pragma GCC unroll 9
+      for (int64_t k = 1; k < K * K; ++k) state.visit(values(k / K, k % K), k);
+      return;
+    }
+  }
+  state.nothing(i.begin * kernel + j.begin);
+  for (int64_t a = i.begin; a < i.end; ++a) {
+    for (int64_t b = j.begin; b < j.end; ++b) state.visit(values(a, b), a * kernel + b);
   }
 }
 
-// Windows [begin, end) of output row `ho` in a plane x [H, W].
+// Windows `chunk` of output row `ho` in a plane x [H, W].
 template <int K, int Stride, typename W, typename Op>
-SEGFAST_INLINE void visit_columns(const Pooling& p, const W* x, int64_t ho, Range chunk, Op& op) {
+SEGFAST_INLINE void visit_columns(const Pooling& p, const W* x, int64_t ho, Range chunk, Op op) {
   const PoolAxis &rows = p.rows, &columns = p.columns;
   const int64_t kernel = K ? K : columns.kernel;
   const int64_t dilation = K ? 1 : columns.dilation, stride = Stride ? Stride : columns.stride;
+  const int64_t left = -columns.padding, line = rows.dilation * columns.input;
   const int64_t top = window_start(rows, ho);
-  const Range i = inside(rows, top);
+  const W* corner = x + top * columns.input + left;
+  const Range i = inside(rows, top), whole = whole_windows(columns);
 
-  const auto visit = [&](int64_t wo, auto width, Range j) __attribute__((always_inline)) {
-    constexpr int N = decltype(width)::value;
-    const W* row = x + (top + i.begin * rows.dilation) * columns.input + window_start(columns, wo);
-    typename Op::template State<N> state(op, wo - chunk.begin, i.begin * kernel + j.begin);
-    for (int64_t a = i.begin; a < i.end; ++a, row += rows.dilation * columns.input) {
-#pragma GCC unroll 4
-      for (int64_t b = j.begin; b < j.end; ++b) {
-        state.visit(load_columns<N, Stride>(row, b * dilation, stride), a * kernel + b);
-      }
-    }
+  const auto visit = [=](int64_t wo, auto width, Range j) __attribute__((always_inline)) {
+    using L = Lanes<W, decltype(width)::value, Stride>;
+    typename Op::template State<L> state(op, wo - chunk.begin);
+    const W* from = corner + wo * stride;
+    visit_window<K>(state, kernel, i, j, [=](int64_t a, int64_t b) __attribute__((always_inline)) {
+      return L::load_columns(from + a * line, b * dilation, stride);
+    });
     state.finish(op, wo - chunk.begin);
   };
-  const auto visit_clipped = [&](int64_t wo) {
-    visit(wo, Width<1>{}, inside(columns, window_start(columns, wo)));
-  };
-
-  const Range whole = whole_windows(columns);
   const int64_t from = larger(whole.begin, chunk.begin), to = smaller(whole.end, chunk.end);
-  for (int64_t wo = chunk.begin; wo < smaller(from, chunk.end); ++wo) visit_clipped(wo);
-  for_each_group<W>(from, to, [&](int64_t wo, auto width) __attribute__((always_inline)) {
+  for (int64_t wo = chunk.begin; wo < smaller(from, chunk.end); ++wo) {
+    visit(wo, Width<1>{}, inside(columns, window_start(columns, wo)));
+  }
+  for_each_group<W>(from, to, [=](int64_t wo, auto width) __attribute__((always_inline)) {
     visit(wo, width, {0, kernel});
   });
-  for (int64_t wo = larger(to, from); wo < chunk.end; ++wo) visit_clipped(wo);
+  for (int64_t wo = larger(to, from); wo < chunk.end; ++wo) {
+    visit(wo, Width<1>{}, inside(columns, window_start(columns, wo)));
+  }
 }
 
-// Channels [begin, end) of the window of output (ho, wo) in an image x [H, W, C].
+// Channels `chunk` of the window of output (ho, wo) in an image x [H, W, C].
 template <int K, typename W, typename Op>
 SEGFAST_INLINE void visit_channels(const Pooling& p, const W* x, int64_t ho, int64_t wo,
-                                   Range chunk, Op& op) {
+                                   Range chunk, Op op) {
   const PoolAxis &rows = p.rows, &columns = p.columns;
-  const int64_t kernel = K ? K : columns.kernel, dilation = K ? 1 : columns.dilation;
+  const int64_t kernel = K ? K : columns.kernel;
+  const int64_t next = (K ? 1 : columns.dilation) * p.channels;
+  const int64_t line = rows.dilation * columns.input * p.channels;
   const int64_t top = window_start(rows, ho), left = window_start(columns, wo);
   const Range i = inside(rows, top), j = inside(columns, left);
-  const int64_t line = rows.dilation * columns.input * p.channels;
-  const W* first = x + ((top + i.begin * rows.dilation) * columns.input + left) * p.channels;
+  const W* corner = x + (top * columns.input + left) * p.channels;
 
-  const auto visit = [&](Range j) __attribute__((always_inline)) {
-    for_each_group<W>(
-        chunk.begin, chunk.end, [&](int64_t c, auto width) __attribute__((always_inline)) {
-          constexpr int N = decltype(width)::value;
-          typename Op::template State<N> state(op, c - chunk.begin, i.begin * kernel + j.begin);
-          const W* row = first + c;
-          for (int64_t a = i.begin; a < i.end; ++a, row += line) {
-#pragma GCC unroll 4
-            for (int64_t b = j.begin; b < j.end; ++b) {
-              state.visit(load<N>(row + b * dilation * p.channels), a * kernel + b);
-            }
-          }
-          state.finish(op, c - chunk.begin);
-        });
-  };
-  j.end - j.begin == kernel ? visit({0, kernel}) : visit(j);
+  for_each_group<W>(chunk.begin, chunk.end,
+                    [=](int64_t c, auto width) __attribute__((always_inline)) {
+    using L = Lanes<W, decltype(width)::value, 1>;
+    typename Op::template State<L> state(op, c - chunk.begin);
+    visit_window<K>(state, kernel, i, j, [=](int64_t a, int64_t b) __attribute__((always_inline)) {
+      return L::load_columns(corner + a * line + c, b * next, 1);
+    });
+    state.finish(op, c - chunk.begin);
+  });
 }
 
 template <typename F>

@@ -22,8 +22,8 @@ namespace {
 // Outputs handled at once: their offsets, as wide as the elements, stay in the first-level cache.
 constexpr int64_t kChunk = 512;
 
-SEGFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-SEGFAST_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+SEGFAST_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+SEGFAST_INLINE constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 SEGFAST_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0
 
 // ------------------------------------------------------------------------------------ geometry
@@ -172,7 +172,8 @@ SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t count, uint8_t* by
   }
 }
 
-// Offsets of neighbouring columns (count <= kChunk, the first at a byte's lowest bits) as words.
+// Offsets of neighbouring columns (count <= kChunk, the first at a byte's lowest bits) as words,
+// less `base`.
 template <typename W>
 void pack_row(const W* offsets, int64_t count, int bits, uint8_t* packed) {
   uint8_t bytes[kChunk];
@@ -182,12 +183,12 @@ void pack_row(const W* offsets, int64_t count, int bits, uint8_t* packed) {
   if (bits == 2) squeeze_all<2>(bytes, count, packed);
 }
 template <typename W>
-void unpack_row(const uint8_t* packed, int64_t count, int bits, W* offsets) {
+void unpack_row(const uint8_t* packed, int64_t count, int bits, W* offsets, int base = 0) {
   uint8_t bytes[kChunk];
   if (bits == 4) spread_all<4>(packed, count, bytes);
   if (bits == 2) spread_all<2>(packed, count, bytes);
   const uint8_t* from = bits == 8 ? packed : bytes;
-  for (int64_t i = 0; i < count; ++i) offsets[i] = from[i];
+  for (int64_t i = 0; i < count; ++i) offsets[i] = static_cast<W>(from[i] - base);
 }
 
 // Offsets of neighbouring channels, one in each byte at `shift`. The first column of a byte
