@@ -6,6 +6,10 @@
 // functions live in an anonymous namespace and no standard-library function is instantiated.
 #pragma once
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <utility>  // integer_sequence: a type, it emits no code
 
@@ -67,6 +71,32 @@ SEGFAST_INLINE Vec<T, N> load(const T* p) {
 template <int N, typename T>
 SEGFAST_INLINE void store(T* p, Vec<T, N> v) {
   *reinterpret_cast<typename VecInMemory<T, N>::type*>(p) = v;
+}
+
+// A store past the caches, of a whole vector to an address that is a multiple of its size: for
+// outputs that no cache holds, it saves reading what is overwritten. Call end_of_stream before
+// other threads may read.
+template <int N, typename T>
+SEGFAST_INLINE void stream(T* p, Vec<T, N> v) {
+  static_assert(N == kLanes<T>);
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store<N>(p, v);
+#endif
+}
+template <typename T>
+SEGFAST_INLINE bool is_aligned(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
+}
+SEGFAST_INLINE void end_of_stream() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
 }
 
 template <typename T, int N>

@@ -6,8 +6,8 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-// f(output row, column, first element of y, of packed, elements, shift) for rows of y: neighbouring
-// columns of a plane, or channels of one pixel.
+// f(output row, column, first element of y, of packed, elements, shift) for rows of y: elements are
+// neighbouring columns of a plane, or channels of one pixel.
 template <typename F>
 SEGFAST_INLINE void for_each_chunk_of_y(const Pooling& p, int64_t begin, int64_t end, const F& f) {
   const int bits = offset_bits(positions(p));
@@ -30,17 +30,30 @@ SEGFAST_INLINE void for_each_chunk_of_y(const Pooling& p, int64_t begin, int64_t
   }
 }
 
-// Pixels from y's element (c, o) to its neighbours in the plane, and the elements of one slice:
-// channel c of image b starts at first + c, its pixels lie `unit` apart.
+// The channels of an image that are handled together: pixels lie `pitch` elements apart.
 struct Slice {
-  int64_t image, channel, channels, unit;
+  int64_t image, channel, channels, pitch;
 };
 SEGFAST_INLINE Slice slice_of(const Pooling& p, int64_t slice) {
-  const int64_t per_image = pool_slices_per_image(p);
-  const int64_t image = slice / per_image, part = slice % per_image;
   if (!p.channels_last) return {slice, 0, 1, 1};
-  const int64_t channel = part * kSliceChannels;
-  return {image, channel, smaller(kSliceChannels, p.channels - channel), p.channels};
+  const int64_t per_image = pool_slices_per_image(p);
+  const int64_t channel = slice % per_image * kSliceChannels;
+  return {slice / per_image, channel, smaller(kSliceChannels, p.channels - channel), p.channels};
+}
+
+// f(slice, tag of its channels, 0 when not known to the compiler).
+template <typename F>
+SEGFAST_INLINE void for_each_slice(const Pooling& p, int64_t begin, int64_t end, const F& f) {
+  for (int64_t item = begin; item < end; ++item) {
+    const Slice s = slice_of(p, item);
+    if (!p.channels_last) {
+      f(s, Width<1>{});
+    } else if (s.channels == kSliceChannels) {
+      f(s, Width<int{kSliceChannels}>{});
+    } else {
+      f(s, Width<0>{});
+    }
+  }
 }
 
 }  // namespace
@@ -101,22 +114,25 @@ int64_t unpool_indices(const Pooling& p, const void* y, const int64_t* indices, 
   int64_t outside = 0;
   for_word(p.dtype, [&](auto word) {
     using W = decltype(word);
-    for (int64_t item = begin; item < end; ++item) {
-      const Slice s = slice_of(p, item);
-      const W* from = static_cast<const W*>(y) + s.image * outputs * s.unit + s.channel;
-      const int64_t* index = indices + s.image * outputs * s.unit + s.channel;
-      W* to = static_cast<W*>(x) + s.image * pixels * s.unit + s.channel;
+    for_each_slice(p, begin, end, [&](const Slice& s, auto known) {
+      constexpr int kKnown = decltype(known)::value;
+      const int64_t channels = kKnown ? kKnown : s.channels, pitch = kKnown == 1 ? 1 : s.pitch;
+      const W* from = static_cast<const W*>(y) + s.image * outputs * pitch + s.channel;
+      const int64_t* index = indices + s.image * outputs * pitch + s.channel;
+      W* to = static_cast<W*>(x) + s.image * pixels * pitch + s.channel;
       for (uint64_t pixel = 0; pixel < pixels; ++pixel) {
-        __builtin_memset(to + pixel * s.unit, 0, s.channels * sizeof(W));
+        for (int64_t c = 0; c < channels; ++c) to[pixel * pitch + c] = 0;
       }
+      int64_t missed = 0;
       for (int64_t o = 0; o < outputs; ++o) {
-        for (int64_t c = 0; c < s.channels; ++c) {
-          const uint64_t at = index[o * s.unit + c];
-          if (at < pixels) to[at * s.unit + c] = from[o * s.unit + c];
-          outside += at >= pixels;
+        for (int64_t c = 0; c < channels; ++c) {
+          const uint64_t at = index[o * pitch + c];
+          if (at < pixels) to[at * pitch + c] = from[o * pitch + c];
+          missed += at >= pixels;
         }
       }
-    }
+      outside += missed;
+    });
   });
   return outside;
 }
@@ -128,24 +144,27 @@ int64_t gather_indices(const Pooling& p, const void* x, const int64_t* indices, 
   int64_t outside = 0;
   for_word(p.dtype, [&](auto word) {
     using W = decltype(word);
-    for (int64_t item = begin; item < end; ++item) {
-      const Slice s = slice_of(p, item);
-      const W* from = static_cast<const W*>(x) + s.image * pixels * s.unit + s.channel;
-      const int64_t* index = indices + s.image * outputs * s.unit + s.channel;
-      W* to = static_cast<W*>(y) + s.image * outputs * s.unit + s.channel;
-      if (taken != nullptr) __builtin_memset(taken, 0, pixels * s.channels);
+    for_each_slice(p, begin, end, [&](const Slice& s, auto known) {
+      constexpr int kKnown = decltype(known)::value;
+      const int64_t channels = kKnown ? kKnown : s.channels, pitch = kKnown == 1 ? 1 : s.pitch;
+      const W* from = static_cast<const W*>(x) + s.image * pixels * pitch + s.channel;
+      const int64_t* index = indices + s.image * outputs * pitch + s.channel;
+      W* to = static_cast<W*>(y) + s.image * outputs * pitch + s.channel;
+      if (taken != nullptr) __builtin_memset(taken, 0, pixels * channels);
+      int64_t missed = 0;
       // In reverse order the first to name a position wins.
       for (int64_t o = outputs - 1; o >= 0; --o) {
-        for (int64_t c = 0; c < s.channels; ++c) {
-          const uint64_t at = index[o * s.unit + c];
+        for (int64_t c = 0; c < channels; ++c) {
+          const uint64_t at = index[o * pitch + c];
           const bool fits = at < pixels;
-          const bool wins = fits && (taken == nullptr || !taken[at * s.channels + c]);
-          to[o * s.unit + c] = wins ? from[at * s.unit + c] : W{0};
-          if (taken != nullptr && fits) taken[at * s.channels + c] = 1;
-          outside += !fits;
+          const bool wins = fits && (taken == nullptr || !taken[at * channels + c]);
+          to[o * pitch + c] = wins ? from[at * pitch + c] : W{0};
+          if (taken != nullptr && fits) taken[at * channels + c] = 1;
+          missed += !fits;
         }
       }
-    }
+      outside += missed;
+    });
   });
   return outside;
 }

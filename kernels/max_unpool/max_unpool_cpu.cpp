@@ -8,6 +8,14 @@ namespace {
 
 constexpr int kMostReach = 256;  // offsets of a window
 
+// Larger outputs are not in any cache when they are read next.
+constexpr int64_t kCaches = int64_t{32} << 20;
+
+bool is_past_caches(const Pooling& p) {
+  const int64_t bytes = p.dtype == Dtype::f64 ? 8 : p.dtype == Dtype::f32 ? 4 : 2;
+  return p.batch * p.channels * p.rows.input * p.columns.input * bytes > kCaches;
+}
+
 // One row x [W] of a plane, any geometry: window by window, in pieces that stay in registers'
 // reach.
 template <typename M, typename W>
@@ -60,8 +68,9 @@ SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* pa
 template <typename M, int Stride, int Kernel, typename W>
 void spread_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                    int64_t end) {
-  Spread<M, Stride, Kernel> spread(p);
+  Spread<M, Stride, Kernel> spread(p, is_past_caches(p));
   for_each_row(p, y, packed, x, begin, end, [&](auto... row) { spread.row(row...); });
+  end_of_stream();
 }
 
 template <typename M, typename W>
@@ -90,12 +99,25 @@ SEGFAST_INLINE void merge_channels(const W* __restrict y, const uint8_t* __restr
 }
 
 template <typename M, typename W>
+void write_channels(const typename M::Sink* sink, int64_t count, bool past_caches, W* to) {
+  int64_t c = 0;
+  if constexpr (M::kInPlace) {
+    constexpr int N = kLanes<W>;
+    if (past_caches && is_aligned(to)) {
+      for (; c + N <= count; c += N) stream<N>(to + c, load<N>(sink + c));
+    }
+  }
+  for (; c < count; ++c) to[c] = M::finish(sink[c]);
+}
+
+template <typename M, typename W>
 void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                      int64_t end) {
   const PoolAxis& across = p.columns;
   const int bits = offset_bits(positions(p));
-  const int64_t bytes = packed_width(across.output, bits);
-  typename M::Sink buffer[kChunk];
+  const int64_t bytes = packed_width(across.output, bits), channels = p.channels;
+  const bool past_caches = is_past_caches(p);
+  typename M::Sink sink[kChunk];
   Reach rows[kMostReach], columns[kMostReach];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / p.rows.input * p.rows.output;
@@ -103,35 +125,28 @@ void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, 
     Reaches reaches(across, 0);
     for (int64_t w = 0; w < across.input; ++w, reaches.next()) {
       const int wide = reaches.list(columns);
-      W* to = x + (row * across.input + w) * p.channels;
-      for (int64_t c = 0; c < p.channels; c += kChunk) {
-        const int64_t count = smaller(kChunk, p.channels - c);
-        typename M::Sink* sink;
-        if constexpr (M::kInPlace) {
-          sink = to + c;
-        } else {
-          sink = buffer;
+      W* to = x + (row * across.input + w) * channels;
+      for (int64_t c = 0; c < channels; c += kChunk) {
+        const int64_t count = smaller(kChunk, channels - c);
+        for (int64_t k = 0; high * wide == 0 && k < count; ++k) sink[k] = 0;
+        for (int a = 0; a < high; ++a) {
+          const int64_t line = image + rows[a].output;
+          for (int b = 0; b < wide; ++b) {
+            const Reach& s = columns[b];
+            const int shift = static_cast<int>(s.output * bits % 8);
+            const int mask = ((1 << bits) - 1) << shift;
+            const int wanted = static_cast<int>(rows[a].offset * across.kernel + s.offset) << shift;
+            const W* value = y + (line * across.output + s.output) * channels + c;
+            const uint8_t* offset = packed + (line * bytes + s.output * bits / 8) * channels + c;
+            a + b == 0 ? merge_channels<M, true>(value, offset, mask, wanted, count, sink)
+                       : merge_channels<M, false>(value, offset, mask, wanted, count, sink);
+          }
         }
-        if (high * wide == 0) {
-          for (int64_t k = 0; k < count; ++k) sink[k] = 0;
-        }
-        for (int n = 0; n < high * wide; ++n) {
-          const Reach &r = rows[n / wide], &s = columns[n % wide];
-          const int64_t line = image + r.output;
-          const int shift = static_cast<int>(s.output * bits % 8);
-          const int mask = ((1 << bits) - 1) << shift;
-          const int wanted = static_cast<int>(r.offset * across.kernel + s.offset) << shift;
-          const W* value = y + (line * across.output + s.output) * p.channels + c;
-          const uint8_t* offset = packed + (line * bytes + s.output * bits / 8) * p.channels + c;
-          n == 0 ? merge_channels<M, true>(value, offset, mask, wanted, count, sink)
-                 : merge_channels<M, false>(value, offset, mask, wanted, count, sink);
-        }
-        if constexpr (!M::kInPlace) {
-          for (int64_t k = 0; k < count; ++k) to[c + k] = M::finish(sink[k]);
-        }
+        write_channels<M>(sink, count, past_caches, to + c);
       }
     }
   }
+  end_of_stream();
 }
 
 template <typename M>

@@ -53,8 +53,9 @@ class Spread {
            (rows.dilation == 1 || rows.kernel <= kMostRows);
   }
 
-  explicit Spread(const Pooling& p)
+  Spread(const Pooling& p, bool past_caches)
       : columns_(p.columns),
+        past_caches_(past_caches),
         bits_(offset_bits(positions(p))),
         bytes_(packed_width(columns_.output, bits_)),
         stride_(Stride ? Stride : columns_.stride),
@@ -118,8 +119,13 @@ class Spread {
     const int64_t taps = Kernel ? (Kernel + Stride - 1) / (Stride ? Stride : 1) : taps_;
     W* out = x - columns_.padding;
     if (chunk.end - chunk.begin < N) return chunk.begin;
+    const bool streams = past_caches_ && is_aligned(out + chunk.begin * stride);
     for (int64_t next = chunk.begin; next < chunk.end; next += N) {
       const int64_t m = smaller(next, chunk.end - N);
+      const auto put = [&](int64_t q, V v) __attribute__((always_inline)) {
+        W* to = out + m * stride + q * N;
+        streams&& m == next ? stream<N>(to, v) : store<N>(to, v);
+      };
       if constexpr (Stride == 0) {
         for (int64_t q = 0; q < stride; ++q) {
           V sink{};
@@ -130,7 +136,7 @@ class Spread {
               sink = M::template many<N>(sink, value, (V)(offset == column_[t * stride + q]));
             }
           }
-          store<N>(out + m * stride + q * N, sink);
+          put(q, sink);
         }
       } else {
         V sink[Stride] = {};
@@ -147,10 +153,10 @@ class Spread {
           }
         }
         if constexpr (Stride == 2) {
-          store<N>(out + m * 2, interleave<0>(sink[0], sink[1], kAll));
-          store<N>(out + m * 2 + N, interleave<N / 2>(sink[0], sink[1], kAll));
+          put(0, interleave<0>(sink[0], sink[1], kAll));
+          put(1, interleave<N / 2>(sink[0], sink[1], kAll));
         } else {
-          store<N>(out + m, sink[0]);
+          put(0, sink[0]);
         }
       }
     }
@@ -180,6 +186,7 @@ class Spread {
   }
 
   const PoolAxis columns_;
+  bool past_caches_;  // x is written by streaming stores where they are aligned
   int bits_;
   int64_t bytes_, stride_, kernel_, taps_;
   Range whole_;  // groups of S positions that read and write inside their rows

@@ -1,7 +1,8 @@
 // Visits the positions of windows in row-major order, a vector of windows at a time: neighbouring
 // columns of a plane, or the channels of one pixel.
 //
-// An Op says what is done with the elements found. Op::State<N> is what N windows keep in registers:
+// An Op says what is done with the elements found. Op::State<N> is what N windows keep in
+// registers:
 //
 //   State(op, at)           at: place in the chunk
 //   nothing(offset)         before any position is visited; offset: the first one inside x
@@ -140,13 +141,14 @@ SEGFAST_INLINE void visit_channels(const Pooling& p, const W* x, int64_t ho, int
 
   for_each_group<W>(chunk.begin, chunk.end,
                     [=](int64_t c, auto width) __attribute__((always_inline)) {
-    using L = Lanes<W, decltype(width)::value, 1>;
-    typename Op::template State<L> state(op, c - chunk.begin);
-    visit_window<K>(state, kernel, i, j, [=](int64_t a, int64_t b) __attribute__((always_inline)) {
-      return L::load_columns(corner + a * line + c, b * next, 1);
-    });
-    state.finish(op, c - chunk.begin);
-  });
+                      using L = Lanes<W, decltype(width)::value, 1>;
+                      typename Op::template State<L> state(op, c - chunk.begin);
+                      visit_window<K>(state, kernel, i, j,
+                                      [=](int64_t a, int64_t b) __attribute__((always_inline)) {
+                                        return L::load_columns(corner + a * line + c, b * next, 1);
+                                      });
+                      state.finish(op, c - chunk.begin);
+                    });
 }
 
 template <typename F>
