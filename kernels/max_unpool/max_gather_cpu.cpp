@@ -66,28 +66,28 @@ struct Place {
   int64_t channel, count;  // the first channel
 };
 
-// f(place, offsets) for every chunk of row `ho` of a map, in reverse order.
-template <typename W, typename F>
+// f(place, offsets) for every chunk of row `ho` of a map.
+template <typename W, bool Reverse, typename F>
 SEGFAST_INLINE void for_each_place(const Pooling& p, const uint8_t* packed, int64_t map, int64_t ho,
                                    const F& f) {
   const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output;
-  const uint8_t* from = packed + (map * p.rows.output + ho) * packed_width(width, bits) *
-                                     (p.channels_last ? p.channels : 1);
+  const int64_t width = p.columns.output, channels = p.channels_last ? p.channels : 1;
+  const int64_t bytes = packed_width(width, bits);
+  const uint8_t* from = packed + (map * p.rows.output + ho) * bytes * channels;
+  const int64_t step = p.channels_last ? 1 : kChunk, steps = divide_up(width, step);
   W offsets[kChunk];
-  if (!p.channels_last) {
-    for (int64_t wo = (width - 1) / kChunk * kChunk; wo >= 0; wo -= kChunk) {
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t wo = (Reverse ? steps - 1 - k : k) * step;
+    const uint8_t* bytes_here = from + wo * bits / 8 * channels;
+    if (!p.channels_last) {
       const int64_t count = smaller(kChunk, width - wo);
-      unpack_row(from + wo * bits / 8, count, bits, offsets);
+      unpack_row(bytes_here, count, bits, offsets);
       f(Place{map, ho, wo, 0, count}, offsets);
+      continue;
     }
-    return;
-  }
-  for (int64_t wo = width - 1; wo >= 0; --wo) {
-    for (int64_t c = 0; c < p.channels; c += kChunk) {
-      const int64_t count = smaller(kChunk, p.channels - c);
-      const int shift = static_cast<int>(wo * bits % 8);
-      unpack_channels(from + wo * bits / 8 * p.channels + c, count, bits, shift, offsets);
+    for (int64_t c = 0; c < channels; c += kChunk) {
+      const int64_t count = smaller(kChunk, channels - c);
+      unpack_channels(bytes_here + c, count, bits, static_cast<int>(wo * bits % 8), offsets);
       f(Place{map, ho, wo, c, count}, offsets);
     }
   }
@@ -107,17 +107,18 @@ template <int K, int Stride, typename W>
 void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
                  int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    for_each_place<W>(p, packed, row / p.rows.output, row % p.rows.output,
-                      [&](const Place& at, const W* offsets) {
-                        Select<W> op{element_of_y(p, y, at), offsets};
-                        const W* from = map_of_x(p, x, at.map);
-                        if (p.channels_last) {
-                          const Range channels{at.channel, at.channel + at.count};
-                          visit_channels<K>(p, from, at.ho, at.wo, channels, op);
-                        } else {
-                          visit_columns<K, Stride>(p, from, at.ho, {at.wo, at.wo + at.count}, op);
-                        }
-                      });
+    for_each_place<W, false>(p, packed, row / p.rows.output, row % p.rows.output,
+                             [&](const Place& at, const W* offsets) {
+                               Select<W> op{element_of_y(p, y, at), offsets};
+                               const W* from = map_of_x(p, x, at.map);
+                               if (p.channels_last) {
+                                 const Range channels{at.channel, at.channel + at.count};
+                                 visit_channels<K>(p, from, at.ho, at.wo, channels, op);
+                               } else {
+                                 visit_columns<K, Stride>(p, from, at.ho, {at.wo, at.wo + at.count},
+                                                          op);
+                               }
+                             });
   }
 }
 
@@ -127,7 +128,7 @@ void look_up_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int
   const OffsetTable table(p);
   const int64_t unit = p.channels_last ? p.channels : 1;
   for (int64_t row = begin; row < end; ++row) {
-    for_each_place<W>(
+    for_each_place<W, false>(
         p, packed, row / p.rows.output, row % p.rows.output,
         [&](const Place& at, const W* offsets) {
           W* to = element_of_y(p, y, at);
@@ -162,7 +163,7 @@ void winners_of_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, 
       for (int64_t h = top; ho < last && h < top + smaller(span, p.rows.stride); ++h) {
         __builtin_memset(taken + (h + p.rows.padding) % span * line, 0, line);
       }
-      for_each_place<W>(p, packed, map, ho, [&](const Place& at, const W* offsets) {
+      for_each_place<W, true>(p, packed, map, ho, [&](const Place& at, const W* offsets) {
         W* to = element_of_y(p, y, at);
         const W* from = map_of_x(p, x, map) + at.channel;
         const bool wanted = ho < stop;

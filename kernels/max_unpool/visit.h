@@ -98,7 +98,7 @@ SEGFAST_INLINE void visit_window(State& state, int64_t kernel, Range i, Range j,
 // Windows `chunk` of output row `ho` in a plane x [H, W].
 template <int K, int Stride, typename W, typename Op>
 SEGFAST_INLINE void visit_columns(const Pooling& p, const W* x, int64_t ho, Range chunk, Op op) {
-  const PoolAxis &rows = p.rows, &columns = p.columns;
+  const PoolAxis rows = p.rows, columns = p.columns;
   const int64_t kernel = K ? K : columns.kernel;
   const int64_t dilation = K ? 1 : columns.dilation, stride = Stride ? Stride : columns.stride;
   const int64_t left = -columns.padding, line = rows.dilation * columns.input;
@@ -119,7 +119,13 @@ SEGFAST_INLINE void visit_columns(const Pooling& p, const W* x, int64_t ho, Rang
   for (int64_t wo = chunk.begin; wo < smaller(from, chunk.end); ++wo) {
     visit(wo, Width<1>{}, inside(columns, window_start(columns, wo)));
   }
+  // Rows are too short for the processor to see that the next ones follow.
+  const W* next = corner + rows.stride * columns.input;
+  const int64_t fresh = smaller(rows.stride, rows.kernel);
   for_each_group<W>(from, to, [=](int64_t wo, auto width) __attribute__((always_inline)) {
+    for (int64_t a = 0; a < fresh; ++a) {
+      __builtin_prefetch(next + a * columns.input + wo * stride);
+    }
     visit(wo, width, {0, kernel});
   });
   for (int64_t wo = larger(to, from); wo < chunk.end; ++wo) {
