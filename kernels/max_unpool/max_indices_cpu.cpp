@@ -32,29 +32,26 @@ SEGFAST_INLINE void for_each_chunk_of_y(const Pooling& p, int64_t begin, int64_t
   }
 }
 
-// The channels of an image that are handled together: pixels lie `pitch` elements apart.
+// Channels of an image that are handled together: its pixels lie `pitch` elements apart.
 struct Slice {
   int64_t image, channel, channels, pitch;
 };
-SEGFAST_INLINE Slice slice_of(const Pooling& p, int64_t slice) {
-  if (!p.channels_last) return {slice, 0, 1, 1};
-  const int64_t per_image = pool_slices_per_image(p);
-  const int64_t channel = slice % per_image * kSliceChannels;
-  return {slice / per_image, channel, smaller(kSliceChannels, p.channels - channel), p.channels};
-}
 
-// f(slice, tag of its channels, 0 when not known to the compiler).
+// f(slice) for the slices [begin, end), neighbouring ones of an image at once when they may merge.
 template <typename F>
-SEGFAST_INLINE void for_each_slice(const Pooling& p, int64_t begin, int64_t end, const F& f) {
-  for (int64_t item = begin; item < end; ++item) {
-    const Slice s = slice_of(p, item);
-    if (!p.channels_last) {
-      f(s, Width<1>{});
-    } else if (s.channels == kSliceChannels) {
-      f(s, Width<int{kSliceChannels}>{});
-    } else {
-      f(s, Width<0>{});
-    }
+SEGFAST_INLINE void for_each_slice(const Pooling& p, int64_t begin, int64_t end, bool merge,
+                                   const F& f) {
+  if (!p.channels_last) {
+    for (int64_t plane = begin; plane < end; ++plane) f(Slice{plane, 0, 1, 1});
+    return;
+  }
+  const int64_t per_image = pool_slices_per_image(p);
+  while (begin < end) {
+    const int64_t image = begin / per_image, first = begin % per_image;
+    const int64_t last = merge ? smaller(end - image * per_image, per_image) : first + 1;
+    const int64_t channel = first * kSliceChannels;
+    f(Slice{image, channel, smaller(last * kSliceChannels, p.channels) - channel, p.channels});
+    begin += last - first;
   }
 }
 
@@ -116,17 +113,21 @@ int64_t unpool_indices(const Pooling& p, const void* y, const int64_t* indices, 
   int64_t outside = 0;
   for_word(p.dtype, [&](auto word) {
     using W = decltype(word);
-    for_each_slice(p, begin, end, [&](const Slice& s, auto known) {
-      constexpr int kKnown = decltype(known)::value;
-      const int64_t channels = kKnown ? kKnown : s.channels, pitch = kKnown == 1 ? 1 : s.pitch;
+    for_each_slice(p, begin, end, true, [&](const Slice& s) {
+      const int64_t channels = s.channels, pitch = s.pitch;
       const W* from = static_cast<const W*>(y) + s.image * outputs * pitch + s.channel;
       const int64_t* index = indices + s.image * outputs * pitch + s.channel;
       W* to = static_cast<W*>(x) + s.image * pixels * pitch + s.channel;
       // Zeros go only a little ahead: indices made by pooling then find them in the cache.
       uint64_t zeroed = 0;
       const auto zero_to = [&](uint64_t pixel) {
-        for (const uint64_t stop = pixel < pixels ? pixel : pixels; zeroed < stop; ++zeroed) {
-          for (int64_t c = 0; c < channels; ++c) to[zeroed * pitch + c] = 0;
+        const uint64_t stop = pixel < pixels ? pixel : pixels;
+        if (channels == pitch) {
+          __builtin_memset(to + zeroed * pitch, 0, (stop - zeroed) * pitch * sizeof(W));
+          zeroed = stop;
+        }
+        for (; zeroed < stop; ++zeroed) {
+          __builtin_memset(to + zeroed * pitch, 0, channels * sizeof(W));
         }
       };
       int64_t missed = 0;
@@ -153,9 +154,8 @@ int64_t gather_indices(const Pooling& p, const void* x, const int64_t* indices, 
   int64_t outside = 0;
   for_word(p.dtype, [&](auto word) {
     using W = decltype(word);
-    for_each_slice(p, begin, end, [&](const Slice& s, auto known) {
-      constexpr int kKnown = decltype(known)::value;
-      const int64_t channels = kKnown ? kKnown : s.channels, pitch = kKnown == 1 ? 1 : s.pitch;
+    for_each_slice(p, begin, end, false, [&](const Slice& s) {
+      const int64_t channels = s.channels, pitch = s.pitch;
       const W* from = static_cast<const W*>(x) + s.image * pixels * pitch + s.channel;
       const int64_t* index = indices + s.image * outputs * pitch + s.channel;
       W* to = static_cast<W*>(y) + s.image * outputs * pitch + s.channel;
