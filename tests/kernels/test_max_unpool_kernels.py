@@ -1,0 +1,168 @@
+"""What only the raw operators of max_unpool show: any packed bytes are safe, threads change nothing.
+
+Maps lie between guard values in one block of memory: a kernel that writes beside its result changes
+them, and one that reads beside its input finds NaN.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import segfast.ops
+from segfast import _native
+
+GEOMETRIES = {
+    "2x2/2": ((2, 2), (2, 2), (0, 0), (1, 1)),
+    "3x3/2": ((3, 3), (2, 2), (0, 0), (1, 1)),
+    "3x3/2 padded": ((3, 3), (2, 2), (1, 1), (1, 1)),
+    "3x3/3": ((3, 3), (3, 3), (0, 0), (1, 1)),
+    "3x3/1 padded": ((3, 3), (1, 1), (1, 1), (1, 1)),
+    "2x5/3x1": ((2, 5), (3, 1), (1, 2), (1, 1)),
+    "3x2/2 dilated": ((3, 2), (2, 2), (1, 0), (2, 3)),
+    "16x16/7": ((16, 16), (7, 7), (8, 8), (1, 1)),
+}
+FORMATS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.fixture(params=_native.instruction_sets() or ["none compiled"])
+def instruction_set(request: pytest.FixtureRequest, compiled_kernels: None) -> Iterator[str]:
+    with _native.use_instruction_set(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=GEOMETRIES)
+def windows(request: pytest.FixtureRequest) -> tuple[tuple[int, int], ...]:
+    return GEOMETRIES[request.param]
+
+
+@pytest.fixture(params=FORMATS)
+def layout(request: pytest.FixtureRequest) -> torch.memory_format:
+    return FORMATS[request.param]
+
+
+def raw(name: str) -> Any:
+    return getattr(torch.ops.segfast, name)
+
+
+def output_size(size: tuple[int, int], windows: tuple[tuple[int, int], ...]) -> list[int]:
+    sizes = zip(size, *windows, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+
+
+def guarded(x: Tensor) -> Tensor:
+    """The same tensor between NaN (or 255)."""
+    guard = 64
+    fill = torch.nan if x.is_floating_point() else 255
+    block = torch.full((x.numel() + 2 * guard,), fill, dtype=x.dtype)
+    return block.as_strided(x.shape, x.stride(), guard).copy_(x)
+
+
+def packed_bits(windows: tuple[tuple[int, int], ...]) -> int:
+    positions = windows[0][0] * windows[0][1]
+    return 2 if positions <= 4 else 4 if positions <= 16 else 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_packed_bytes_are_safe(
+    instruction_set: str, windows: Any, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    """Random bytes, and sizes of x that do not belong to them: only elements of x and y appear."""
+    generator = torch.Generator().manual_seed(0)
+    for size, channels in itertools.product([(23, 37), (16, 70)], [1, 5, 40]):
+        ho, wo = output_size(size, windows)
+        bytes_ = (wo * packed_bits(windows) + 7) // 8
+        y = torch.randint(1, 100, (2, channels, ho, wo), generator=generator).to(dtype)
+        packed = torch.randint(0, 256, (2, channels, ho, bytes_), generator=generator)
+        y = guarded(y.contiguous(memory_format=layout))
+        packed = guarded(packed.to(torch.uint8).contiguous(memory_format=layout))
+        for change in (-3, 0, 5):
+            target = [n + change for n in size]
+            for name in ("_max_unpool2d", "_max_pool2d_backward"):
+                x = raw(name)(y, packed, *windows, target)
+                assert x.shape == (2, channels, *target)
+                assert x.isfinite().all()
+                assert x.sum() <= y.sum() * 1.01  # each value goes to one place at most
+            x = guarded(
+                torch.ones(2, channels, *target, dtype=dtype).contiguous(memory_format=layout)
+            )
+            for winners in (False, True):
+                back = raw("_max_gather2d")(x, packed, *windows, wo, winners)
+                assert ((back == 0) | (back == 1)).all()
+        indices = raw("_max_unpack")(packed, *windows, size, wo)
+        assert indices.shape == y.shape
+
+
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_same_bits_for_any_number_of_threads(
+    instruction_set: str, windows: Any, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    size = (64, 96)
+    x = torch.randn(2, 24, *size, generator=generator).to(dtype).contiguous(memory_format=layout)
+    ho, wo = output_size(size, windows)
+    results: list[list[Tensor]] = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        y, packed = raw("_max_pool2d")(x, *windows, [ho, wo])
+        indices = raw("_max_unpack")(packed, *windows, size, wo)
+        results.append(
+            [
+                y,
+                packed,
+                indices,
+                raw("_max_pool2d_backward")(y, packed, *windows, size),
+                raw("_max_unpool2d")(y, packed, *windows, size),
+                raw("_max_gather2d")(x, packed, *windows, wo, True),
+                raw("_max_unpool2d_indices")(y, indices, size),
+                raw("_max_gather2d_indices")(x, indices, True),
+                raw("_max_pack")(indices, *windows, size),
+            ]
+        )
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+def test_large_outputs_are_streamed_whole(
+    instruction_set: str, layout: torch.memory_format, channels: int
+) -> None:
+    """Beyond 32 MB x is written past the caches, aligned or not: as PyTorch does it."""
+    height, width = (2400, 1207) if channels == 3 else (480, 450)
+    x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(2))
+    x = x.contiguous(memory_format=layout)
+    windows = ((2, 2), (2, 2), (0, 0), (1, 1))
+    y, packed = raw("_max_pool2d")(x, *windows, [height // 2, width // 2])
+    expected, indices = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+    assert torch.equal(y, expected)
+    unpooled = raw("_max_unpool2d")(y, packed, *windows, (height, width))
+    assert torch.equal(
+        unpooled, torch.nn.functional.max_unpool2d(y, indices, 2, output_size=(height, width))
+    )
+
+
+def test_refusals(compiled_kernels: None) -> None:
+    """What Python checks before is refused here, too: nothing out of bounds, whatever comes."""
+    x = torch.randn(1, 2, 8, 8)
+    windows = ((2, 2), (2, 2), (0, 0), (1, 1))
+    y, packed = raw("_max_pool2d")(x, *windows, [4, 4])
+    with pytest.raises(RuntimeError, match="every window must begin inside x"):
+        raw("_max_pool2d")(x, *windows, [6, 4])
+    with pytest.raises(RuntimeError, match="packed must have size 1 in dimension 3, got 2"):
+        raw("_max_unpool2d")(y, packed.repeat(1, 1, 1, 2), *windows, [8, 8])
+    with pytest.raises(RuntimeError, match="256 positions"):
+        raw("_max_pool2d")(x, (17, 16), *windows[1:], [1, 1])
+    with pytest.raises(RuntimeError, match="half of the window"):
+        raw("_max_pool2d")(x, (2, 2), (2, 2), (2, 2), (1, 1), [4, 4])
+    with pytest.raises(RuntimeError, match="float32, float64, float16 or bfloat16"):
+        raw("_max_pool2d")(x.long(), *windows, [4, 4])
+    with pytest.raises(RuntimeError, match=r"indices must lie in \[0, 64\)"):
+        raw("_max_unpool2d_indices")(y, torch.full(y.shape, 64), [8, 8])
+    with pytest.raises(RuntimeError, match="indices must lie in their window"):
+        raw("_max_pack")(torch.zeros(1, 2, 4, 4, dtype=torch.long), *windows, [8, 8])
