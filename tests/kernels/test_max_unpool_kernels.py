@@ -1,4 +1,4 @@
-"""What only the raw operators of max_unpool show: any packed bytes are safe, threads change nothing.
+"""What only the raw operators of max_unpool show: any bytes are safe, threads change nothing.
 
 Maps lie between guard values in one block of memory: a kernel that writes beside its result changes
 them, and one that reads beside its input finds NaN.
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import segfast.ops
+import segfast.ops  # noqa: F401  (defines the operators)
 from segfast import _native
 
 GEOMETRIES = {
