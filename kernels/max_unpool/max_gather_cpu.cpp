@@ -44,8 +44,9 @@ struct OffsetTable {
   }
 };
 
-// The positions of x that neighbouring outputs chose, where they lie inside: f(k, row, column), in
-// reverse order. Neighbours are the columns of a plane, or the channels of one pixel.
+// The positions of x that neighbouring outputs chose, where they lie inside: f(k, row of the
+// window, row, column), in reverse order. Neighbours are the columns of a plane, or the channels of
+// one pixel.
 template <typename W, typename F>
 SEGFAST_INLINE void for_each_choice(const Pooling& p, const OffsetTable& table, int64_t ho,
                                     int64_t wo, const W* offsets, int64_t count, const F& f) {
@@ -55,7 +56,8 @@ SEGFAST_INLINE void for_each_choice(const Pooling& p, const OffsetTable& table, 
     if (offsets[k] >= table.size) continue;
     const int64_t h = top + table.row[offsets[k]] * p.rows.dilation;
     const int64_t w = left + k * step + table.column[offsets[k]] * p.columns.dilation;
-    if (h >= 0 && h < p.rows.input && w >= 0 && w < p.columns.input) f(k, h, w);
+    if (h >= 0 && h < p.rows.input && w >= 0 && w < p.columns.input)
+      f(k, table.row[offsets[k]], h, w);
   }
 }
 
@@ -134,10 +136,11 @@ void look_up_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int
           W* to = element_of_y(p, y, at);
           const W* from = map_of_x(p, x, at.map) + at.channel;
           for (int64_t k = 0; k < at.count; ++k) to[k] = 0;
-          for_each_choice(
-              p, table, at.ho, at.wo, offsets, at.count, [&](int64_t k, int64_t h, int64_t w) {
-                to[k] = from[(h * p.columns.input + w) * unit + (p.channels_last ? k : 0)];
-              });
+          for_each_choice(p, table, at.ho, at.wo, offsets, at.count,
+                          [&](int64_t k, int64_t, int64_t h, int64_t w) {
+                            to[k] =
+                                from[(h * p.columns.input + w) * unit + (p.channels_last ? k : 0)];
+                          });
         });
   }
 }
@@ -163,18 +166,23 @@ void winners_of_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, 
       for (int64_t h = top; ho < last && h < top + smaller(span, p.rows.stride); ++h) {
         __builtin_memset(taken + (h + p.rows.padding) % span * line, 0, line);
       }
+      uint8_t* ring[256];
+      for (int64_t i = 0; i < p.rows.kernel; ++i) {
+        ring[i] = taken + (top + i * p.rows.dilation + p.rows.padding) % span * line;
+      }
       for_each_place<W, true>(p, packed, map, ho, [&](const Place& at, const W* offsets) {
         W* to = element_of_y(p, y, at);
         const W* from = map_of_x(p, x, map) + at.channel;
         const bool wanted = ho < stop;
         for (int64_t k = 0; wanted && k < at.count; ++k) to[k] = 0;
-        for_each_choice(
-            p, table, ho, at.wo, offsets, at.count, [&](int64_t k, int64_t h, int64_t w) {
-              const int64_t element = w * unit + (p.channels_last ? k : 0);
-              uint8_t& named = taken[(h + p.rows.padding) % span * line + element + at.channel];
-              if (wanted && !named) to[k] = from[h * line + element];
-              named = 1;
-            });
+        for_each_choice(p, table, ho, at.wo, offsets, at.count,
+                        [&](int64_t k, int64_t i, int64_t h, int64_t w) {
+                          const int64_t element = w * unit + (p.channels_last ? k : 0);
+                          uint8_t& named = ring[i][element + at.channel];
+                          const W value = from[h * line + element];
+                          if (wanted) to[k] = named ? W{0} : value;
+                          named = 1;
+                        });
       });
     }
     end = map * p.rows.output + first;
