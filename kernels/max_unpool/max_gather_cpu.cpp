@@ -108,19 +108,18 @@ const W* map_of_x(const Pooling& p, const W* x, int64_t map) {
 template <int K, int Stride, typename W>
 void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
                  int64_t end) {
+  const Range whole = whole_windows(p.columns);
+  const auto select = [&](const Place& at, const W* offsets) {
+    const Select<W> op{element_of_y(p, y, at), offsets};
+    const W* from = map_of_x(p, x, at.map);
+    if (p.channels_last) {
+      visit_channels<K>(p, from, at.ho, at.wo, {at.channel, at.channel + at.count}, op);
+    } else {
+      visit_columns<K, Stride>(p, from, at.ho, {at.wo, at.wo + at.count}, whole, op);
+    }
+  };
   for (int64_t row = begin; row < end; ++row) {
-    for_each_place<W, false>(p, packed, row / p.rows.output, row % p.rows.output,
-                             [&](const Place& at, const W* offsets) {
-                               Select<W> op{element_of_y(p, y, at), offsets};
-                               const W* from = map_of_x(p, x, at.map);
-                               if (p.channels_last) {
-                                 const Range channels{at.channel, at.channel + at.count};
-                                 visit_channels<K>(p, from, at.ho, at.wo, channels, op);
-                               } else {
-                                 visit_columns<K, Stride>(p, from, at.ho, {at.wo, at.wo + at.count},
-                                                          op);
-                               }
-                             });
+    for_each_place<W, false>(p, packed, row / p.rows.output, row % p.rows.output, select);
   }
 }
 
@@ -129,19 +128,17 @@ void look_up_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int
                   int64_t end) {
   const OffsetTable table(p);
   const int64_t unit = p.channels_last ? p.channels : 1;
+  const auto look_up = [&](const Place& at, const W* offsets) {
+    W* to = element_of_y(p, y, at);
+    const W* from = map_of_x(p, x, at.map) + at.channel;
+    for (int64_t k = 0; k < at.count; ++k) to[k] = 0;
+    for_each_choice(p, table, at.ho, at.wo, offsets, at.count,
+                    [&](int64_t k, int64_t, int64_t h, int64_t w) {
+                      to[k] = from[(h * p.columns.input + w) * unit + (p.channels_last ? k : 0)];
+                    });
+  };
   for (int64_t row = begin; row < end; ++row) {
-    for_each_place<W, false>(
-        p, packed, row / p.rows.output, row % p.rows.output,
-        [&](const Place& at, const W* offsets) {
-          W* to = element_of_y(p, y, at);
-          const W* from = map_of_x(p, x, at.map) + at.channel;
-          for (int64_t k = 0; k < at.count; ++k) to[k] = 0;
-          for_each_choice(p, table, at.ho, at.wo, offsets, at.count,
-                          [&](int64_t k, int64_t, int64_t h, int64_t w) {
-                            to[k] =
-                                from[(h * p.columns.input + w) * unit + (p.channels_last ? k : 0)];
-                          });
-        });
+    for_each_place<W, false>(p, packed, row / p.rows.output, row % p.rows.output, look_up);
   }
 }
 

@@ -82,13 +82,14 @@ void pool_planes(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* pa
   using W = WordOf<D>;
   const int bits = offset_bits(positions(p));
   const int64_t width = p.columns.output, bytes = packed_width(width, bits);
+  const Range whole = whole_windows(p.columns);
   W offsets[kChunk];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t plane = row / p.rows.output, ho = row % p.rows.output;
     const W* from = x + plane * p.rows.input * p.columns.input;
     for_each_chunk(width, [&](Range chunk) {
       Maximum<D> op{y + row * width + chunk.begin, offsets};
-      visit_columns<K, Stride>(p, from, ho, chunk, op);
+      visit_columns<K, Stride>(p, from, ho, chunk, whole, op);
       if (packed == nullptr) return;
       uint8_t* to = packed + row * bytes + chunk.begin * bits / 8;
       pack_row(offsets, chunk.end - chunk.begin, bits, to);

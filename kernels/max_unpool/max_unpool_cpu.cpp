@@ -25,7 +25,8 @@ void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reac
   const int bits = offset_bits(positions(p));
   const int64_t bytes = packed_width(columns.output, bits);
   const int64_t extent = window_extent(columns);
-  typename M::Sink sink[kChunk];
+  constexpr int64_t kSpare = 8;  // what falls elsewhere goes there, which needs no branch
+  typename M::Sink sink[kChunk + kSpare] = {};
   W offsets[kChunk];
   for (int64_t left = 0; left < columns.input; left += kChunk) {
     const int64_t width = smaller(kChunk, columns.input - left);
@@ -43,8 +44,9 @@ void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reac
         for (int64_t wo = begin; wo < end; ++wo) {
           const int64_t j = offsets[wo - begin] - first;
           const int64_t w = window_start(columns, wo) + j * columns.dilation - left;
-          if (j < 0 || j >= columns.kernel || w < 0 || w >= width) continue;
-          sink[w] = M::one(sink[w], y[rows[n].output * columns.output + wo], true);
+          const bool here = j >= 0 && j < columns.kernel && w >= 0 && w < width;
+          const int64_t at = here ? w : kChunk + wo % kSpare;
+          sink[at] = M::one(sink[at], y[rows[n].output * columns.output + wo], true);
         }
       }
     }
@@ -57,11 +59,18 @@ template <typename W, typename F>
 SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* packed, W* x,
                                  int64_t begin, int64_t end, const F& f) {
   const int64_t bytes = packed_width(p.columns.output, offset_bits(positions(p)));
+  int64_t plane = begin / p.rows.input, h = begin % p.rows.input;
   Reach rows[kMostReach];
+  Reaches reaches(p.rows, h);
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t line = row / p.rows.input * p.rows.output;
-    const int count = Reaches(p.rows, row % p.rows.input).list(rows);
+    const int64_t line = plane * p.rows.output;
+    const int count = reaches.list(rows);
     f(y + line * p.columns.output, packed + line * bytes, rows, count, x + row * p.columns.input);
+    reaches.next();
+    if (++h < p.rows.input) continue;
+    h = 0;
+    ++plane;
+    reaches = Reaches(p.rows, 0);
   }
 }
 

@@ -60,12 +60,12 @@ struct Reach {
 class Reaches {
  public:
   Reaches(const PoolAxis& axis, int64_t position)
-      : axis_(axis),
+      : axis_(&axis),
         quotient_((position + axis.padding) / axis.stride),
         remainder_((position + axis.padding) % axis.stride) {}
 
   void next() {
-    if (++remainder_ < axis_.stride) return;
+    if (++remainder_ < axis_->stride) return;
     remainder_ = 0;
     ++quotient_;
   }
@@ -73,28 +73,28 @@ class Reaches {
   // All windows in ascending order; returns how many (at most the kernel).
   int list(Reach* reaches) const {
     int count = 0;
-    if (axis_.dilation == 1) {
+    if (axis_->dilation == 1) {
       // offset = remainder + t * stride of window quotient - t
       int64_t t = 0, offset = remainder_;
-      if (offset >= axis_.kernel) return 0;
-      while (offset + axis_.stride < axis_.kernel) ++t, offset += axis_.stride;
-      for (; t >= 0; --t, offset -= axis_.stride) {
+      if (offset >= axis_->kernel) return 0;
+      while (offset + axis_->stride < axis_->kernel) ++t, offset += axis_->stride;
+      for (; t >= 0; --t, offset -= axis_->stride) {
         const int64_t output = quotient_ - t;
-        if (output >= 0 && output < axis_.output) reaches[count++] = {output, offset};
+        if (output >= 0 && output < axis_->output) reaches[count++] = {output, offset};
       }
       return count;
     }
-    const int64_t shifted = quotient_ * axis_.stride + remainder_;
-    for (int64_t offset = axis_.kernel - 1; offset >= 0; --offset) {
-      const int64_t start = shifted - offset * axis_.dilation, output = start / axis_.stride;
-      if (start < 0 || output * axis_.stride != start || output >= axis_.output) continue;
+    const int64_t shifted = quotient_ * axis_->stride + remainder_;
+    for (int64_t offset = axis_->kernel - 1; offset >= 0; --offset) {
+      const int64_t start = shifted - offset * axis_->dilation, output = start / axis_->stride;
+      if (start < 0 || output * axis_->stride != start || output >= axis_->output) continue;
       reaches[count++] = {output, offset};
     }
     return count;
   }
 
  private:
-  const PoolAxis& axis_;
+  const PoolAxis* axis_;
   int64_t quotient_, remainder_;
 };
 

@@ -95,16 +95,17 @@ SEGFAST_INLINE void visit_window(State& state, int64_t kernel, Range i, Range j,
   }
 }
 
-// Windows `chunk` of output row `ho` in a plane x [H, W].
+// Windows `chunk` of output row `ho` in a plane x [H, W]; whole: whole_windows(p.columns).
 template <int K, int Stride, typename W, typename Op>
-SEGFAST_INLINE void visit_columns(const Pooling& p, const W* x, int64_t ho, Range chunk, Op op) {
+SEGFAST_INLINE void visit_columns(const Pooling& p, const W* x, int64_t ho, Range chunk,
+                                  Range whole, Op op) {
   const PoolAxis rows = p.rows, columns = p.columns;
   const int64_t kernel = K ? K : columns.kernel;
   const int64_t dilation = K ? 1 : columns.dilation, stride = Stride ? Stride : columns.stride;
   const int64_t left = -columns.padding, line = rows.dilation * columns.input;
   const int64_t top = window_start(rows, ho);
   const W* corner = x + top * columns.input + left;
-  const Range i = inside(rows, top), whole = whole_windows(columns);
+  const Range i = inside(rows, top);
 
   const auto visit = [=](int64_t wo, auto width, Range j) __attribute__((always_inline)) {
     using L = Lanes<W, decltype(width)::value, Stride>;

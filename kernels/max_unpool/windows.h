@@ -37,6 +37,7 @@ SEGFAST_INLINE int64_t window_start(const PoolAxis& axis, int64_t output) {
 }
 // The offsets of a window that lie inside the input.
 SEGFAST_INLINE Range inside(const PoolAxis& axis, int64_t start) {
+  if (start >= 0 && start + window_extent(axis) <= axis.input) return {0, axis.kernel};
   const int64_t begin = start < 0 ? divide_up(-start, axis.dilation) : 0;
   const int64_t end = start < axis.input ? divide_up(axis.input - start, axis.dilation) : 0;
   return {smaller(begin, axis.kernel), smaller(end, axis.kernel)};
@@ -141,54 +142,59 @@ SEGFAST_INLINE uint64_t spread(uint64_t v, int bits) {
   return (v | v << 4) & 0x0f0f0f0f0f0f0f0f;
 }
 
+// The same for a row: 8 * `groups` bytes, of which the last packed ones may be fewer.
 template <int Bits>
-SEGFAST_INLINE void squeeze_all(const uint8_t* bytes, int64_t count, uint8_t* packed) {
-  for (int64_t i = 0; i < count / 8; ++i) {
+SEGFAST_INLINE void squeeze_all(const uint8_t* bytes, int64_t groups, int64_t size,
+                                uint8_t* packed) {
+  const int64_t whole = size / Bits;
+  for (int64_t i = 0; i < groups; ++i) {
     uint64_t v;
     __builtin_memcpy(&v, bytes + 8 * i, 8);
     v = squeeze(v, Bits);
-    __builtin_memcpy(packed + Bits * i, &v, Bits);
-  }
-  if (const int64_t rest = count % 8) {
-    uint64_t v = 0;
-    __builtin_memcpy(&v, bytes + count - rest, rest);
-    v = squeeze(v, Bits);
-    __builtin_memcpy(packed + count / 8 * Bits, &v, packed_width(rest, Bits));
+    if (i < whole) {
+      __builtin_memcpy(packed + Bits * i, &v, Bits);
+    } else {
+      for (int64_t k = Bits * i; k < size; ++k, v >>= 8) packed[k] = static_cast<uint8_t>(v);
+    }
   }
 }
 template <int Bits>
-SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t count, uint8_t* bytes) {
-  for (int64_t i = 0; i < count / 8; ++i) {
+SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t size, int64_t groups,
+                               uint8_t* bytes) {
+  const int64_t whole = size / Bits;
+  for (int64_t i = 0; i < groups; ++i) {
     uint64_t v = 0;
-    __builtin_memcpy(&v, packed + Bits * i, Bits);
+    if (i < whole) {
+      __builtin_memcpy(&v, packed + Bits * i, Bits);
+    } else {
+      for (int64_t k = size - 1; k >= Bits * i; --k) v = v << 8 | packed[k];
+    }
     v = spread(v, Bits);
     __builtin_memcpy(bytes + 8 * i, &v, 8);
   }
-  if (const int64_t rest = count % 8) {
-    uint64_t v = 0;
-    __builtin_memcpy(&v, packed + count / 8 * Bits, packed_width(rest, Bits));
-    v = spread(v, Bits);
-    __builtin_memcpy(bytes + count - rest, &v, rest);
-  }
 }
 
-// Offsets of neighbouring columns (count <= kChunk, the first at a byte's lowest bits) as words,
-// less `base`.
+// Offsets of neighbouring columns, the first at a byte's lowest bits, as words; unpacked less
+// `base`. count <= kChunk; the words up to the next multiple of 8 are overwritten, so that no loop
+// has a remainder.
 template <typename W>
-void pack_row(const W* offsets, int64_t count, int bits, uint8_t* packed) {
+void pack_row(W* offsets, int64_t count, int bits, uint8_t* packed) {
+  const int64_t groups = divide_up(count, 8), size = packed_width(count, bits);
   uint8_t bytes[kChunk];
-  uint8_t* out = bits == 8 ? packed : bytes;
-  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(offsets[i]);
-  if (bits == 4) squeeze_all<4>(bytes, count, packed);
-  if (bits == 2) squeeze_all<2>(bytes, count, packed);
+  for (int64_t i = count; i < 8 * groups; ++i) offsets[i] = 0;
+  for (int64_t i = 0; i < 8 * groups; ++i) bytes[i] = static_cast<uint8_t>(offsets[i]);
+  if (bits == 2) squeeze_all<2>(bytes, groups, size, packed);
+  if (bits == 4) squeeze_all<4>(bytes, groups, size, packed);
+  if (bits == 8) __builtin_memcpy(packed, bytes, size);
 }
 template <typename W>
 void unpack_row(const uint8_t* packed, int64_t count, int bits, W* offsets, int base = 0) {
+  const int64_t groups = divide_up(count, 8), size = packed_width(count, bits);
   uint8_t bytes[kChunk];
-  if (bits == 4) spread_all<4>(packed, count, bytes);
-  if (bits == 2) spread_all<2>(packed, count, bytes);
-  const uint8_t* from = bits == 8 ? packed : bytes;
-  for (int64_t i = 0; i < count; ++i) offsets[i] = static_cast<W>(from[i] - base);
+  if (bits == 2) spread_all<2>(packed, size, groups, bytes);
+  if (bits == 4) spread_all<4>(packed, size, groups, bytes);
+  if (bits == 8) __builtin_memcpy(bytes, packed, size);
+  for (int64_t i = 0; i < 8 * groups; ++i) offsets[i] = static_cast<W>(bytes[i] - base);
 }
 
 // Offsets of neighbouring channels, one in each byte at `shift`. The first column of a byte
