@@ -120,7 +120,7 @@ SEGFAST_INLINE void for_each_group(int64_t begin, int64_t end, const F& f) {
 
 // ------------------------------------------------------------------------------ packed offsets
 
-// Eight offsets, one in each byte, to 8 * bits bits and back.
+// Eight offsets, one in each byte, to 8 * bits bits.
 SEGFAST_INLINE uint64_t squeeze(uint64_t v, int bits) {
   if (bits == 2) {
     v = (v | v >> 6) & 0x000f000f000f000f;
@@ -131,15 +131,23 @@ SEGFAST_INLINE uint64_t squeeze(uint64_t v, int bits) {
   v = (v | v >> 8) & 0x0000ffff0000ffff;
   return v | v >> 16;
 }
-SEGFAST_INLINE uint64_t spread(uint64_t v, int bits) {
-  if (bits == 2) {
-    v = (v | v << 24) & 0x000000ff000000ff;
-    v = (v | v << 12) & 0x000f000f000f000f;
-    return (v | v << 6) & 0x0303030303030303;
+// And back, as words.
+template <int Bits, typename W>
+SEGFAST_INLINE Vec<W, 8> spread(uint32_t v) {
+  constexpr int B = Bits, kTop = 16 - B;
+  if constexpr (sizeof(W) == 2) {  // there is no shift by lanes: up by multiplying, then down
+    const uint16_t a = static_cast<uint16_t>(v), b = static_cast<uint16_t>(B == 4 ? v >> 16 : v);
+    const Vec<uint16_t, 8> half{a, a, a, a, b, b, b, b};
+    constexpr int kNext = B == 4 ? kTop : kTop - 4 * B;  // of the fifth offset
+    constexpr Vec<uint16_t, 8> kUp{
+        1 << kTop,  1 << (kTop - B),  1 << (kTop - 2 * B),  1 << (kTop - 3 * B),
+        1 << kNext, 1 << (kNext - B), 1 << (kNext - 2 * B), 1 << (kNext - 3 * B)};
+    return (Vec<W, 8>)((half * kUp) >> kTop);
+  } else {
+    using U = Vec<std::make_unsigned_t<W>, 8>;
+    constexpr U kDown{0, B, 2 * B, 3 * B, 4 * B, 5 * B, 6 * B, 7 * B};
+    return (Vec<W, 8>)(((v - U{}) >> kDown) & ((1u << B) - 1));
   }
-  v = (v | v << 16) & 0x0000ffff0000ffff;
-  v = (v | v << 8) & 0x00ff00ff00ff00ff;
-  return (v | v << 4) & 0x0f0f0f0f0f0f0f0f;
 }
 
 // The same for a row: 8 * `groups` bytes, of which the last packed ones may be fewer.
@@ -158,19 +166,18 @@ SEGFAST_INLINE void squeeze_all(const uint8_t* bytes, int64_t groups, int64_t si
     }
   }
 }
-template <int Bits>
-SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t size, int64_t groups,
-                               uint8_t* bytes) {
+template <int Bits, typename W>
+SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t size, int64_t groups, W base,
+                               W* offsets) {
   const int64_t whole = size / Bits;
   for (int64_t i = 0; i < groups; ++i) {
-    uint64_t v = 0;
+    uint32_t v = 0;
     if (i < whole) {
       __builtin_memcpy(&v, packed + Bits * i, Bits);
     } else {
       for (int64_t k = size - 1; k >= Bits * i; --k) v = v << 8 | packed[k];
     }
-    v = spread(v, Bits);
-    __builtin_memcpy(bytes + 8 * i, &v, 8);
+    store<8>(offsets + 8 * i, spread<Bits, W>(v) - base);
   }
 }
 
@@ -190,11 +197,9 @@ void pack_row(W* offsets, int64_t count, int bits, uint8_t* packed) {
 template <typename W>
 void unpack_row(const uint8_t* packed, int64_t count, int bits, W* offsets, int base = 0) {
   const int64_t groups = divide_up(count, 8), size = packed_width(count, bits);
-  uint8_t bytes[kChunk];
-  if (bits == 2) spread_all<2>(packed, size, groups, bytes);
-  if (bits == 4) spread_all<4>(packed, size, groups, bytes);
-  if (bits == 8) __builtin_memcpy(bytes, packed, size);
-  for (int64_t i = 0; i < 8 * groups; ++i) offsets[i] = static_cast<W>(bytes[i] - base);
+  if (bits == 2) return spread_all<2>(packed, size, groups, static_cast<W>(base), offsets);
+  if (bits == 4) return spread_all<4>(packed, size, groups, static_cast<W>(base), offsets);
+  for (int64_t i = 0; i < count; ++i) offsets[i] = static_cast<W>(packed[i] - base);
 }
 
 // Offsets of neighbouring channels, one in each byte at `shift`. The first column of a byte
