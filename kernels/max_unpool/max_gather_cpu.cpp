@@ -76,7 +76,8 @@ SEGFAST_INLINE void for_each_place(const Pooling& p, const uint8_t* packed, int6
   const int64_t width = p.columns.output, channels = p.channels_last ? p.channels : 1;
   const int64_t bytes = packed_width(width, bits);
   const uint8_t* from = packed + (map * p.rows.output + ho) * bytes * channels;
-  const int64_t step = p.channels_last ? 1 : kChunk, steps = divide_up(width, step);
+  const int64_t step = p.channels_last ? 1 : kChunk;
+  const int64_t steps = p.channels_last ? width : divide_up(width, kChunk);
   W offsets[kChunk];
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t wo = (Reverse ? steps - 1 - k : k) * step;

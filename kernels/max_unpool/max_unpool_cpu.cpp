@@ -54,23 +54,26 @@ void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reac
   }
 }
 
-// f(plane of y, its bytes, the windows that reach the row, how many, the row of x) for rows of x.
+// f(plane of y, its bytes, the windows that reach the row, how many, the row of x) for rows of x;
+// f returns how many rows it did.
 template <typename W, typename F>
 SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* packed, W* x,
                                  int64_t begin, int64_t end, const F& f) {
   const int64_t bytes = packed_width(p.columns.output, offset_bits(positions(p)));
   int64_t plane = begin / p.rows.input, h = begin % p.rows.input;
   Reach rows[kMostReach];
-  Reaches reaches(p.rows, h);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t line = plane * p.rows.output;
-    const int count = reaches.list(rows);
-    f(y + line * p.columns.output, packed + line * bytes, rows, count, x + row * p.columns.input);
-    reaches.next();
-    if (++h < p.rows.input) continue;
+  while (begin < end) {
+    Reaches reaches(p.rows, h);
+    const int64_t stop = smaller(end, begin + p.rows.input - h), line = plane * p.rows.output;
+    while (begin < stop) {
+      const int count = reaches.list(rows);
+      const int64_t done = f(y + line * p.columns.output, packed + line * bytes, rows, count,
+                             x + begin * p.columns.input, stop - begin);
+      for (int64_t k = 0; k < done; ++k) reaches.next();
+      begin += done;
+    }
     h = 0;
     ++plane;
-    reaches = Reaches(p.rows, 0);
   }
 }
 
@@ -78,7 +81,17 @@ template <typename M, int Stride, int Kernel, typename W>
 void spread_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                    int64_t end) {
   Spread<M, Stride, Kernel> spread(p, is_past_caches(p));
-  for_each_row(p, y, packed, x, begin, end, [&](auto... row) { spread.row(row...); });
+  const bool owns = spread.owns_rows(p);
+  for_each_row(p, y, packed, x, begin, end,
+               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to,
+                   int64_t left) -> int64_t {
+                 if (owns && count == 1 && rows[0].offset == 0 && left >= Kernel) {
+                   spread.template row<Kernel ? Kernel : 1>(from, bytes, rows, count, to);
+                   return Kernel;
+                 }
+                 spread.row(from, bytes, rows, count, to);
+                 return 1;
+               });
   end_of_stream();
 }
 
@@ -94,7 +107,12 @@ void unpool_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, in
       return spread_planes<M, 0, 0>(p, y, packed, x, begin, end);
     }
   }
-  for_each_row(p, y, packed, x, begin, end, [&](auto... row) { scatter_row<M>(p, row...); });
+  for_each_row(p, y, packed, x, begin, end,
+               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to,
+                   int64_t) -> int64_t {
+                 scatter_row<M>(p, from, bytes, rows, count, to);
+                 return 1;
+               });
 }
 
 // One window's part in `count` channels of a position.

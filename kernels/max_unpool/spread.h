@@ -76,7 +76,16 @@ class Spread {
     whole_.end = larger(whole_.begin, whole_.end);
   }
 
-  // Row x [W] from y [Ho, Wo] and packed, of which rows[0..count) are read.
+  // All rows of x belong to one row of windows each, which are `kernel` high.
+  static bool owns_rows(const Pooling& p) {
+    const PoolAxis& rows = p.rows;
+    return Kernel > 0 && rows.kernel == Kernel && rows.stride == Kernel && rows.padding == 0 &&
+           rows.dilation == 1;
+  }
+
+  // Row x [W] from y [Ho, Wo] and packed, of which rows[0..count) are read. High > 1: that many
+  // rows of x, all those of rows[0], which is the only one, from its first on.
+  template <int High = 1>
   SEGFAST_INLINE void row(const W* y, const uint8_t* packed, const Reach* rows, int count, W* x) {
     if (count == 0) {
       for (int64_t w = 0; w < columns_.input; ++w) x[w] = 0;
@@ -85,7 +94,14 @@ class Spread {
     const int64_t pitch = kChunk / count, step = (pitch - kBefore) / 8 * 8;
     const int64_t left = smaller(columns_.input, whole_.begin * stride_ - columns_.padding);
     const int64_t right = larger(left, whole_.end * stride_ - columns_.padding);
-    ends(y, packed, rows, count, {0, left}, x);
+    const auto ends = [&](Range columns) __attribute__((always_inline)) {
+      if (columns.begin >= columns.end) return;
+      for (int i = 0; i < High; ++i) {
+        const Reach lower{rows[0].output, rows[0].offset + i};
+        one_by_one(y, packed, High > 1 ? &lower : rows, count, columns, x + i * columns_.input);
+      }
+    };
+    ends({0, left});
     for (int64_t begin = whole_.begin; begin < whole_.end; begin += step) {
       const int64_t end = smaller(begin + step, whole_.end);
       const int64_t first = larger(0, begin - taps_ + 1) / 8 * 8;
@@ -97,12 +113,11 @@ class Spread {
         offsets[n] = to - first;
         values[n] = y + rows[n].output * columns_.output;
       }
-      const int64_t done = count == 1 ? groups<1>(values, offsets, count, {begin, end}, x)
-                                      : groups<0>(values, offsets, count, {begin, end}, x);
-      ends(y, packed, rows, count,
-           {done * stride_ - columns_.padding, end * stride_ - columns_.padding}, x);
+      const int64_t done = count == 1 ? groups<1, High>(values, offsets, count, {begin, end}, x)
+                                      : groups<0, 1>(values, offsets, count, {begin, end}, x);
+      ends({done * stride_ - columns_.padding, end * stride_ - columns_.padding});
     }
-    ends(y, packed, rows, count, {right, columns_.input}, x);
+    ends({right, columns_.input});
   }
 
  private:
@@ -111,7 +126,7 @@ class Spread {
 
   // Windows of a chunk, N at a time, the last ones perhaps again; returns where it stopped: before
   // the end only when there are fewer than N. Count: 0 when not known to the compiler.
-  template <int Count>
+  template <int Count, int High>
   SEGFAST_INLINE int64_t groups(const W* const* values, const W* const* offsets, int count,
                                 Range chunk, W* x) const {
     const int rows = Count ? Count : count;
@@ -119,27 +134,23 @@ class Spread {
     const int64_t taps = Kernel ? (Kernel + Stride - 1) / (Stride ? Stride : 1) : taps_;
     W* out = x - columns_.padding;
     if (chunk.end - chunk.begin < N) return chunk.begin;
-    const bool streams = past_caches_ && is_aligned(out + chunk.begin * stride);
+    const bool streams = past_caches_ && is_aligned(out + chunk.begin * stride) &&
+                         (High == 1 || columns_.input % N == 0);
     for (int64_t next = chunk.begin; next < chunk.end; next += N) {
       const int64_t m = smaller(next, chunk.end - N);
-      const auto put = [&](int64_t q, V v) __attribute__((always_inline)) {
-        W* to = out + m * stride + q * N;
+      const auto put = [&](int i, int64_t q, V v) __attribute__((always_inline)) {
+        W* to = out + i * columns_.input + m * stride + q * N;
         streams&& m == next ? stream<N>(to, v) : store<N>(to, v);
       };
-      if constexpr (Stride == 0) {
-        for (int64_t q = 0; q < stride; ++q) {
-          V sink{};
-          for (int n = 0; n < rows; ++n) {
-            for (int64_t t = taps - 1; t >= 0; --t) {
-              const V value = permute(load<N>(values[n] + m - t), window_[q]);
-              const V offset = permute(load<N>(offsets[n] + m - t), window_[q]);
-              sink = M::template many<N>(sink, value, (V)(offset == column_[t * stride + q]));
-            }
+#pragma GCC unroll 2
+      for (int i = 0; i < High; ++i) {
+        if constexpr (Stride == 0) {
+          for (int64_t q = 0; q < stride; ++q) {
+            put(i, q, permuted(values, offsets, rows, m, q));
           }
-          put(q, sink);
+          continue;
         }
-      } else {
-        V sink[Stride] = {};
+        V sink[Stride ? Stride : 1] = {};
         for (int n = 0; n < rows; ++n) {
 #pragma GCC unroll 2
           for (int64_t t = taps - 1; t >= 0; --t) {
@@ -148,25 +159,39 @@ class Spread {
             for (int r = 0; r < Stride; ++r) {
               const int64_t j = r + t * Stride;
               if (j >= kernel) continue;
-              sink[r] = M::template many<N>(sink[r], value, (V)(offset == static_cast<W>(j) - V{}));
+              const V wanted = static_cast<W>(i * kernel + j) - V{};
+              sink[r] = M::template many<N>(sink[r], value, (V)(offset == wanted));
             }
           }
         }
         if constexpr (Stride == 2) {
-          put(0, interleave<0>(sink[0], sink[1], kAll));
-          put(1, interleave<N / 2>(sink[0], sink[1], kAll));
+          put(i, 0, interleave<0>(sink[0], sink[1], kAll));
+          put(i, 1, interleave<N / 2>(sink[0], sink[1], kAll));
         } else {
-          put(0, sink[0]);
+          put(i, 0, sink[0]);
         }
       }
     }
     return chunk.end;
   }
 
+  // Vector q of the group m of windows, any stride.
+  SEGFAST_INLINE V permuted(const W* const* values, const W* const* offsets, int rows, int64_t m,
+                            int64_t q) const {
+    V sink{};
+    for (int n = 0; n < rows; ++n) {
+      for (int64_t t = taps_ - 1; t >= 0; --t) {
+        const V value = permute(load<N>(values[n] + m - t), window_[q]);
+        const V offset = permute(load<N>(offsets[n] + m - t), window_[q]);
+        sink = M::template many<N>(sink, value, (V)(offset == column_[t * stride_ + q]));
+      }
+    }
+    return sink;
+  }
+
   // The same position by position.
-  SEGFAST_INLINE void ends(const W* y, const uint8_t* packed, const Reach* rows, int count,
-                           Range positions, W* x) const {
-    if (positions.begin >= positions.end) return;
+  void one_by_one(const W* y, const uint8_t* packed, const Reach* rows, int count, Range positions,
+                  W* x) const {
     Reaches reaches(columns_, positions.begin);
     for (int64_t w = positions.begin; w < positions.end; ++w, reaches.next()) {
       Reach columns[kMostColumns];
