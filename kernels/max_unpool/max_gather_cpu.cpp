@@ -68,31 +68,44 @@ struct Place {
   int64_t channel, count;  // the first channel
 };
 
-// f(place, offsets) for every chunk of row `ho` of a map.
-template <typename W, bool Reverse, typename F>
-SEGFAST_INLINE void for_each_place(const Pooling& p, const uint8_t* packed, int64_t map, int64_t ho,
+// f(place, offsets) for every chunk of the rows [begin, end) of a map, or of all in reverse order.
+template <typename W, bool Last, bool Reverse, typename F>
+SEGFAST_INLINE void for_each_place(const Pooling& p, const uint8_t* packed, int64_t map, Range rows,
                                    const F& f) {
+  constexpr int64_t kStep = Last ? 1 : kChunk;  // columns
   const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output, channels = p.channels_last ? p.channels : 1;
-  const int64_t bytes = packed_width(width, bits);
-  const uint8_t* from = packed + (map * p.rows.output + ho) * bytes * channels;
-  const int64_t step = p.channels_last ? 1 : kChunk;
-  const int64_t steps = p.channels_last ? width : divide_up(width, kChunk);
+  const int64_t width = p.columns.output, channels = Last ? p.channels : 1;
+  const int64_t bytes = packed_width(width, bits), steps = divide_up(width, kStep);
   W offsets[kChunk];
-  for (int64_t k = 0; k < steps; ++k) {
-    const int64_t wo = (Reverse ? steps - 1 - k : k) * step;
-    const uint8_t* bytes_here = from + wo * bits / 8 * channels;
-    if (!p.channels_last) {
-      const int64_t count = smaller(kChunk, width - wo);
-      unpack_row(bytes_here, count, bits, offsets);
-      f(Place{map, ho, wo, 0, count}, offsets);
-      continue;
+  for (int64_t n = 0; n < rows.end - rows.begin; ++n) {
+    const int64_t ho = Reverse ? rows.end - 1 - n : rows.begin + n;
+    const uint8_t* row = packed + (map * p.rows.output + ho) * bytes * channels;
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t wo = (Reverse ? steps - 1 - k : k) * kStep;
+      const uint8_t* from = row + wo * bits / 8 * channels;
+      if constexpr (Last) {
+        const int shift = static_cast<int>(wo * bits % 8);
+        for_each_chunk(channels, [&](Range c) {
+          unpack_channels(from + c.begin, c.end - c.begin, bits, shift, offsets);
+          f(Place{map, ho, wo, c.begin, c.end - c.begin}, offsets);
+        });
+      } else {
+        const int64_t count = smaller(kChunk, width - wo);
+        unpack_row(from, count, bits, offsets);
+        f(Place{map, ho, wo, 0, count}, offsets);
+      }
     }
-    for (int64_t c = 0; c < channels; c += kChunk) {
-      const int64_t count = smaller(kChunk, channels - c);
-      unpack_channels(bytes_here + c, count, bits, static_cast<int>(wo * bits % 8), offsets);
-      f(Place{map, ho, wo, c, count}, offsets);
-    }
+  }
+}
+
+// f(map, rows) for the maps that the rows [begin, end) of y belong to.
+template <typename F>
+SEGFAST_INLINE void for_each_map(const Pooling& p, int64_t begin, int64_t end, const F& f) {
+  while (begin < end) {
+    const int64_t map = begin / p.rows.output, first = begin - map * p.rows.output;
+    const int64_t last = smaller(p.rows.output, first + end - begin);
+    f(map, Range{first, last});
+    begin += last - first;
   }
 }
 
@@ -106,85 +119,94 @@ const W* map_of_x(const Pooling& p, const W* x, int64_t map) {
   return x + map * p.rows.input * p.columns.input * (p.channels_last ? p.channels : 1);
 }
 
-template <int K, int Stride, typename W>
+template <bool Last, int K, int Stride, typename W>
 void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
                  int64_t end) {
   const Range whole = whole_windows(p.columns);
-  const auto select = [&](const Place& at, const W* offsets) {
-    const Select<W> op{element_of_y(p, y, at), offsets};
-    const W* from = map_of_x(p, x, at.map);
-    if (p.channels_last) {
-      visit_channels<K>(p, from, at.ho, at.wo, {at.channel, at.channel + at.count}, op);
-    } else {
-      visit_columns<K, Stride>(p, from, at.ho, {at.wo, at.wo + at.count}, whole, op);
-    }
-  };
-  for (int64_t row = begin; row < end; ++row) {
-    for_each_place<W, false>(p, packed, row / p.rows.output, row % p.rows.output, select);
-  }
+  for_each_map(p, begin, end, [&](int64_t map, Range rows) {
+    const W* from = map_of_x(p, x, map);
+    const auto select = [&](const Place& at, const W* offsets) {
+      const Select<W> op{element_of_y(p, y, at), offsets};
+      if constexpr (Last) {
+        visit_channels<K>(p, from, at.ho, at.wo, {at.channel, at.channel + at.count}, op);
+      } else {
+        visit_columns<K, Stride>(p, from, at.ho, {at.wo, at.wo + at.count}, whole, op);
+      }
+    };
+    for_each_place<W, Last, false>(p, packed, map, rows, select);
+  });
 }
 
-template <typename W>
+template <bool Last, typename W>
 void look_up_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
                   int64_t end) {
   const OffsetTable table(p);
-  const int64_t unit = p.channels_last ? p.channels : 1;
-  const auto look_up = [&](const Place& at, const W* offsets) {
-    W* to = element_of_y(p, y, at);
-    const W* from = map_of_x(p, x, at.map) + at.channel;
-    for (int64_t k = 0; k < at.count; ++k) to[k] = 0;
-    for_each_choice(p, table, at.ho, at.wo, offsets, at.count,
-                    [&](int64_t k, int64_t, int64_t h, int64_t w) {
-                      to[k] = from[(h * p.columns.input + w) * unit + (p.channels_last ? k : 0)];
-                    });
-  };
-  for (int64_t row = begin; row < end; ++row) {
-    for_each_place<W, false>(p, packed, row / p.rows.output, row % p.rows.output, look_up);
-  }
+  const int64_t unit = Last ? p.channels : 1;
+  for_each_map(p, begin, end, [&](int64_t map, Range rows) {
+    const auto look_up = [&](const Place& at, const W* offsets) {
+      W* to = element_of_y(p, y, at);
+      const W* from = map_of_x(p, x, map) + at.channel;
+      const auto put = [&](int64_t k, int64_t, int64_t h, int64_t w) {
+        to[k] = from[(h * p.columns.input + w) * unit + (Last ? k : 0)];
+      };
+      for (int64_t k = 0; k < at.count; ++k) to[k] = 0;
+      for_each_choice(p, table, at.ho, at.wo, offsets, at.count, put);
+    };
+    for_each_place<W, Last, false>(p, packed, map, rows, look_up);
+  });
 }
 
 // Winners among overlapping windows. In reverse order the first window that names a position wins:
 // `taken` remembers which were named, for the rows that one window spans, in a ring.
-template <typename W>
+template <bool Last, typename W>
 void winners_of_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, uint8_t* taken,
                      int64_t begin, int64_t end) {
   const OffsetTable table(p);
-  const int64_t unit = p.channels_last ? p.channels : 1;
+  const int64_t unit = Last ? p.channels : 1;
   const int64_t span = window_extent(p.rows), line = p.columns.input * unit;
   const int64_t later = (span - 1) / p.rows.stride;  // rows of windows that reach into one above
-  while (begin < end) {
-    // Rows of one map, from `first` up to `last`; those from `stop` on only name positions.
-    const int64_t map = (end - 1) / p.rows.output;
-    const int64_t first = larger(begin - map * p.rows.output, 0);
-    const int64_t stop = end - map * p.rows.output;
-    const int64_t last = smaller(stop + later, p.rows.output) - 1;
+  for_each_map(p, begin, end, [&](int64_t map, Range rows) {
+    const int64_t last = smaller(rows.end + later, p.rows.output);  // they only name positions
     __builtin_memset(taken, 0, span * line);
-    for (int64_t ho = last; ho >= first; --ho) {
-      const int64_t top = window_start(p.rows, ho);
-      for (int64_t h = top; ho < last && h < top + smaller(span, p.rows.stride); ++h) {
-        __builtin_memset(taken + (h + p.rows.padding) % span * line, 0, line);
+    for (int64_t ho = last - 1; ho >= rows.begin; --ho) {
+      uint8_t* ring[256];  // for the rows of the window
+      const int64_t top = ho * p.rows.stride;
+      for (int64_t h = top; ho < last - 1 && h < top + smaller(span, p.rows.stride); ++h) {
+        __builtin_memset(taken + h % span * line, 0, line);
       }
-      uint8_t* ring[256];
       for (int64_t i = 0; i < p.rows.kernel; ++i) {
-        ring[i] = taken + (top + i * p.rows.dilation + p.rows.padding) % span * line;
+        ring[i] = taken + (top + i * p.rows.dilation) % span * line;
       }
-      for_each_place<W, true>(p, packed, map, ho, [&](const Place& at, const W* offsets) {
+      const bool wanted = ho < rows.end;
+      const auto win = [&](const Place& at, const W* offsets) {
         W* to = element_of_y(p, y, at);
         const W* from = map_of_x(p, x, map) + at.channel;
-        const bool wanted = ho < stop;
+        const auto put = [&](int64_t k, int64_t i, int64_t h, int64_t w) {
+          const int64_t element = w * unit + (Last ? k : 0);
+          uint8_t& named = ring[i][element + at.channel];
+          const W value = from[h * line + element];
+          if (wanted) to[k] = named ? W{0} : value;
+          named = 1;
+        };
         for (int64_t k = 0; wanted && k < at.count; ++k) to[k] = 0;
-        for_each_choice(p, table, ho, at.wo, offsets, at.count,
-                        [&](int64_t k, int64_t i, int64_t h, int64_t w) {
-                          const int64_t element = w * unit + (p.channels_last ? k : 0);
-                          uint8_t& named = ring[i][element + at.channel];
-                          const W value = from[h * line + element];
-                          if (wanted) to[k] = named ? W{0} : value;
-                          named = 1;
-                        });
-      });
+        for_each_choice(p, table, ho, at.wo, offsets, at.count, put);
+      };
+      for_each_place<W, Last, true>(p, packed, map, {ho, ho + 1}, win);
     }
-    end = map * p.rows.output + first;
+  });
+}
+
+template <bool Last, typename W>
+void gather_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, uint8_t* scratch,
+                 int64_t begin, int64_t end) {
+  if (scratch != nullptr && !windows_disjoint(p)) {
+    return winners_of_rows<Last>(p, x, packed, y, scratch, begin, end);
   }
+  if (positions(p) > kMostVisited) return look_up_rows<Last>(p, x, packed, y, begin, end);
+  for_geometry(p, [&](auto kernel, auto stride) {
+    constexpr int K = decltype(kernel)::value, S = Last ? 0 : decltype(stride)::value;
+    select_rows<Last, K, S>(p, x, packed, y, begin, end);
+  });
 }
 
 }  // namespace
@@ -195,14 +217,8 @@ void gather(const Pooling& p, const void* x, const uint8_t* packed, void* y, uin
     using W = decltype(word);
     const W* from = static_cast<const W*>(x);
     W* to = static_cast<W*>(y);
-    if (scratch != nullptr && !windows_disjoint(p)) {
-      return winners_of_rows(p, from, packed, to, scratch, begin, end);
-    }
-    if (positions(p) > kMostVisited) return look_up_rows(p, from, packed, to, begin, end);
-    for_geometry(p, [&](auto kernel, auto stride) {
-      constexpr int K = decltype(kernel)::value, S = decltype(stride)::value;
-      select_rows<K, S>(p, from, packed, to, begin, end);
-    });
+    p.channels_last ? gather_rows<true>(p, from, packed, to, scratch, begin, end)
+                    : gather_rows<false>(p, from, packed, to, scratch, begin, end);
   });
 }
 

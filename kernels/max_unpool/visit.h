@@ -120,9 +120,10 @@ SEGFAST_INLINE void visit_columns(const Pooling& p, const W* x, int64_t ho, Rang
   for (int64_t wo = chunk.begin; wo < smaller(from, chunk.end); ++wo) {
     visit(wo, Width<1>{}, inside(columns, window_start(columns, wo)));
   }
-  // Rows are too short for the processor to see that the next ones follow.
+  // Rows end before the processor sees that the next ones follow, unless they share cache lines.
+  constexpr int64_t kShort = 256 / sizeof(W);
   const W* next = corner + rows.stride * columns.input;
-  const int64_t fresh = smaller(rows.stride, rows.kernel);
+  const int64_t fresh = columns.input < kShort ? 0 : smaller(rows.stride, rows.kernel);
   for_each_group<W>(from, to, [=](int64_t wo, auto width) __attribute__((always_inline)) {
     for (int64_t a = 0; a < fresh; ++a) {
       __builtin_prefetch(next + a * columns.input + wo * stride);
