@@ -73,9 +73,9 @@ SEGFAST_INLINE void store(T* p, Vec<T, N> v) {
   *reinterpret_cast<typename VecInMemory<T, N>::type*>(p) = v;
 }
 
-// A store past the caches, of a whole vector to an address that is a multiple of its size: for
-// outputs that no cache holds, it saves reading what is overwritten. Call end_of_stream before
-// other threads may read.
+// A store past the caches, for outputs that no cache holds: it saves reading what is overwritten.
+// Only for whole cache lines (streams_well), written once and in order: a line left in parts costs
+// far more than is saved. Call end_of_stream before other threads may read.
 template <int N, typename T>
 SEGFAST_INLINE void stream(T* p, Vec<T, N> v) {
   static_assert(N == kLanes<T>);
@@ -90,8 +90,9 @@ SEGFAST_INLINE void stream(T* p, Vec<T, N> v) {
 #endif
 }
 template <typename T>
-SEGFAST_INLINE bool is_aligned(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
+SEGFAST_INLINE bool streams_well(const T* p, int64_t count) {
+  constexpr int64_t kLine = 64;
+  return reinterpret_cast<uintptr_t>(p) % kLine == 0 && count * sizeof(T) % kLine == 0;
 }
 SEGFAST_INLINE void end_of_stream() {
 #ifdef __SSE2__

@@ -130,7 +130,7 @@ void write_channels(const typename M::Sink* sink, int64_t count, bool past_cache
   int64_t c = 0;
   if constexpr (M::kInPlace) {
     constexpr int N = kLanes<W>;
-    if (past_caches && is_aligned(to)) {
+    if (past_caches && streams_well(to, count)) {
       for (; c + N <= count; c += N) stream<N>(to + c, load<N>(sink + c));
     }
   }

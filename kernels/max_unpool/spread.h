@@ -91,7 +91,7 @@ class Spread {
       for (int64_t w = 0; w < columns_.input; ++w) x[w] = 0;
       return;
     }
-    const int64_t pitch = kChunk / count, step = (pitch - kBefore) / 8 * 8;
+    const int64_t pitch = kChunk / count, step = (pitch - kBefore) / 16 * 16;
     const int64_t left = smaller(columns_.input, whole_.begin * stride_ - columns_.padding);
     const int64_t right = larger(left, whole_.end * stride_ - columns_.padding);
     const auto ends = [&](Range columns) __attribute__((always_inline)) {
@@ -134,13 +134,15 @@ class Spread {
     const int64_t taps = Kernel ? (Kernel + Stride - 1) / (Stride ? Stride : 1) : taps_;
     W* out = x - columns_.padding;
     if (chunk.end - chunk.begin < N) return chunk.begin;
-    const bool streams = past_caches_ && is_aligned(out + chunk.begin * stride) &&
-                         (High == 1 || columns_.input % N == 0);
+    const int64_t windows = chunk.end - chunk.begin;
+    const bool streams = past_caches_ && windows % N == 0 &&
+                         streams_well(out + chunk.begin * stride, windows * stride) &&
+                         (High == 1 || streams_well(out, columns_.input));
     for (int64_t next = chunk.begin; next < chunk.end; next += N) {
       const int64_t m = smaller(next, chunk.end - N);
       const auto put = [&](int i, int64_t q, V v) __attribute__((always_inline)) {
         W* to = out + i * columns_.input + m * stride + q * N;
-        streams&& m == next ? stream<N>(to, v) : store<N>(to, v);
+        streams ? stream<N>(to, v) : store<N>(to, v);
       };
 #pragma GCC unroll 2
       for (int i = 0; i < High; ++i) {
