@@ -134,9 +134,11 @@ template <typename T>
 void accumulate_all(const T* block, const T* const* values, int tiles, int64_t channels, T* sums) {
   // Blocks of nearly equal size: 19 channels are 7 + 6 + 6, not 8 + 8 + 3.
   const int64_t blocks = (channels + kMaxBlock - 1) / kMaxBlock;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = b * channels / blocks, end = (b + 1) * channels / blocks;
-    const auto run = pick<T>(end - first, std::make_integer_sequence<int, kMaxBlock>{});
+  const int64_t smaller = channels / blocks, larger_blocks = channels % blocks;
+  int64_t first = 0, size = 0;
+  for (int64_t b = 0; b < blocks; ++b, first += size) {
+    size = smaller + (b < larger_blocks);
+    const auto run = pick<T>(size, std::make_integer_sequence<int, kMaxBlock>{});
     for (int i = 0; i < kTile; i += kGroup<T>) {
       run(block + i, values, tiles, first, channels, sums + i);
     }

@@ -3,6 +3,7 @@
 //   scores = logits + sum_m M_m K~_m Q;   Q = softmax(scores)
 #include "dense_crf.h"
 #include "simd.h"
+#include "splat_slice.h"
 #include "window.h"
 
 namespace segfast {
@@ -82,25 +83,6 @@ SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, int labels, in
           sum += load<N>(mixing.values + k * row + l) * from[k];
         }
       }
-      store<N>(to + l, sum);
-    });
-  }
-}
-
-// to[p] += sum_k weight_k received[vertex_k]
-template <typename T, int kCorners>
-void slice(const LatticeTerm<T>& term, const T* received, int64_t first, int count, int row,
-           T* to) {
-  const int corners = kCorners ? kCorners : term.corners;
-  const int32_t* vertex = term.vertex + first * corners;
-  const T* weight = term.out_weight + first * corners;
-  for (int p = 0; p < count; ++p, vertex += corners, weight += corners, to += row) {
-    const T* from[kCorners ? kCorners : kMaxFeatures + 1];
-    for (int k = 0; k < corners; ++k) from[k] = received + int64_t{vertex[k]} * row;
-    for_each_vector<T>(row, [&](int64_t l, auto width) {
-      constexpr int N = decltype(width)::value;
-      Vec<T, N> sum = load<N>(to + l);
-      for (int k = 0; k < corners; ++k) sum += load<N>(from[k] + l) * weight[k];
       store<N>(to + l, sum);
     });
   }
@@ -222,24 +204,6 @@ SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int some, const
   for (int64_t l = 0; l < s.pitch; l += W) {
     transpose<T, W>([&](int i) { return l + i < labels ? tile[l + i] * inverse : V{}; },
                     [&](int w, V values) { store<W>(belief + w * s.pitch + l, values); });
-  }
-}
-
-// sent[vertex_k] += weight_k belief[p]
-template <typename T, int kCorners>
-void splat(const LatticeTerm<T>& term, T* sent, int64_t first, int count, int row, int64_t pitch,
-           const T* belief) {
-  const int corners = kCorners ? kCorners : term.corners;
-  const int32_t* vertex = term.vertex + first * corners;
-  const T* weight = term.in_weight + first * corners;
-  for (int p = 0; p < count; ++p, vertex += corners, weight += corners, belief += pitch) {
-    T* at[kCorners ? kCorners : kMaxFeatures + 1];
-    for (int k = 0; k < corners; ++k) at[k] = sent + int64_t{vertex[k]} * row;
-    for_each_vector<T>(row, [&](int64_t l, auto width) {
-      constexpr int N = decltype(width)::value;
-      const Vec<T, N> q = load<N>(belief + l);
-      for (int k = 0; k < corners; ++k) store<N>(at[k] + l, load<N>(at[k] + l) + q * weight[k]);
-    });
   }
 }
 

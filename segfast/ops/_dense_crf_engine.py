@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,6 +60,12 @@ class PairwiseTerm:
     normalization: str = "symmetric"
     method: str = "lattice"
     sigma: tuple[float, float] | None = None
+
+    @cached_property
+    def span(self) -> Tensor:
+        """:func:`feature_range` of the features."""
+        assert self.features is not None
+        return feature_range(self.features)
 
 
 def mix(mixing: Tensor, message: Tensor) -> Tensor:
@@ -142,8 +149,7 @@ class _NativeTerms:
             assert term.sigma is not None
             self.convs += [*self._conv(term.sigma, term.normalization), mixing]
         else:
-            assert term.features is not None
-            self.lattices += [*self._lattice(term.features, term.normalization), mixing]
+            self.lattices += [*self._lattice(term), mixing]
 
     def _conv(self, sigma: tuple[float, float], normalization: str) -> list[Tensor]:
         assert self.shape is not None
@@ -163,19 +169,18 @@ class _NativeTerms:
             taps.append(tap)
         return [x.to(self.like.dtype) for x in (*taps, *before, *after)]
 
-    def _lattice(self, features: Tensor, normalization: str) -> list[Tensor]:
-        features = features.contiguous()
-        *lattice, weight = torch.ops.segfast._lattice_build(
-            features, feature_range(features), self.width
-        )
-        if normalization == "none":
+    def _lattice(self, term: PairwiseTerm) -> list[Tensor]:
+        assert term.features is not None
+        features = term.features.contiguous()
+        *lattice, weight = torch.ops.segfast._lattice_build(features, term.span, self.width)
+        if term.normalization == "none":
             return [*lattice, weight, weight]
         ones = features.new_ones(1, features.shape[1])
         plain = _NativeTerms(self.like, self.shape)
         plain.lattices = [*lattice, weight, weight, features.new_ones(())]
         norm = plain.mean_field(torch.zeros_like(ones), ones, 1).squeeze(0)  # [N]
-        before, after = in_out_scales(norm, normalization)
-        if normalization == "symmetric":
+        before, after = in_out_scales(norm, term.normalization)
+        if term.normalization == "symmetric":
             assert before is not None
             weight *= before[:, None]
             return [*lattice, weight, weight]
@@ -271,10 +276,9 @@ class Engine:
     def _positions_are_finite(self) -> bool:
         for term in self.terms:
             if term.method == "lattice" and term.features is not None:
-                span = feature_range(term.features)
-                if not span.isfinite().all():
+                if not term.span.isfinite().all():
                     return False
-                require_reach(span, term.features.dtype)
+                require_reach(term.span, term.features.dtype)
         return True
 
     def step(self, belief: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from segfast.kernels.dense_crf import reference
 from segfast.ops._dense_crf_engine import (
     Engine,
     PairwiseTerm,
-    feature_range,
     filter_features,
     warn_if_slow,
 )
@@ -110,9 +109,10 @@ def _terms(
             terms.append(PairwiseTerm(grid, mixings[0], normalization, "lattice"))
     if mixings[1].count_nonzero():
         features = reference.image_features(image, bilateral_sigma, color_sigma)  # [2 + C, N]
-        if features.numel() and not feature_range(features).isfinite().all():
+        term = PairwiseTerm(features, mixings[1], normalization, method)
+        if features.numel() and not term.span.isfinite().all():
             require_finite_quotients(image, bilateral_sigma, color_sigma)
-        terms.append(PairwiseTerm(features, mixings[1], normalization, method))
+        terms.append(term)
     return terms
 
 
