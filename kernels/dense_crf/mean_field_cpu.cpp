@@ -101,6 +101,18 @@ SEGFAST_INLINE void add_lattice_message(const MeanField<T>& m, const LatticeTerm
   if (!direct) mix(term.mixing, single, m.labels, m.row, count, message);
 }
 
+// to[b] (+)= scale[b] (convolution at position b). Not inlined: its caller's variables would take
+// the registers it needs.
+template <int N, bool kAdd, typename T>
+__attribute__((noinline)) void conv_row(const T* in, int64_t stride, const T* taps, int64_t radius,
+                                        int count, const T* scale, int64_t row, T* to) {
+  symmetric_window<N>(in, stride, taps, radius, count, [&](int b, Vec<T, N> sum) {
+    T* at = to + b * row;
+    sum *= scale[b];
+    store<N>(at, kAdd ? load<N>(at) + sum : sum);
+  });
+}
+
 // Along row y, on what conv_columns left; overwrites the message if `first_term`.
 template <typename T>
 void add_conv_message(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y, int64_t x,
@@ -119,12 +131,9 @@ void add_conv_message(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y,
     // (the last vector reaches into the next pixel: those lanes are labels that do not exist)
     for_each_vector<T>(m.row, [&](int64_t l, auto width) {
       constexpr int N = decltype(width)::value;
-      symmetric_window<N>(in + p * m.labels + l, m.labels, term.taps_x, term.radius_x, outputs,
-                          [&](int b, Vec<T, N> sum) {
-                            T* at = to + (p + b) * m.row + l;
-                            sum *= scale[b];
-                            store<N>(at, add ? load<N>(at) + sum : sum);
-                          });
+      const auto run = add ? &conv_row<N, true, T> : &conv_row<N, false, T>;
+      run(in + p * m.labels + l, m.labels, term.taps_x, term.radius_x, outputs, scale, m.row,
+          to + p * m.row + l);
     });
   }
   if (direct) return;
