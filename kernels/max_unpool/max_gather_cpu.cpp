@@ -1,5 +1,6 @@
 // y[o] = x[position chosen by o], one copy per instruction set: the gradient of unpooling and the
 // second one of pooling. The contract is in max_unpool.h.
+#include "two_by_two.h"
 #include "visit.h"
 
 namespace segfast {
@@ -137,6 +138,20 @@ void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int6
   });
 }
 
+template <typename W>
+void choose_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
+                 int64_t end) {
+  const int64_t bytes = packed_width(p.columns.output, 2);
+  for_each_map(p, begin, end, [&](int64_t map, Range rows) {
+    const W* plane = map_of_x(p, x, map);
+    for (int64_t ho = rows.begin; ho < rows.end; ++ho) {
+      const int64_t row = map * p.rows.output + ho;
+      choose_row(plane + 2 * ho * p.columns.input, packed + row * bytes, p.columns,
+                 y + row * p.columns.output);
+    }
+  });
+}
+
 template <bool Last, typename W>
 void look_up_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
                   int64_t end) {
@@ -201,6 +216,11 @@ void gather_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, uint
                  int64_t begin, int64_t end) {
   if (scratch != nullptr && !windows_disjoint(p)) {
     return winners_of_rows<Last>(p, x, packed, y, scratch, begin, end);
+  }
+  if constexpr (!Last) {
+    if (is_two_by_two(p) && p.columns.output >= kWindows) {
+      return choose_rows(p, x, packed, y, begin, end);
+    }
   }
   if (positions(p) > kMostVisited) return look_up_rows<Last>(p, x, packed, y, begin, end);
   for_geometry(p, [&](auto kernel, auto stride) {

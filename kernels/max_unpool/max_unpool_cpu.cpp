@@ -1,6 +1,7 @@
 // Max-unpooling and the gradient of max-pooling, one copy per instruction set. The contract is in
 // max_unpool.h. Every row of x is gathered from the windows that reach it and written once.
 #include "spread.h"
+#include "two_by_two.h"
 
 namespace segfast {
 namespace SEGFAST_ISA {
@@ -176,14 +177,58 @@ void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, 
   end_of_stream();
 }
 
+// Rows of windows of 2 x 2 whose two rows of x are both asked for; f does a single row of x.
+template <typename W, typename F>
+void unpool_two_by_two(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                       int64_t end, const F& one_row) {
+  const int64_t unit = p.channels_last ? p.channels : 1;
+  const int64_t line = p.columns.input * unit, bytes = packed_width(p.columns.output, 2) * unit;
+  const bool streams = is_past_caches(p) && streams_well(x, p.channels);
+  while (begin < end) {
+    const int64_t map = begin / p.rows.input, h = begin % p.rows.input;
+    if (h % 2 != 0 || begin + 1 == end || h / 2 == p.rows.output) {
+      one_row(begin++);
+      continue;
+    }
+    const int64_t row = map * p.rows.output + h / 2;
+    const W* from = y + row * p.columns.output * unit;
+    const uint8_t* offsets = packed + row * bytes;
+    W* to = x + begin * line;
+    if (!p.channels_last) {
+      spread_row(from, offsets, p.columns, to);
+    } else if (streams) {
+      spread_pixels<true>(from, offsets, p, to);
+    } else {
+      spread_pixels<false>(from, offsets, p, to);
+    }
+    begin += 2;
+  }
+  end_of_stream();
+}
+
+template <typename M, typename W>
+void unpool_any(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                int64_t end) {
+  p.channels_last ? unpool_channels<M>(p, y, packed, x, begin, end)
+                  : unpool_planes<M>(p, y, packed, x, begin, end);
+}
+
 template <typename M>
 void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
          int64_t end) {
   using W = typename M::W;
   const W* from = static_cast<const W*>(y);
   W* to = static_cast<W*>(x);
-  if (p.channels_last) return unpool_channels<M>(p, from, packed, to, begin, end);
-  unpool_planes<M>(p, from, packed, to, begin, end);
+  if constexpr (!M::kSum) {
+    // (Large planes are streamed, which takes aligned vectors.)
+    const bool fits = p.channels_last || (p.columns.output >= kWindows && !is_past_caches(p));
+    if (fits && is_two_by_two(p)) {
+      return unpool_two_by_two(p, from, packed, to, begin, end, [&](int64_t row) {
+        unpool_any<M>(p, from, packed, to, row, row + 1);
+      });
+    }
+  }
+  unpool_any<M>(p, from, packed, to, begin, end);
 }
 
 }  // namespace

@@ -1,0 +1,112 @@
+// Windows of 2 x 2, one beside the other, as SegNet and DeconvNet have them: each owns four
+// elements of x, its quarters, which are written, or chosen from, without looking at another
+// window.
+#pragma once
+
+#include "windows.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+// The last row or column of x may belong to no window.
+SEGFAST_INLINE bool is_two_by_two(const PoolAxis& axis) {
+  return axis.kernel == 2 && axis.stride == 2 && axis.padding == 0 && axis.dilation == 1 &&
+         axis.output == axis.input / 2;
+}
+SEGFAST_INLINE bool is_two_by_two(const Pooling& p) {
+  return is_two_by_two(p.rows) && is_two_by_two(p.columns);
+}
+
+// ---------------------------------------------------------------------------------------- planes
+
+constexpr int64_t kWindows = 8;  // of a plane at once: the last ones perhaps again
+
+template <typename W>
+using Eight = Vec<W, kWindows>;
+
+// f(first of eight windows, their offsets) for a row of at least eight.
+template <typename W, typename F>
+SEGFAST_INLINE void for_each_eight(const uint8_t* packed, int64_t windows, const F& f) {
+  const int64_t bytes = packed_width(windows, 2);
+  for (int64_t next = 0; next < windows; next += kWindows) {
+    const int64_t first = smaller(next, windows - kWindows), byte = first / 4;
+    uint16_t low;
+    __builtin_memcpy(&low, packed + byte, 2);
+    const uint32_t bits = low | uint32_t{byte + 2 < bytes ? packed[byte + 2] : uint8_t{0}} << 16;
+    f(first, spread<2, W>(bits >> first % 4 * 2 & 0xffff));
+  }
+}
+
+// Two rows of x from a row of y.
+template <typename W>
+void spread_row(const W* y, const uint8_t* packed, const PoolAxis& columns, W* top) {
+  W* const bottom = top + columns.input;
+  for_each_eight<W>(packed, columns.output, [&](int64_t first, Eight<W> offset) {
+    const Eight<W> value = load<kWindows>(y + first);
+    const auto quarter = [&](int k) { return value & (Eight<W>)(offset == (W(k) - Eight<W>{})); };
+    const auto put = [&](W* to, Eight<W> left, Eight<W> right) {
+      store<kWindows>(to, pick<0, 8, 1, 9, 2, 10, 3, 11>(left, right));
+      store<kWindows>(to + kWindows, pick<4, 12, 5, 13, 6, 14, 7, 15>(left, right));
+    };
+    put(top + 2 * first, quarter(0), quarter(1));
+    put(bottom + 2 * first, quarter(2), quarter(3));
+  });
+  if (columns.input % 2) top[columns.input - 1] = bottom[columns.input - 1] = 0;
+}
+
+// A row of y from two rows of x.
+template <typename W>
+void choose_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W* y) {
+  const W* const bottom = top + columns.input;
+  for_each_eight<W>(packed, columns.output, [&](int64_t first, Eight<W> offset) {
+    const auto chosen = [&](const W* from) {
+      const Eight<W> a = load<kWindows>(from), b = load<kWindows>(from + kWindows);
+      const Eight<W> left = pick<0, 2, 4, 6, 8, 10, 12, 14>(a, b);
+      const Eight<W> right = pick<1, 3, 5, 7, 9, 11, 13, 15>(a, b);
+      return (offset & 1) != 0 ? right : left;
+    };
+    const Eight<W> upper = chosen(top + 2 * first), lower = chosen(bottom + 2 * first);
+    store<kWindows>(y + first, offset > 1 ? lower : upper);
+  });
+}
+
+// -------------------------------------------------------------------------------- channels_last
+
+// One quarter of a window, all its channels.
+template <bool kStream, typename W>
+SEGFAST_INLINE void spread_quarter(const W* y, const uint8_t* packed, int mask, int wanted,
+                                   int64_t channels, W* x) {
+  for_each_group<W>(0, channels, [&](int64_t c, auto width) {
+    constexpr int N = decltype(width)::value;
+    const Vec<uint8_t, N> masked = load<N>(packed + c) & static_cast<uint8_t>(mask);
+    const Vec<W, N> offset = __builtin_convertvector(masked, Vec<W, N>);
+    const Vec<W, N> value =
+        load<N>(y + c) & (Vec<W, N>)(offset == (static_cast<W>(wanted) - Vec<W, N>{}));
+    if constexpr (kStream && N == kLanes<W>) {
+      stream<N>(x + c, value);
+    } else {
+      store<N>(x + c, value);
+    }
+  });
+}
+
+// Two rows of x from a row of y.
+template <bool kStream, typename W>
+void spread_pixels(const W* y, const uint8_t* packed, const Pooling& p, W* x) {
+  const int64_t channels = p.channels, width = p.columns.input, windows = p.columns.output;
+  for (int i = 0; i < 2; ++i, x += width * channels) {
+    for (int64_t wo = 0; wo < windows; ++wo) {
+      const int shift = static_cast<int>(wo % 4 * 2);
+      for (int j = 0; j < 2; ++j) {
+        spread_quarter<kStream>(y + wo * channels, packed + wo / 4 * channels, 3 << shift,
+                                (2 * i + j) << shift, channels, x + (2 * wo + j) * channels);
+      }
+    }
+    if (width % 2) __builtin_memset(x + (width - 1) * channels, 0, channels * sizeof(W));
+  }
+}
+
+}  // namespace
+}  // namespace SEGFAST_ISA
+}  // namespace segfast
