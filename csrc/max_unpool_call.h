@@ -21,7 +21,7 @@ using torch::stable::Device;
 using Ints = std::vector<int64_t>;
 using Sizes = std::array<int64_t, 4>;
 
-constexpr int64_t kMostSize = 1 << 30;  // of a kernel, stride, padding or dilation
+constexpr int64_t kMostSize = (int64_t{1} << 31) - 1;  // of a stride or dilation, as in Python
 
 // ----------------------------------------------------------------------------- memory formats
 
@@ -152,7 +152,9 @@ inline void Call::set_geometry(const Ints& kernel, const Ints& stride, const Int
     STD_TORCH_CHECK(axis.kernel >= 1 && axis.kernel <= 256 && axis.stride >= 1 &&
                         axis.stride <= kMostSize && axis.dilation >= 1 &&
                         axis.dilation <= kMostSize && axis.padding >= 0,
-                    "kernel, stride and dilation must be at least 1, padding at least 0");
+                    "kernel (at most 256), stride and dilation must be at least 1, padding at "
+                    "least 0, all below 2^31; got ",
+                    axis.kernel, ", ", axis.stride, ", ", axis.dilation, ", ", axis.padding);
     STD_TORCH_CHECK(2 * axis.padding <= window_extent(axis),
                     "padding must be at most half of the window");
   }

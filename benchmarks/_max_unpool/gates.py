@@ -32,7 +32,8 @@ def run_gates(workload: Workload, jobs: dict[str, Job]) -> list[dict[str, Any]]:
             continue
         found = tensors(workload, job())
         wrong = len(found) != len(expected) or not all(
-            torch.equal(a, b) for a, b in zip(found, expected, strict=True)
+            torch.equal(a, b) and torch.equal(a.signbit(), b.signbit())
+            for a, b in zip(found, expected, strict=True)
         )
         if wrong:
             raise WrongResult(f"{workload.name}: {name} differs from torch; nothing was timed")

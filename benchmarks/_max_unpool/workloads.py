@@ -72,7 +72,7 @@ class Workload:
 SEGNET = ((64, 360, 480), (128, 180, 240), (256, 90, 120), (512, 45, 60), (512, 22, 30))
 MAIN = ((1, *SEGNET[0]),)
 PEERS = ("segfast", "torch", "torch-compile")
-# Promised against PyTorch eager on two threads: DESIGN 6.1.
+# Promised against PyTorch eager on two threads.
 RATIOS = {
     "nchw": {"pool": 12.0, "unpool": 2.0, "pool-backward": 2.5, "unpool-backward": 1.7},
     "nhwc": {"pool": 1.0, "unpool": 1.4, "pool-backward": 2.0, "unpool-backward": 8.0},

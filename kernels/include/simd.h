@@ -79,8 +79,10 @@ SEGFAST_INLINE void store(T* p, Vec<T, N> v) {
 template <int N, typename T>
 SEGFAST_INLINE void stream(T* p, Vec<T, N> v) {
   static_assert(N == kLanes<T>);
-#if defined(__AVX512F__)
+#if defined(__AVX512VL__)
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX512F__)  // defined by hand (CONTRIBUTING.md): these vectors are no registers
+  store<N>(p, v);
 #elif defined(__AVX2__)
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
 #elif defined(__SSE2__)

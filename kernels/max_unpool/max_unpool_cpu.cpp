@@ -178,7 +178,7 @@ void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, 
 }
 
 // Rows of windows of 2 x 2 whose two rows of x are both asked for; f does a single row of x.
-template <typename W, typename F>
+template <typename M, typename W, typename F>
 void unpool_two_by_two(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                        int64_t end, const F& one_row) {
   const int64_t unit = p.channels_last ? p.channels : 1;
@@ -195,11 +195,11 @@ void unpool_two_by_two(const Pooling& p, const W* y, const uint8_t* packed, W* x
     const uint8_t* offsets = packed + row * bytes;
     W* to = x + begin * line;
     if (!p.channels_last) {
-      spread_row(from, offsets, p.columns, to);
+      spread_row<M>(from, offsets, p.columns, to);
     } else if (streams) {
-      spread_pixels<true>(from, offsets, p, to);
+      spread_pixels<M, true>(from, offsets, p, to);
     } else {
-      spread_pixels<false>(from, offsets, p, to);
+      spread_pixels<M, false>(from, offsets, p, to);
     }
     begin += 2;
   }
@@ -223,7 +223,7 @@ void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_
     // (Large planes are streamed, which takes aligned vectors.)
     const bool fits = p.channels_last || (p.columns.output >= kWindows && !is_past_caches(p));
     if (fits && is_two_by_two(p)) {
-      return unpool_two_by_two(p, from, packed, to, begin, end, [&](int64_t row) {
+      return unpool_two_by_two<M>(p, from, packed, to, begin, end, [&](int64_t row) {
         unpool_any<M>(p, from, packed, to, row, row + 1);
       });
     }
@@ -231,20 +231,27 @@ void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_
   unpool_any<M>(p, from, packed, to, begin, end);
 }
 
+// Moved as words: half types are alike.
+template <Merging How>
+void move(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
+          int64_t end) {
+  if (p.dtype == Dtype::f32) return run<Merge<Dtype::f32, How>>(p, y, packed, x, begin, end);
+  if (p.dtype == Dtype::f64) return run<Merge<Dtype::f64, How>>(p, y, packed, x, begin, end);
+  run<Merge<Dtype::bf16, How>>(p, y, packed, x, begin, end);
+}
+
 }  // namespace
 
 void unpool(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
             int64_t end) {
-  if (p.dtype == Dtype::f32) return run<Merge<Dtype::f32, false>>(p, y, packed, x, begin, end);
-  if (p.dtype == Dtype::f64) return run<Merge<Dtype::f64, false>>(p, y, packed, x, begin, end);
-  run<Merge<Dtype::bf16, false>>(p, y, packed, x, begin, end);  // moved, whatever half type it is
+  move<Merging::last>(p, y, packed, x, begin, end);
 }
 
 void pool_backward(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
                    int64_t end) {
-  if (windows_disjoint(p)) return unpool(p, y, packed, x, begin, end);  // sums of one term
+  if (windows_disjoint(p)) return move<Merging::only>(p, y, packed, x, begin, end);
   for_dtype(p.dtype, [&](auto dtype) {
-    run<Merge<decltype(dtype)::value, true>>(p, y, packed, x, begin, end);
+    run<Merge<decltype(dtype)::value, Merging::sum>>(p, y, packed, x, begin, end);
   });
 }
 

@@ -1,5 +1,6 @@
 // How a position of x takes what the windows that chose it hold, in row-major order of the windows:
-// the last one's value (unpool), or the sum (pool_backward).
+// the last one's value (unpool), their sum (pool_backward), or the only one's (pool_backward of
+// disjoint windows, whose sums, begun at 0, have one term: it is moved, but -0 becomes 0).
 #pragma once
 
 #include "half.h"
@@ -9,18 +10,32 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-template <Dtype D, bool Sum>
+enum class Merging { last, sum, only };
+
+template <Dtype D, Merging How>
 struct Merge {
   using W = WordOf<D>;
   using Real = RealOf<D>;
-  static constexpr bool kSum = Sum;
+  static constexpr bool kSum = How == Merging::sum;
   // Elements of half types are added up as float, beside the output.
-  static constexpr bool kInPlace = !(Sum && kIsHalf<D>);
+  static constexpr bool kInPlace = !(kSum && kIsHalf<D>);
   using Sink = std::conditional_t<kInPlace, W, Real>;
+  static constexpr W kMinusZero = static_cast<W>(std::make_unsigned_t<W>{1} << (8 * sizeof(W) - 1));
+
+  // What a position takes of a value that is moved.
+  static SEGFAST_INLINE W moved(W y) { return How == Merging::only && y == kMinusZero ? 0 : y; }
+  template <int N>
+  static SEGFAST_INLINE Vec<W, N> moved(Vec<W, N> y) {
+    if constexpr (How == Merging::only) {
+      return y & (Vec<W, N>)(y != (kMinusZero - Vec<W, N>{}));
+    } else {
+      return y;
+    }
+  }
 
   static SEGFAST_INLINE Sink one(Sink old, W y, bool chosen) {
-    if constexpr (!Sum) {
-      return chosen ? y : old;
+    if constexpr (!kSum) {
+      return chosen ? moved(y) : old;
     } else if constexpr (D == Dtype::f16) {
       return old + (chosen ? f16_to_float(y) : 0);
     } else if constexpr (D == Dtype::bf16) {
@@ -32,10 +47,10 @@ struct Merge {
 
   template <int N>  // only in place
   static SEGFAST_INLINE Vec<W, N> many(Vec<W, N> old, Vec<W, N> y, Vec<W, N> chosen) {
-    if constexpr (Sum) {
+    if constexpr (kSum) {
       return (Vec<W, N>)((Vec<Real, N>)old + (Vec<Real, N>)(y & chosen));
     } else {
-      return chosen ? y : old;
+      return chosen ? moved<N>(y) : old;
     }
   }
 

@@ -3,6 +3,7 @@
 // window.
 #pragma once
 
+#include "merge.h"
 #include "windows.h"
 
 namespace segfast {
@@ -39,11 +40,11 @@ SEGFAST_INLINE void for_each_eight(const uint8_t* packed, int64_t windows, const
 }
 
 // Two rows of x from a row of y.
-template <typename W>
+template <typename M, typename W>
 void spread_row(const W* y, const uint8_t* packed, const PoolAxis& columns, W* top) {
   W* const bottom = top + columns.input;
   for_each_eight<W>(packed, columns.output, [&](int64_t first, Eight<W> offset) {
-    const Eight<W> value = load<kWindows>(y + first);
+    const Eight<W> value = M::template moved<kWindows>(load<kWindows>(y + first));
     const auto quarter = [&](int k) { return value & (Eight<W>)(offset == (W(k) - Eight<W>{})); };
     const auto put = [&](W* to, Eight<W> left, Eight<W> right) {
       store<kWindows>(to, pick<0, 8, 1, 9, 2, 10, 3, 11>(left, right));
@@ -74,15 +75,15 @@ void choose_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W*
 // -------------------------------------------------------------------------------- channels_last
 
 // One quarter of a window, all its channels.
-template <bool kStream, typename W>
+template <typename M, bool kStream, typename W>
 SEGFAST_INLINE void spread_quarter(const W* y, const uint8_t* packed, int mask, int wanted,
                                    int64_t channels, W* x) {
   for_each_group<W>(0, channels, [&](int64_t c, auto width) {
     constexpr int N = decltype(width)::value;
     const Vec<uint8_t, N> masked = load<N>(packed + c) & static_cast<uint8_t>(mask);
     const Vec<W, N> offset = __builtin_convertvector(masked, Vec<W, N>);
-    const Vec<W, N> value =
-        load<N>(y + c) & (Vec<W, N>)(offset == (static_cast<W>(wanted) - Vec<W, N>{}));
+    const Vec<W, N> chosen = (Vec<W, N>)(offset == (static_cast<W>(wanted) - Vec<W, N>{}));
+    const Vec<W, N> value = M::template moved<N>(load<N>(y + c)) & chosen;
     if constexpr (kStream && N == kLanes<W>) {
       stream<N>(x + c, value);
     } else {
@@ -92,15 +93,15 @@ SEGFAST_INLINE void spread_quarter(const W* y, const uint8_t* packed, int mask, 
 }
 
 // Two rows of x from a row of y.
-template <bool kStream, typename W>
+template <typename M, bool kStream, typename W>
 void spread_pixels(const W* y, const uint8_t* packed, const Pooling& p, W* x) {
   const int64_t channels = p.channels, width = p.columns.input, windows = p.columns.output;
   for (int i = 0; i < 2; ++i, x += width * channels) {
     for (int64_t wo = 0; wo < windows; ++wo) {
       const int shift = static_cast<int>(wo % 4 * 2);
       for (int j = 0; j < 2; ++j) {
-        spread_quarter<kStream>(y + wo * channels, packed + wo / 4 * channels, 3 << shift,
-                                (2 * i + j) << shift, channels, x + (2 * wo + j) * channels);
+        spread_quarter<M, kStream>(y + wo * channels, packed + wo / 4 * channels, 3 << shift,
+                                   (2 * i + j) << shift, channels, x + (2 * wo + j) * channels);
       }
     }
     if (width % 2) __builtin_memset(x + (width - 1) * channels, 0, channels * sizeof(W));

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segfast.ops import max_pool2d, max_pool2d_packed, max_unpool2d
-from segfast.ops._max_unpool_geometry import IntOrPair, pair
+from segfast.ops._max_unpool_geometry import IntOrPair, pair, require_map
 from segfast.ops._max_unpool_op import packed_width
 
 
@@ -124,6 +124,7 @@ class FixedUnpool2d(nn.Module):
 
     def forward(self, y: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """y -> x of `output_size`."""
+        require_map("y", y)
         shape = (*y.shape[:-1], packed_width(y.shape[-1], self.kernel_size))
         first = torch.zeros(shape, dtype=torch.uint8, device=y.device)  # the first of each window
         return max_unpool2d(y, first, self.kernel_size, self.stride, 0, output_size)

@@ -50,7 +50,7 @@ def test_names_are_unique_and_the_allocator_is_changed_last() -> None:
 
 
 def test_the_promised_rows_are_there() -> None:
-    """DESIGN 6.1: ratios on two threads, 64x360x480; 60 % of copy; no level below 0.95."""
+    """Ratios on two threads, 64x360x480; 60 % of copy; no level below 0.95."""
     assert RATIOS["nchw"] == {
         "pool": 12, "unpool": 2, "pool-backward": 2.5, "unpool-backward": 1.7,
     }  # fmt: skip

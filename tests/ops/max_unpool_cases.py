@@ -89,11 +89,11 @@ def distinct(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.f
 
 
 def identical(a: Tensor, b: Tensor) -> bool:
-    """Every element the same, NaN at the same places."""
+    """Every element the same, signs of zeros too, NaN at the same places."""
     return (
         a.dtype == b.dtype
         and torch.equal(a.isnan(), b.isnan())
-        and bool(((a == b) | a.isnan()).all())
+        and bool(((a == b) & (a.signbit() == b.signbit()) | a.isnan()).all())
     )
 
 

@@ -21,6 +21,7 @@ from segfast.ops import (
     pack_indices,
     unpack_indices,
 )
+from segfast.ops._max_unpool_geometry import windows_of
 from segfast.testing import dtypes
 from tests.ops.max_unpool_cases import DTYPES, LAYOUTS, Pool, identical, laid_out, maps, pools
 
@@ -227,7 +228,7 @@ def test_indices_out_of_range(bad: int, layout: str) -> None:
 
 
 def test_packed_bytes_may_hold_anything() -> None:
-    """Damaged bytes give some map of the right shape: nothing outside is read or written."""
+    """Damaged bytes give what the reference makes of them: nothing outside is read or written."""
     generator = torch.Generator().manual_seed(0)
     for pool, layout in itertools.product(
         (Pool(2), Pool((1, 3)), Pool(3, 2, 1), Pool(3, 1, 1), Pool(5, 2, 2, 3)), LAYOUTS[:2]
@@ -237,9 +238,13 @@ def test_packed_bytes_may_hold_anything() -> None:
         noise = torch.randint(0, 256, packed.shape, generator=generator, dtype=torch.uint8)
         y.requires_grad_()
         found = max_unpool2d(y, noise, **pool.unpooling(), output_size=x.shape)
-        assert found.shape == x.shape
-        assert torch.autograd.grad(found.sum(), y)[0].shape == y.shape
-        assert unpack_indices(noise, x.shape, *pool).shape == y.shape
+        windows = windows_of(pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        assert identical(found, reference.max_unpool2d(y.detach(), noise, *windows, (17, 19)))
+        (gradient,) = torch.autograd.grad((found * x).sum(), y)
+        gathered = reference.max_gather2d(x, noise, *windows, y.shape[3], True)
+        assert identical(gradient, gathered)
+        indices = reference.max_unpack(noise, *windows, (17, 19), y.shape[3])
+        assert torch.equal(unpack_indices(noise, x.shape, *pool), indices)
 
 
 # ------------------------------------------------------------------------------- reproducible

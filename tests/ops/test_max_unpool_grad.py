@@ -1,5 +1,5 @@
-"""Gradients of max-pooling and unpooling: PyTorch's where it is right, 6.1's rule where windows
-overlap, and what the graph keeps."""
+"""Gradients of max-pooling and unpooling: PyTorch's where it is right, the last writer's where
+windows overlap, and what the graph keeps."""
 
 from __future__ import annotations
 

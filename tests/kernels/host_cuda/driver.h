@@ -24,7 +24,7 @@ struct CUstream_st;
 
 namespace host_cuda {
 
-// As it came: __init__.py writes what driver.cpp reads.
+// As it came: program.py writes what driver.cpp reads.
 struct Argument {
   char kind;          // 'a'rray, 'i'nteger, 'f'loat, 'b'ytes, 'n'one
   uint32_t item = 0;  // bytes per element of an array
