@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "csrc/check.h"
@@ -244,8 +246,10 @@ inline Call unpack_call(DeviceType on, const Tensor& packed, const Ints& kernel,
 }
 
 inline void check_none_in_other_windows(int64_t count, const Pooling& p) {
-  STD_TORCH_CHECK(count == 0, "indices must lie in their window: ", count,
-                  " are no position of theirs in a pool over ", p.rows.input, "x", p.columns.input);
+  if (count == 0) return;
+  throw std::runtime_error("indices must lie in their window: " + std::to_string(count) +
+                           " are no position of theirs in a pool over " +
+                           std::to_string(p.rows.input) + "x" + std::to_string(p.columns.input));
 }
 
 }  // namespace segfast

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "csrc/buffer.h"
@@ -41,8 +43,12 @@ int64_t slice_of_x(const Pooling& p) {
 }
 
 void check_none_outside(int64_t count, const Pooling& p) {
-  STD_TORCH_CHECK(count == 0, "indices must lie in [0, ", p.rows.input * p.columns.input,
-                  ") of the ", p.rows.input, "x", p.columns.input, " map, ", count, " do not");
+  if (count == 0) return;
+  const std::string height = std::to_string(p.rows.input), width = std::to_string(p.columns.input);
+  throw std::runtime_error("indices must lie in [0, " +
+                           std::to_string(p.rows.input * p.columns.input) + ") of the " + height +
+                           "x" + width + " map, " + std::to_string(count) +
+                           " do not; give the pool's input size as output_size");
 }
 
 void pool_into(const Call& call, const Tensor& x, const Tensor& y, uint8_t* packed) {

@@ -87,6 +87,8 @@ def pooled_size(
 ) -> tuple[Windows, Pair, Pair]:  # fmt: skip
     """The windows, (H, W) and (Ho, Wo) of a pool over maps of `input_size`."""
     windows = windows_of(kernel_size, stride, padding, dilation)
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"ceil_mode must be True or False, got {_check.describe(ceil_mode)}")
     size = _last_two("input_size", input_size)
     pooled = []
     for n, k, s, p, d in zip(size, *windows, strict=True):
@@ -160,6 +162,9 @@ def require_integers(name: str, x: Tensor, dtype: torch.dtype) -> None:
 
 
 def _require_sizes(name: str, x: Tensor, contract: str) -> None:
+    if x.layout != torch.strided or x.is_nested:
+        layout = "nested" if x.is_nested else str(x.layout)
+        raise TypeError(f"{name} must be a strided tensor, got layout {layout}")
     shape = x.shape
     if len(shape) not in (3, 4) or shape[-1] < 1 or shape[-2] < 1 or shape[-3] < 1:
         raise ValueError(

@@ -148,7 +148,7 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _unfold(x: Tensor, size: int) -> Tensor:
-    return x.unflatten(0, (size, x.shape[0] // size))
+    return x.unflatten(0, (size, x.shape[0] // size if size else 0))
 
 
 for _name in SCHEMAS:

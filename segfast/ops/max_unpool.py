@@ -199,7 +199,8 @@ def unpack_indices(
         kernel_size, stride, padding, dilation, ceil_mode: those of the pool.
 
     Returns:
-        int64 [N, C, Ho, Wo] or [C, Ho, Wo], contiguous.
+        int64 [N, C, Ho, Wo] or [C, Ho, Wo], contiguous. Bytes that no pool of these arguments
+        writes give positions outside of the map.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.

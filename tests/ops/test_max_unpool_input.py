@@ -48,6 +48,10 @@ POOLS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (X, {"kernel_size": 9}, ValueError, r"^input_size must hold a window .*9, 9.*got \(8, 6\)"),
     (X, {"dilation": 6}, ValueError, r"^input_size must hold a window .*dilation \(6, 6\)"),
     (X, {"padding": 1, "dilation": 7}, ValueError, r"^dilation must be smaller: .*but padding"),
+    (X, {"ceil_mode": "False"}, TypeError, "^ceil_mode must be True or False, got str 'False'"),
+    (X, {"ceil_mode": torch.tensor(1)}, TypeError, "^ceil_mode must be True or False, got .*int64"),
+    (X.to_sparse(), {}, TypeError, "^x must be a strided tensor, got layout torch.sparse_coo"),
+    (X.to_mkldnn(), {}, TypeError, "^x must be a strided tensor, got layout torch._mkldnn"),
 ]  # fmt: skip
 
 

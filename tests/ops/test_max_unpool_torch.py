@@ -128,6 +128,7 @@ def test_unbatched_inside_vmap() -> None:
 
     each = torch.func.vmap(torch.func.grad(loss))(x)
     assert torch.equal(each, torch.func.grad(loss)(x))
+    assert torch.func.vmap(loss)(x[:0]).shape == (0,)
 
 
 class Spy(TorchDispatchMode):
