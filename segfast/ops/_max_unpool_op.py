@@ -133,10 +133,12 @@ def _batch(name: str) -> None:
             if isinstance(x, Tensor)
         ]
         tensors = [dense(x, tensors[0]) for x in tensors]
+        first, dim = arguments[0], in_dims[0]
+        maps = (first.shape if dim is None else first.movedim(dim, 0).shape[1:])[0]  # N
         result = operator(*tensors, *arguments[len(tensors) :])
         if isinstance(result, tuple):
-            return tuple(_unfold(x, size) for x in result), (0,) * len(result)
-        return _unfold(result, size), 0
+            return tuple(x.unflatten(0, (size, maps)) for x in result), (0,) * len(result)
+        return result.unflatten(0, (size, maps)), 0
 
     torch.library.register_vmap(f"segfast::{name}", rule)
 
@@ -145,10 +147,6 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
     """[N, ...] with a mapped dimension (or none) -> [size * N, ...]."""
     mapped = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return mapped.flatten(0, 1)
-
-
-def _unfold(x: Tensor, size: int) -> Tensor:
-    return x.unflatten(0, (size, x.shape[0] // size if size else 0))
 
 
 for _name in SCHEMAS:

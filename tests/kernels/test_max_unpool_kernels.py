@@ -192,5 +192,5 @@ def test_refusals(compiled_kernels: None) -> None:
         raw("_max_pool2d")(x.long(), *windows, [4, 4])
     with pytest.raises(RuntimeError, match=r"^indices must lie in \[0, 64\)"):
         raw("_max_unpool2d_indices")(y, torch.full(y.shape, 64), [8, 8])
-    with pytest.raises(RuntimeError, match="^indices must lie in their window"):
+    with pytest.raises(RuntimeError, match=r"^indices must lie in their window"):
         raw("_max_pack")(torch.zeros(1, 2, 4, 4, dtype=torch.long), *windows, [8, 8])
