@@ -10,7 +10,7 @@ namespace {
 
 // A table of 2^(k / 2^kTableBits), looked up in registers: 32 entries in two of AVX-512
 // (vpermi2ps), 8 in one of AVX2 (vpermps). As bits, less k where it will be added.
-#if defined(__AVX512F__) && !defined(__clang__)
+#if defined(SEGFAST_AVX512) && !defined(__clang__)
 constexpr int kTableBits = 5;
 constexpr int32_t kPowers[32] = {
     0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,

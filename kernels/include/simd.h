@@ -23,7 +23,12 @@ namespace {
 
 #define SEGFAST_INLINE inline __attribute__((always_inline))
 
-#if defined(__AVX512F__)
+// Emulated: what is written for AVX-512, in vectors that the compiler splits (CONTRIBUTING.md).
+#if defined(__AVX512F__) || defined(SEGFAST_EMULATE_AVX512)
+#define SEGFAST_AVX512
+#endif
+
+#if defined(SEGFAST_AVX512)
 constexpr int kVectorBytes = 64;
 constexpr int kVectorRegisters = 32;
 #elif defined(__AVX2__)
@@ -79,9 +84,9 @@ SEGFAST_INLINE void store(T* p, Vec<T, N> v) {
 template <int N, typename T>
 SEGFAST_INLINE void stream(T* p, Vec<T, N> v) {
   static_assert(N == kLanes<T>);
-#if defined(__AVX512VL__)
+#if defined(__AVX512F__)
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
-#elif defined(__AVX512F__)  // defined by hand (CONTRIBUTING.md): these vectors are no registers
+#elif defined(SEGFAST_EMULATE_AVX512)
   store<N>(p, v);
 #elif defined(__AVX2__)
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
