@@ -60,7 +60,13 @@ void spread_row(const W* y, const uint8_t* packed, const PoolAxis& columns, W* t
 template <typename W>
 void choose_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W* y) {
   const W* const bottom = top + columns.input;
+  const W* const next = bottom + columns.input;  // rows end before the processor sees that others
+  const bool wide = columns.input * sizeof(W) >= 256;  // follow, unless they share cache lines
   for_each_eight<W>(packed, columns.output, [&](int64_t first, Eight<W> offset) {
+    if (wide) {
+      __builtin_prefetch(next + 2 * first);
+      __builtin_prefetch(next + columns.input + 2 * first);
+    }
     const auto chosen = [&](const W* from) {
       const Eight<W> a = load<kWindows>(from), b = load<kWindows>(from + kWindows);
       const Eight<W> left = pick<0, 2, 4, 6, 8, 10, 12, 14>(a, b);
