@@ -9,9 +9,13 @@ import torch
 
 from segfast._native import instruction_sets, native, why_not_native
 from segfast._version import __version__
-from segfast.ops import dense_crf, max_unpool
+from segfast.ops import dense_crf, linear_attention, max_unpool
 
-_OPERATORS = {"dense_crf": dense_crf, "max_unpool": max_unpool}
+_OPERATORS = {
+    "dense_crf": dense_crf,
+    "linear_attention": linear_attention,
+    "max_unpool": max_unpool,
+}
 
 
 def info() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The operators: one file each."""
 
 from segfast.ops.dense_crf import gaussian_filter, mean_field
+from segfast.ops.linear_attention import linear_attention, linear_attention2d
 from segfast.ops.max_unpool import (
     max_pool2d,
     max_pool2d_packed,
@@ -11,6 +12,8 @@ from segfast.ops.max_unpool import (
 
 __all__ = [
     "gaussian_filter",
+    "linear_attention",
+    "linear_attention2d",
     "max_pool2d",
     "max_pool2d_packed",
     "max_unpool2d",

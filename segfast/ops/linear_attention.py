@@ -1,0 +1,243 @@
+r"""Attention in time proportional to the positions: softplus, first-order Taylor, the general form.
+
+    o_n = sum_j sim(q_n, k_j) v_j / sum_j sim(q_n, k_j),   sim(q, k) = phi(q) . phi(k) >= 0
+
+Since sim is a product, S = sum_j phi(k_j) [v_j, 1]^T serves every query: no N x M matrix is formed,
+no phi is written to memory, and sums are in float32 whatever the inputs are.
+
+Katharopoulos et al., "Transformers are RNNs", ICML 2020, section 3.2 (the general form, elu + 1); Li
+et al., "Multiattention Network for Semantic Segmentation of Fine-Resolution Remote Sensing Images",
+TGRS 2021, section III-A (softplus); Li et al., "Multistage Attention ResU-Net", GRSL 2021, section
+II-A (first-order Taylor). Derivations: kernels/linear_attention/README.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segfast._native import native
+from segfast.kernels.linear_attention.reference import FEATURE_MAPS
+from segfast.ops import _check
+from segfast.ops._function import call
+from segfast.ops._linear_attention_grad import Read, State
+from segfast.ops._linear_attention_op import compiled, rows
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def linear_attention(
+    q: Tensor,  # [..., N, D]
+    k: Tensor,  # [..., M, D]
+    v: Tensor,  # [..., M, E]
+    feature_map: str = "softplus",
+    eps: float = 1e-6,
+) -> Tensor:
+    r"""Linear attention of N queries to M keys.
+
+    .. math:: o_n = \frac{\phi(q_n)^T \sum_j \phi(k_j) v_j^T}{\phi(q_n) \cdot (\sum_j \phi(k_j) + \epsilon)}
+
+    and with ``"taylor"``, where :math:`\hat x = x / \max(|x|, 10^{-6})` (no gradient below),
+
+    .. math:: o_n = \frac{\sum_j v_j + \hat q_n^T \sum_j \hat k_j v_j^T}
+                         {\max(M + \hat q_n \cdot (\sum_j \hat k_j + \epsilon), \epsilon)}
+
+    Args:
+        q, k, v: [..., N, D], [..., M, D], [..., M, E] of one dtype, float32, float64, float16 or
+            bfloat16; leading dimensions (batch, heads) are broadcast; any sizes, any strides.
+            Fastest are views of convolutions' outputs, ``x.flatten(2).mT``: positions next to each
+            other. Other strides are copied once.
+        feature_map: "softplus"; "taylor"; "relu"; "elu" (elu(x) + 1); "identity": q and k are
+            features already, not negative.
+        eps: added to every component of the sum of keys, as the published code does.
+
+    Returns:
+        o [..., N, E] in the dtype of v; laid out in memory as v is. A query whose features are all
+        zero gives zero. Under autocast, inputs are cast first; sums stay in float32.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+        NotImplementedError: in forward-mode differentiation.
+
+    Example:
+        >>> import torch, segfast
+        >>> q, k = torch.randn(2, 1, 8, 64 * 48).mT, torch.randn(2, 1, 8, 64 * 48).mT
+        >>> v = torch.randn(2, 1, 64, 64 * 48).mT
+        >>> segfast.ops.linear_attention(q, k, v, "taylor").shape
+        torch.Size([2, 1, 3072, 64])
+    """
+    index, eps = _options(feature_map, eps)
+    _require_tokens(q, k, v)
+    q, k, v = (_autocast(x) for x in (q, k, v))
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    queries, keys, values = (
+        rows(x.mT.expand(*lead, *x.mT.shape[-2:]).reshape(math.prod(lead), *x.mT.shape[-2:]))
+        for x in (q, k, v)
+    )  # [B, D, N], [B, D, M], [B, E, M]
+    state = call(State, keys, values, index)
+    o = call(Read, queries, state, None, None, index, eps)  # [B, E, N]
+    o = o.reshape(*lead, *o.shape[1:]).mT
+    return o.contiguous() if v.stride(-1) == 1 and v.stride(-2) != 1 else o
+
+
+def linear_attention2d(
+    x: Tensor,  # [B, C, H, W]
+    w_q: Tensor,  # [D, C]
+    b_q: Tensor | None,  # [D]
+    w_k: Tensor,  # [D, C]
+    b_k: Tensor | None,  # [D]
+    w_v: Tensor,  # [C, C]
+    b_v: Tensor | None,  # [C]
+    gamma: Tensor,  # [1]
+    feature_map: str = "softplus",
+    eps: float = 1e-6,
+    *,
+    residual: bool = True,
+) -> Tensor:
+    r"""The position-attention block of MANet and MAResU-Net in one piece.
+
+    .. math:: y = x + \gamma \, \mathrm{attention}(W_q x + b_q, W_k x + b_k, W_v x + b_v)
+
+    The value projection is folded, so that the values are never formed:
+    :math:`\sum_j \phi(k_j) v_j^T = (\sum_j \phi(k_j) x_j^T) W_v^T + (\sum_j \phi(k_j)) b_v^T`.
+
+    Args:
+        x: [B, C, H, W], float32, float64, float16 or bfloat16. Channels-last maps are copied.
+        w_q, w_k: [D, C] or [D, C, 1, 1], the weights of 1 x 1 convolutions; b_q, b_k: [D] or None.
+        w_v: [C, C] or [C, C, 1, 1]; b_v: [C] or None.
+        gamma: one element.
+        feature_map, eps: see :func:`linear_attention`.
+        residual: False leaves x + away, as in ABCNet.
+
+    Returns:
+        y [B, C, H, W] in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+        NotImplementedError: in forward-mode differentiation.
+
+    Example:
+        >>> import torch, segfast
+        >>> x, w = torch.randn(1, 64, 30, 40), torch.randn(8, 64) / 8
+        >>> w_v, gamma = torch.randn(64, 64) / 8, torch.ones(1)
+        >>> segfast.ops.linear_attention2d(x, w, None, w, None, w_v, None, gamma).shape
+        torch.Size([1, 64, 30, 40])
+    """
+    index, eps = _options(feature_map, eps)
+    weights = {"w_q": w_q, "w_k": w_k, "w_v": w_v}
+    biases = {"b_q": b_q, "b_k": b_k, "b_v": b_v}
+    _require_block(x, weights, biases, gamma)
+    w_q, w_k, w_v = (w.flatten(1) for w in weights.values())
+    tokens = _autocast(x).flatten(2)  # [B, C, N]
+    dtype, features = tokens.dtype, w_q.shape[0]
+    qk = torch.cat([w_q, w_k]).to(dtype) @ tokens  # [B, 2 D, N]
+    if b_q is not None or b_k is not None:
+        zeros = w_q.new_zeros(features)
+        both = torch.cat([zeros if b is None else b for b in (b_q, b_k)])
+        qk = qk + both.to(dtype)[:, None]
+    tokens, qk = rows(tokens), rows(qk)
+    state = call(State, qk[:, features:], tokens, index)  # [B, R, C + 1]
+    ones = state[..., -1:]
+    with torch.autocast(x.device.type, enabled=False):
+        values = state[..., :-1] @ w_v.to(state.dtype).mT
+        if b_v is not None:
+            values = values + ones * b_v.to(state.dtype)
+    state = torch.cat([values, ones], -1)
+    scale = gamma.reshape(1).to(state.dtype).expand(x.shape[0])
+    fused = residual and dtype == x.dtype
+    y = call(Read, qk[:, :features], state, scale, tokens if fused else None, index, eps)
+    y = y.reshape(x.shape).to(x.dtype)
+    return x + y if residual and not fused else y
+
+
+def served_by() -> dict[str, str]:
+    """Device -> the kernel that serves there."""
+    module = native()
+    cpu = "reference (PyTorch)"
+    if module is not None and compiled("_linear_attention_state", "cpu"):
+        cpu = f"linear_attention_cpu.cpp ({module.instruction_set()})"
+    return {"cpu": cpu, "cuda": "reference (PyTorch)"}
+
+
+def _autocast(x: Tensor) -> Tensor:
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
+def _options(feature_map: Any, eps: Any) -> tuple[int, float]:
+    _check.require_choice("feature_map", feature_map, FEATURE_MAPS)
+    return FEATURE_MAPS.index(feature_map), _check.not_negative("eps", eps)
+
+
+def _require_dtype(name: str, x: Tensor, like: Tensor | None = None) -> None:
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be float32, float64, float16 or bfloat16, got {_check.describe(x)}"
+        )
+    if like is not None and (x.device != like.device):
+        raise ValueError(f"{name} is on {x.device}, expected {like.device}")
+
+
+def _require_tokens(q: Any, k: Any, v: Any) -> None:
+    shapes = {"q": "[..., N, D]", "k": "[..., M, D]", "v": "[..., M, E]"}
+    for (name, shape), x in zip(shapes.items(), (q, k, v), strict=True):
+        _check.require_floating(name, x, shape)
+        if x.dim() < 2 or x.shape[-1] < 1:
+            raise ValueError(f"{name} must be {shape} with channels, got {_check.describe(x)}")
+        _require_dtype(name, x, q)
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} must have the dtype of q, {q.dtype}; got {x.dtype}")
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"k must have the channels of q, {q.shape[-1]}; got {_check.describe(k)}")
+    if v.shape[-2] != k.shape[-2]:
+        raise ValueError(f"v must have the positions of k, {k.shape[-2]}; got {_check.describe(v)}")
+    try:
+        torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            "leading dimensions of q, k and v must broadcast, got "
+            f"{tuple(q.shape[:-2])}, {tuple(k.shape[:-2])} and {tuple(v.shape[:-2])}"
+        ) from None
+
+
+def _require_block(x: Any, weights: dict[str, Any], biases: dict[str, Any], gamma: Any) -> None:
+    _check.require_floating("x", x, "[B, C, H, W]")
+    if x.dim() != 4 or x.shape[1] < 1:
+        raise ValueError(f"x must be [B, C, H, W] with channels, got {_check.describe(x)}")
+    _require_dtype("x", x)
+    channels = x.shape[1]
+    for name, w in weights.items():
+        _check.require_floating(name, w, "[D, C]")
+        _require_dtype(name, w, x)
+        shape = tuple(w.shape)
+        if shape not in {(shape[0], channels), (shape[0], channels, 1, 1)} or shape[0] < 1:
+            raise ValueError(
+                f"{name} must be [D, {channels}] or [D, {channels}, 1, 1], got {_check.describe(w)}"
+            )
+    if weights["w_k"].shape[0] != weights["w_q"].shape[0]:
+        raise ValueError(
+            f"w_k must have the rows of w_q, {weights['w_q'].shape[0]}; "
+            f"got {_check.describe(weights['w_k'])}"
+        )
+    if weights["w_v"].shape[0] != channels:
+        raise ValueError(
+            f"w_v must have {channels} rows, as x has channels; "
+            f"got {_check.describe(weights['w_v'])}"
+        )
+    for name, b in biases.items():
+        if b is None:
+            continue
+        size = weights["w" + name[1:]].shape[0]
+        _check.require_floating(name, b, f"[{size}] or None")
+        _require_dtype(name, b, x)
+        if tuple(b.shape) != (size,):
+            raise ValueError(f"{name} must be [{size}], got {_check.describe(b)}")
+    _check.require_floating("gamma", gamma, "of one element")
+    _require_dtype("gamma", gamma, x)
+    if gamma.numel() != 1:
+        raise ValueError(f"gamma must have one element, got {_check.describe(gamma)}")
