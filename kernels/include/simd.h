@@ -230,6 +230,22 @@ SEGFAST_INLINE void exchange_halves(Vec<T, N> (&rows)[N]) {
   }
 }
 
+// Lane i: op over all lanes of rows[i], for a commutative op. Overwrites the rows.
+template <typename T, int N, int Step = N / 2, typename Op>
+SEGFAST_INLINE Vec<T, N> reduce_rows(Vec<T, N> (&rows)[N], const Op& op) {
+  if constexpr (Step >= 1) {
+    constexpr auto lanes = std::make_integer_sequence<int, N>{};
+#pragma GCC unroll 8
+    for (int i = 0; i < Step; ++i) {
+      const Vec<T, N> a = rows[i], b = rows[i + Step];
+      rows[i] = op(exchange<Step, false>(a, b, lanes), exchange<Step, true>(a, b, lanes));
+    }
+    return reduce_rows<T, N, Step / 2>(rows, op);
+  } else {
+    return rows[0];
+  }
+}
+
 // Transposes an N x N block in registers: row i comes from load_row(i); column j, a vector, goes to
 // store_column(j, column).
 template <typename T, int N, typename Load, typename Store>

@@ -1,8 +1,8 @@
 """Registration of the raw linear-attention operators: schemas, fakes, vmap, reference.
 
 They take checked maps [B, channels, positions] of one dtype, positions next to each other, any
-other strides. The state [B, R, E + 1] and its gradient are float32 (float64 for float64). Gradients:
-_linear_attention_grad.py.
+other strides. The state [B, R, E + 1] and its gradient are float32 (float64 for float64).
+Gradients: _linear_attention_grad.py.
 """
 
 from __future__ import annotations

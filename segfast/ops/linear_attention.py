@@ -5,10 +5,10 @@ r"""Attention in time proportional to the positions: softplus, first-order Taylo
 Since sim is a product, S = sum_j phi(k_j) [v_j, 1]^T serves every query: no N x M matrix is formed,
 no phi is written to memory, and sums are in float32 whatever the inputs are.
 
-Katharopoulos et al., "Transformers are RNNs", ICML 2020, section 3.2 (the general form, elu + 1); Li
-et al., "Multiattention Network for Semantic Segmentation of Fine-Resolution Remote Sensing Images",
-TGRS 2021, section III-A (softplus); Li et al., "Multistage Attention ResU-Net", GRSL 2021, section
-II-A (first-order Taylor). Derivations: kernels/linear_attention/README.md.
+Katharopoulos et al., "Transformers are RNNs", ICML 2020, section 3.2 (the general form, elu + 1);
+Li et al., "Multiattention Network for Semantic Segmentation of Fine-Resolution Remote Sensing
+Images", TGRS 2021, section III-A (softplus); Li et al., "Multistage Attention ResU-Net", GRSL 2021,
+section II-A (first-order Taylor). Derivations: kernels/linear_attention/README.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def linear_attention(
 ) -> Tensor:
     r"""Linear attention of N queries to M keys.
 
-    .. math:: o_n = \frac{\phi(q_n)^T \sum_j \phi(k_j) v_j^T}{\phi(q_n) \cdot (\sum_j \phi(k_j) + \epsilon)}
+    .. math:: o_n = \frac{\phi(q_n)^T \sum_j \phi(k_j) v_j^T}
+                         {\phi(q_n) \cdot (\sum_j \phi(k_j) + \epsilon)}
 
     and with ``"taylor"``, where :math:`\hat x = x / \max(|x|, 10^{-6})` (no gradient below),
 
