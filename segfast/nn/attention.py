@@ -23,7 +23,8 @@ def require_map(x: Tensor, channels: int | None = None) -> None:
     """Refuses what is not a batch of maps of that many channels."""
     shape = f"[B, {'C' if channels is None else channels}, H, W]"
     _check.require_floating("x", x, shape)
-    if x.dim() != 4 or x.shape[1] < 1 or channels not in (None, x.shape[1]):
+    wrong = channels is not None and x.dim() == 4 and x.shape[1] != channels
+    if wrong or x.dim() != 4 or x.shape[1] < 1:
         raise ValueError(f"x must be {shape}, got {_check.describe(x)}")
 
 
