@@ -103,7 +103,7 @@ int gather(const Pooling& p, const T* x, const uint8_t* packed, T* y, bool winne
            CUstream_st* stream) {
   constexpr int V = kLanes<T>;
   const Maps m(p);
-  if (!p.channels_last && is_quads(p)) {
+  if (!p.channels_last && is_two_by_two(p)) {
     const Items items(m.outer, p.rows.output, m.bytes, 1, 1);
     const int64_t size = sizeof(T);
     return launch_items(gather_quads_kernel<T>, items, stream, m, items,
@@ -116,7 +116,7 @@ int gather(const Pooling& p, const T* x, const uint8_t* packed, T* y, bool winne
   };
   const bool aligned = is_aligned(x, kUnit) && is_aligned(y, kUnit) && is_aligned(packed, V);
   const bool vectors = p.channels_last && p.channels % V == 0 && aligned;
-  if (is_quads(p)) {
+  if (is_two_by_two(p)) {
     return vectors ? run(gather_quad_lanes_kernel<T, V>, V)
                    : run(gather_quad_lanes_kernel<T, 1>, 1);
   }

@@ -35,7 +35,7 @@ struct Select {
 // Row and column of every offset in a window.
 struct OffsetTable {
   int size;
-  uint8_t row[256], column[256];
+  uint8_t row[kMostPositions], column[kMostPositions];
 
   explicit OffsetTable(const Pooling& p) : size(static_cast<int>(positions(p))) {
     for (int k = 0; k < size; ++k) {
@@ -74,9 +74,9 @@ template <typename W, bool Last, bool Reverse, typename F>
 SEGFAST_INLINE void for_each_place(const Pooling& p, const uint8_t* packed, int64_t map, Range rows,
                                    const F& f) {
   constexpr int64_t kStep = Last ? 1 : kChunk;  // columns
-  const int bits = offset_bits(positions(p));
+  const int bits = offset_bits(p);
   const int64_t width = p.columns.output, channels = Last ? p.channels : 1;
-  const int64_t bytes = packed_width(width, bits), steps = divide_up(width, kStep);
+  const int64_t bytes = packed_row(p), steps = divide_up(width, kStep);
   W offsets[kChunk];
   for (int64_t n = 0; n < rows.end - rows.begin; ++n) {
     const int64_t ho = Reverse ? rows.end - 1 - n : rows.begin + n;
@@ -117,7 +117,7 @@ W* element_of_y(const Pooling& p, W* y, const Place& at) {
 }
 template <typename W>
 const W* map_of_x(const Pooling& p, const W* x, int64_t map) {
-  return x + map * p.rows.input * p.columns.input * (p.channels_last ? p.channels : 1);
+  return x + map * p.rows.input * p.columns.input * inner(p);
 }
 
 template <bool Last, int K, int Stride, typename W>
@@ -139,14 +139,14 @@ void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int6
 }
 
 template <typename W>
-void choose_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
-                 int64_t end) {
-  const int64_t bytes = packed_width(p.columns.output, 2);
+void gather_tiles(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
+                  int64_t end) {
+  const int64_t bytes = packed_row(p);
   for_each_map(p, begin, end, [&](int64_t map, Range rows) {
     const W* plane = map_of_x(p, x, map);
     for (int64_t ho = rows.begin; ho < rows.end; ++ho) {
       const int64_t row = map * p.rows.output + ho;
-      choose_row(plane + 2 * ho * p.columns.input, packed + row * bytes, p.columns,
+      gather_row(plane + 2 * ho * p.columns.input, packed + row * bytes, p.columns,
                  y + row * p.columns.output);
     }
   });
@@ -184,7 +184,7 @@ void winners_of_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, 
     const int64_t last = smaller(rows.end + later, p.rows.output);  // they only name positions
     __builtin_memset(taken, 0, span * line);
     for (int64_t ho = last - 1; ho >= rows.begin; --ho) {
-      uint8_t* ring[256];  // for the rows of the window
+      uint8_t* ring[kMostPositions];  // for the rows of the window
       const int64_t top = ho * p.rows.stride;
       for (int64_t h = top; ho < last - 1 && h < top + smaller(span, p.rows.stride); ++h) {
         __builtin_memset(taken + h % span * line, 0, line);
@@ -218,8 +218,8 @@ void gather_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, uint
     return winners_of_rows<Last>(p, x, packed, y, scratch, begin, end);
   }
   if constexpr (!Last) {
-    if (is_two_by_two(p) && p.columns.output >= kWindows) {
-      return choose_rows(p, x, packed, y, begin, end);
+    if (is_tiled(p) && p.columns.output >= kWindows) {
+      return gather_tiles(p, x, packed, y, begin, end);
     }
   }
   if (positions(p) > kMostVisited) return look_up_rows<Last>(p, x, packed, y, begin, end);

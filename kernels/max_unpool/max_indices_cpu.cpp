@@ -12,8 +12,8 @@ constexpr uint64_t kZeroedAhead = 512;  // pixels
 // neighbouring columns of a plane, or channels of one pixel.
 template <typename F>
 SEGFAST_INLINE void for_each_chunk_of_y(const Pooling& p, int64_t begin, int64_t end, const F& f) {
-  const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output, bytes = packed_width(width, bits);
+  const int bits = offset_bits(p);
+  const int64_t width = p.columns.output, bytes = packed_row(p);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t ho = row % p.rows.output;
     if (!p.channels_last) {
@@ -58,9 +58,9 @@ SEGFAST_INLINE void for_each_slice(const Pooling& p, int64_t begin, int64_t end,
 }  // namespace
 
 void unpack(const Pooling& p, const uint8_t* packed, int64_t* indices, int64_t begin, int64_t end) {
-  const int bits = offset_bits(positions(p));
-  int64_t position[256];
-  for (int64_t k = 0; k < 256; ++k) {
+  const int bits = offset_bits(p);
+  int64_t position[kMostPositions];
+  for (int64_t k = 0; k < kMostPositions; ++k) {
     position[k] = k / p.columns.kernel * p.rows.dilation * p.columns.input +
                   k % p.columns.kernel * p.columns.dilation;
   }
@@ -81,7 +81,7 @@ void unpack(const Pooling& p, const uint8_t* packed, int64_t* indices, int64_t b
 
 int64_t pack(const Pooling& p, const int64_t* indices, uint8_t* packed, int64_t begin,
              int64_t end) {
-  const int bits = offset_bits(positions(p));
+  const int bits = offset_bits(p);
   const PoolAxis &rows = p.rows, &columns = p.columns;
   int64_t offsets[kChunk], outside = 0;
   const int64_t step = p.channels_last ? 0 : columns.stride;

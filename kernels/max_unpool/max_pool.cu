@@ -141,7 +141,7 @@ int pool_any(const Pooling& p, const T* x, T* y, uint8_t* packed, CUstream_st* s
 template <typename T>
 int pool(const Pooling& p, const T* x, T* y, uint8_t* packed, CUstream_st* stream) {
   constexpr int V = kLanes<T>;
-  if (!p.channels_last && is_quads(p)) {
+  if (!p.channels_last && is_two_by_two(p)) {
     const Maps m(p);
     const Items items(m.outer, p.rows.output, m.bytes, 1, 1);
     const int64_t size = sizeof(T);

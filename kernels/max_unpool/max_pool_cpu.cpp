@@ -80,8 +80,8 @@ template <Dtype D, int K, int Stride>
 void pool_planes(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed, int64_t begin,
                  int64_t end) {
   using W = WordOf<D>;
-  const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output, bytes = packed_width(width, bits);
+  const int bits = offset_bits(p);
+  const int64_t width = p.columns.output, bytes = packed_row(p);
   const Range whole = whole_windows(p.columns);
   W offsets[kChunk];
   for (int64_t row = begin; row < end; ++row) {
@@ -101,8 +101,8 @@ template <Dtype D, int K>
 void pool_channels(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed,
                    int64_t begin, int64_t end) {
   using W = WordOf<D>;
-  const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output, bytes = packed_width(width, bits);
+  const int bits = offset_bits(p);
+  const int64_t width = p.columns.output, bytes = packed_row(p);
   W offsets[kChunk];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / p.rows.output, ho = row % p.rows.output;

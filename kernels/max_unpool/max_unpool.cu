@@ -159,14 +159,14 @@ int max_unpool_cuda(const Pooling& p, const void* y, const uint8_t* packed, void
     using T = decltype(word);
     const T* from = static_cast<const T*>(y);
     T* to = static_cast<T*>(x);
-    return is_quads(p) ? spread_quads(p, T(0), from, packed, to, stream)
-                       : spread<false>(p, from, packed, to, stream);
+    return is_two_by_two(p) ? spread_quads(p, T(0), from, packed, to, stream)
+                            : spread<false>(p, from, packed, to, stream);
   });
 }
 
 int max_pool_backward_cuda(const Pooling& p, const void* y, const uint8_t* packed, void* x,
                            CUstream_st* stream) {
-  if (is_quads(p)) {
+  if (is_two_by_two(p)) {
     return for_word(p.dtype, [&](auto word) {
       using T = decltype(word);
       constexpr T minus_zero = T(T(1) << (8 * sizeof(T) - 1));

@@ -7,8 +7,6 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int kMostReach = 256;  // offsets of a window
-
 // Larger outputs are not in any cache when they are read next.
 constexpr int64_t kCaches = int64_t{32} << 20;
 
@@ -23,8 +21,8 @@ template <typename M, typename W>
 void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reach* rows, int count,
                  W* x) {
   const PoolAxis& columns = p.columns;
-  const int bits = offset_bits(positions(p));
-  const int64_t bytes = packed_width(columns.output, bits);
+  const int bits = offset_bits(p);
+  const int64_t bytes = packed_row(p);
   const int64_t extent = window_extent(columns);
   constexpr int64_t kSpare = 8;  // what falls elsewhere goes there, which needs no branch
   typename M::Sink sink[kChunk + kSpare] = {};
@@ -60,9 +58,9 @@ void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reac
 template <typename W, typename F>
 SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* packed, W* x,
                                  int64_t begin, int64_t end, const F& f) {
-  const int64_t bytes = packed_width(p.columns.output, offset_bits(positions(p)));
+  const int64_t bytes = packed_row(p);
   int64_t plane = begin / p.rows.input, h = begin % p.rows.input;
-  Reach rows[kMostReach];
+  Reach rows[kMostPositions];
   while (begin < end) {
     Reaches reaches(p.rows, h);
     const int64_t stop = smaller(end, begin + p.rows.input - h), line = plane * p.rows.output;
@@ -142,11 +140,11 @@ template <typename M, typename W>
 void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                      int64_t end) {
   const PoolAxis& across = p.columns;
-  const int bits = offset_bits(positions(p));
-  const int64_t bytes = packed_width(across.output, bits), channels = p.channels;
+  const int bits = offset_bits(p);
+  const int64_t bytes = packed_row(p), channels = p.channels;
   const bool past_caches = is_past_caches(p);
   typename M::Sink sink[kChunk];
-  Reach rows[kMostReach], columns[kMostReach];
+  Reach rows[kMostPositions], columns[kMostPositions];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / p.rows.input * p.rows.output;
     const int high = Reaches(p.rows, row % p.rows.input).list(rows);
@@ -181,8 +179,8 @@ void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, 
 template <typename M, typename W, typename F>
 void unpool_two_by_two(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                        int64_t end, const F& one_row) {
-  const int64_t unit = p.channels_last ? p.channels : 1;
-  const int64_t line = p.columns.input * unit, bytes = packed_width(p.columns.output, 2) * unit;
+  const int64_t unit = inner(p);
+  const int64_t line = p.columns.input * unit, bytes = packed_row(p) * unit;
   const bool streams = is_past_caches(p) && streams_well(x, p.channels);
   while (begin < end) {
     const int64_t map = begin / p.rows.input, h = begin % p.rows.input;
@@ -222,7 +220,7 @@ void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_
   if constexpr (!M::kSum) {
     // (Large planes are streamed, which takes aligned vectors.)
     const bool fits = p.channels_last || (p.columns.output >= kWindows && !is_past_caches(p));
-    if (fits && is_two_by_two(p)) {
+    if (fits && is_tiled(p)) {
       return unpool_two_by_two<M>(p, from, packed, to, begin, end, [&](int64_t row) {
         unpool_any<M>(p, from, packed, to, row, row + 1);
       });

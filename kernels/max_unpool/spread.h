@@ -56,8 +56,8 @@ class Spread {
   Spread(const Pooling& p, bool past_caches)
       : columns_(p.columns),
         past_caches_(past_caches),
-        bits_(offset_bits(positions(p))),
-        bytes_(packed_width(columns_.output, bits_)),
+        bits_(offset_bits(p)),
+        bytes_(packed_row(p)),
         stride_(Stride ? Stride : columns_.stride),
         kernel_(Kernel ? Kernel : columns_.kernel),
         taps_(divide_up(kernel_, stride_)) {

@@ -10,13 +10,10 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-// The last row or column of x may belong to no window.
-SEGFAST_INLINE bool is_two_by_two(const PoolAxis& axis) {
-  return axis.kernel == 2 && axis.stride == 2 && axis.padding == 0 && axis.dilation == 1 &&
-         axis.output == axis.input / 2;
-}
-SEGFAST_INLINE bool is_two_by_two(const Pooling& p) {
-  return is_two_by_two(p.rows) && is_two_by_two(p.columns);
+// None of them reaches beyond x.
+SEGFAST_INLINE bool is_tiled(const Pooling& p) {
+  return is_two_by_two(p) && p.rows.output == p.rows.input / 2 &&
+         p.columns.output == p.columns.input / 2;
 }
 
 // ---------------------------------------------------------------------------------------- planes
@@ -58,7 +55,7 @@ void spread_row(const W* y, const uint8_t* packed, const PoolAxis& columns, W* t
 
 // A row of y from two rows of x.
 template <typename W>
-void choose_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W* y) {
+void gather_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W* y) {
   const W* const bottom = top + columns.input;
   const W* const next = bottom + columns.input;  // rows end before the processor sees that others
   const bool wide = columns.input * sizeof(W) >= 256;  // follow, unless they share cache lines

@@ -151,12 +151,12 @@ struct Maps {
   Divider by_kernel;
 
   explicit Maps(const Pooling& p)
-      : outer(p.channels_last ? p.batch : p.batch * p.channels),
-        inner(p.channels_last ? p.channels : 1),
+      : outer(segfast::maps(p)),
+        inner(segfast::inner(p)),
         rows(p.rows),
         columns(p.columns),
-        bits(offset_bits(p.rows.kernel * p.columns.kernel)),
-        bytes(packed_width(p.columns.output, bits)),
+        bits(offset_bits(p)),
+        bytes(packed_row(p)),
         by_kernel(p.columns.kernel) {}
 
   __device__ int64_t at_x(int64_t image, int64_t row, int64_t column, int64_t lane) const {
@@ -174,14 +174,6 @@ struct Maps {
     return byte >> shift(column) & ((1 << bits) - 1);
   }
 };
-
-// 2x2 windows side by side: the pool of SegNet, for which most kernels have a short way.
-inline bool is_quads(const Pooling& p) {
-  const auto two = [](const PoolAxis& a) {
-    return a.kernel == 2 && a.stride == 2 && a.padding == 0 && a.dilation == 1;
-  };
-  return two(p.rows) && two(p.columns);
-}
 
 // ------------------------------------------------------------------------------------- threads
 

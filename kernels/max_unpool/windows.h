@@ -50,8 +50,6 @@ SEGFAST_INLINE Range whole_windows(const PoolAxis& axis) {
   return {begin, larger(begin, end)};
 }
 
-SEGFAST_INLINE int64_t positions(const Pooling& p) { return p.rows.kernel * p.columns.kernel; }
-
 // ------------------------------------------------------------------------------------ elements
 
 // Elements are moved as integers of their size.
