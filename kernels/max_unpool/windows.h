@@ -131,7 +131,7 @@ SEGFAST_INLINE uint64_t squeeze(uint64_t v, int bits) {
 }
 // And back, as words.
 template <int Bits, typename W>
-SEGFAST_INLINE Vec<W, 8> spread(uint32_t v) {
+SEGFAST_INLINE Vec<W, 8> unsqueeze(uint32_t v) {
   constexpr int B = Bits, kTop = 16 - B;
   if constexpr (sizeof(W) == 2) {  // there is no shift by lanes: up by multiplying, then down
     const uint16_t a = static_cast<uint16_t>(v), b = static_cast<uint16_t>(B == 4 ? v >> 16 : v);
@@ -165,8 +165,8 @@ SEGFAST_INLINE void squeeze_all(const uint8_t* bytes, int64_t groups, int64_t si
   }
 }
 template <int Bits, typename W>
-SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t size, int64_t groups, W base,
-                               W* offsets) {
+SEGFAST_INLINE void unsqueeze_all(const uint8_t* packed, int64_t size, int64_t groups, W base,
+                                  W* offsets) {
   const int64_t whole = size / Bits;
   for (int64_t i = 0; i < groups; ++i) {
     uint32_t v = 0;
@@ -175,7 +175,7 @@ SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t size, int64_t grou
     } else {
       for (int64_t k = size - 1; k >= Bits * i; --k) v = v << 8 | packed[k];
     }
-    store<8>(offsets + 8 * i, spread<Bits, W>(v) - base);
+    store<8>(offsets + 8 * i, unsqueeze<Bits, W>(v) - base);
   }
 }
 
@@ -195,8 +195,8 @@ void pack_row(W* offsets, int64_t count, int bits, uint8_t* packed) {
 template <typename W>
 void unpack_row(const uint8_t* packed, int64_t count, int bits, W* offsets, int base = 0) {
   const int64_t groups = divide_up(count, 8), size = packed_width(count, bits);
-  if (bits == 2) return spread_all<2>(packed, size, groups, static_cast<W>(base), offsets);
-  if (bits == 4) return spread_all<4>(packed, size, groups, static_cast<W>(base), offsets);
+  if (bits == 2) return unsqueeze_all<2>(packed, size, groups, static_cast<W>(base), offsets);
+  if (bits == 4) return unsqueeze_all<4>(packed, size, groups, static_cast<W>(base), offsets);
   for (int64_t i = 0; i < count; ++i) offsets[i] = static_cast<W>(packed[i] - base);
 }
 
