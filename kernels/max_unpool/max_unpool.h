@@ -33,7 +33,7 @@ namespace segfast {
 // The windows along one direction.
 struct PoolAxis {
   int64_t input, output;  // sizes of x and of y
-  int64_t kernel, stride, padding, dilation;
+  int64_t kernel = 1, stride = 1, padding = 0, dilation = 1;
 };
 
 struct Pooling {
