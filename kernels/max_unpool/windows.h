@@ -216,6 +216,63 @@ void unpack_channels(const uint8_t* packed, int64_t count, int bits, int shift, 
   for (int64_t c = 0; c < count; ++c) offsets[c] = (packed[c] >> shift) & mask;
 }
 
+// ---------------------------------------------------------------------------------- rows of y
+
+// Neighbouring outputs that are handled together: columns of a row of a plane, or channels of one
+// pixel (Last).
+struct Place {
+  int64_t map;                  // plane or image
+  int64_t ho, wo, channel;      // of the first output
+  int64_t count;                // at most kChunk
+  int64_t first, first_packed;  // the first output in y, the byte of its offset in packed
+  int shift;                    // of the offset in that byte
+};
+
+// f(place) for all of the rows of y, the last first when Reverse.
+template <bool Last, bool Reverse, typename F>
+SEGFAST_INLINE void for_each_place(const Pooling& p, Range rows, const F& f) {
+  constexpr int64_t kStep = Last ? 1 : kChunk;  // columns
+  const int bits = offset_bits(p);
+  const int64_t width = p.columns.output, bytes = packed_row(p), channels = Last ? p.channels : 1;
+  const int64_t steps = divide_up(width, kStep);
+  for (int64_t n = 0; n < rows.end - rows.begin; ++n) {
+    const int64_t row = Reverse ? rows.end - 1 - n : rows.begin + n;
+    const int64_t map = row / p.rows.output, ho = row % p.rows.output;
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t wo = (Reverse ? steps - 1 - k : k) * kStep;
+      const int64_t first = (row * width + wo) * channels;
+      const int64_t byte = (row * bytes + wo * bits / 8) * channels;
+      const int shift = Last ? static_cast<int>(wo * bits % 8) : 0;
+      for (int64_t c = 0; c < channels; c += kChunk) {
+        const int64_t count = smaller(kChunk, Last ? channels - c : width - wo);
+        f(Place{map, ho, wo, c, count, first + c, byte + c, shift});
+      }
+    }
+  }
+}
+
+template <bool Last, typename W>
+SEGFAST_INLINE void pack_place(const Place& at, W* offsets, int bits, uint8_t* packed) {
+  if constexpr (Last) {
+    pack_channels(offsets, at.count, at.shift, packed + at.first_packed);
+  } else {
+    pack_row(offsets, at.count, bits, packed + at.first_packed);
+  }
+}
+template <bool Last, typename W>
+SEGFAST_INLINE void unpack_place(const Place& at, const uint8_t* packed, int bits, W* offsets) {
+  if constexpr (Last) {
+    unpack_channels(packed + at.first_packed, at.count, bits, at.shift, offsets);
+  } else {
+    unpack_row(packed + at.first_packed, at.count, bits, offsets);
+  }
+}
+
+template <typename W>
+SEGFAST_INLINE const W* map_of_x(const Pooling& p, const W* x, int64_t map) {
+  return x + map * p.rows.input * p.columns.input * inner(p);
+}
+
 }  // namespace
 }  // namespace SEGFAST_ISA
 }  // namespace segfast
