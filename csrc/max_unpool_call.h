@@ -7,10 +7,8 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "csrc/check.h"
 #include "kernels/max_unpool/max_unpool.h"
@@ -20,46 +18,88 @@ namespace segfast {
 using torch::headeronly::DeviceType;
 using torch::headeronly::MemoryFormat;
 using torch::stable::Device;
-using Ints = std::vector<int64_t>;
-using Sizes = std::array<int64_t, 4>;
+using Size = std::array<int64_t, 2>;   // height, width
+using Sizes = std::array<int64_t, 4>;  // N, C, H, W
+// Height and width of each of kernel, stride, padding, dilation: as the operators take them, plain
+// integers, which cost a third of four lists.
+using Windows = std::array<int64_t, 8>;
 
 constexpr int64_t kMostSize = (int64_t{1} << 31) - 1;  // of a stride or dilation, as in Python
 
 // ----------------------------------------------------------------------------- memory formats
 
-// As at::suggest_memory_format: ambiguous shapes are what their strides say.
-inline bool suggests_channels_last(const Tensor& t) {
-  int64_t least = 0;
-  for (int d : {1, 3, 2, 0}) {
-    const int64_t size = t.size(d), stride = t.stride(d);
-    if (size == 0 || stride < least || (d == 0 && least == t.stride(1))) return false;
-    least = stride * std::max<int64_t>(size, 1);
+struct Shape {
+  Sizes sizes, strides;
+
+  explicit Shape(const Tensor& t) {
+    const auto size = t.sizes(), stride = t.strides();
+    std::copy(size.begin(), size.end(), sizes.begin());
+    std::copy(stride.begin(), stride.end(), strides.begin());
   }
-  return t.stride(1) != 0;
+};
+
+// Dimensions, the fastest first.
+constexpr std::array<int, 4> order_of(bool channels_last) {
+  return channels_last ? std::array{1, 3, 2, 0} : std::array{3, 2, 1, 0};
 }
 
-inline bool is_dense(const Tensor& t, bool channels_last) {
+// As at::suggest_memory_format: ambiguous shapes are what their strides say.
+inline bool suggests_channels_last(const Shape& t) {
+  int64_t least = 0;
+  for (int d : order_of(true)) {
+    const int64_t size = t.sizes[d], stride = t.strides[d];
+    if (size == 0 || stride < least || (d == 0 && least == t.strides[1])) return false;
+    least = stride * std::max<int64_t>(size, 1);
+  }
+  return t.strides[1] != 0;
+}
+
+inline bool is_dense(const Shape& t, bool channels_last) {
   int64_t expected = 1;
-  for (int d : channels_last ? std::array{1, 3, 2, 0} : std::array{3, 2, 1, 0}) {
-    if (t.size(d) != 1 && t.stride(d) != expected) return t.numel() == 0;
-    expected *= t.size(d);
+  for (int d : order_of(channels_last)) {
+    if (t.sizes[d] == 0) return true;
+    if (t.sizes[d] != 1 && t.strides[d] != expected) return false;
+    expected *= t.sizes[d];
   }
   return true;
 }
 
-inline MemoryFormat format_of(bool channels_last) {
-  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+inline Tensor in_format(const Tensor& t, bool channels_last) {
+  if (is_dense(Shape(t), channels_last)) return t;
+  return torch::stable::contiguous(
+      t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-inline Tensor in_format(const Tensor& t, bool channels_last) {
-  if (is_dense(t, channels_last)) return t;
-  return torch::stable::contiguous(t, format_of(channels_last));
+// Dense; the strides of dimensions of size 1 tell the format, too. Not torch::stable::empty, which
+// looks up aten::empty by its name and boxes its arguments: 3 us of a call's 10.
+inline Tensor empty_in_format(const Sizes& sizes, ScalarType dtype, const Device& device,
+                              bool channels_last) {
+  Sizes strides;
+  int64_t next = 1;
+  for (int d : order_of(channels_last)) {
+    strides[d] = next;
+    next *= std::max<int64_t>(sizes[d], 1);
+  }
+  using torch::stable::detail::from, torch::stable::detail::to;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), to<int32_t>(from(dtype)),
+                               to<int32_t>(from(device.type())), device.index(), &made));
+  return Tensor(made);
 }
 
 // --------------------------------------------------------------------------------------- calls
 
-inline Dtype dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
+inline std::string name_of(const Device& device) {
+  const auto type = device.type();
+  if (type == DeviceType::CPU) return "cpu";
+  const std::string name =
+      type == DeviceType::CUDA ? "cuda" : "device type " + std::to_string(static_cast<int>(type));
+  return name + ":" + std::to_string(device.index());
+}
+
+inline Dtype dtype_of(ScalarType dtype, const char* name) {
+  switch (dtype) {
     case ScalarType::Float:
       return Dtype::f32;
     case ScalarType::Double:
@@ -69,7 +109,8 @@ inline Dtype dtype_of(const Tensor& t, const char* name) {
     case ScalarType::BFloat16:
       return Dtype::bf16;
     default:
-      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16");
+      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ",
+                      torch::headeronly::toString(dtype));
   }
 }
 
@@ -80,22 +121,18 @@ struct Call {
   bool channels_last;  // the memory format of the results; p.channels_last: how they are walked
 
   Call(DeviceType on, const Tensor& first, const char* name);
-  void set_sizes(const Ints& input, const Ints& output);
-  void set_geometry(const Ints& kernel, const Ints& stride, const Ints& padding,
-                    const Ints& dilation);
+  void set_dtype(const char* name) { p.dtype = dtype_of(scalar, name); }
+  void set_sizes(const Size& input, const Size& output);
+  void set_windows(const Windows& windows);
 
   Sizes x_sizes() const { return {p.batch, p.channels, p.rows.input, p.columns.input}; }
   Sizes y_sizes() const { return {p.batch, p.channels, p.rows.output, p.columns.output}; }
-  Sizes packed_sizes() const {
-    const int bits = offset_bits(p.rows.kernel * p.columns.kernel);
-    return {p.batch, p.channels, p.rows.output, packed_width(p.columns.output, bits)};
-  }
+  Sizes packed_sizes() const { return {p.batch, p.channels, p.rows.output, packed_row(p)}; }
 
-  void check_map(const Tensor& t, const char* name) const;
-  void check_sizes(const Tensor& t, ScalarType dtype, const Sizes& sizes, const char* name) const;
+  Sizes sizes_of_map(const Tensor& t, const char* name) const;
+  void check(const Tensor& t, ScalarType dtype, const Sizes& sizes, const char* name) const;
   Tensor empty(const Sizes& sizes, ScalarType dtype) const {
-    return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, device,
-                                std::nullopt, format_of(channels_last));
+    return empty_in_format(sizes, dtype, device, channels_last);
   }
   Tensor empty_x() const { return empty(x_sizes(), scalar); }
   Tensor empty_y() const { return empty(y_sizes(), scalar); }
@@ -106,33 +143,41 @@ struct Call {
 
 inline Call::Call(DeviceType on, const Tensor& first, const char* name)
     : scalar(first.scalar_type()), device(first.device()) {
-  STD_TORCH_CHECK(device.type() == on, name, " is on the wrong device");
-  check_map(first, name);
-  channels_last = suggests_channels_last(first);
-  p.batch = first.size(0);
-  p.channels = first.size(1);
+  STD_TORCH_CHECK(device.type() == on, name, " must be on ", on == DeviceType::CPU ? "cpu" : "cuda",
+                  ", got one on ", name_of(device));
+  sizes_of_map(first, name);
+  const Shape shape(first);
+  channels_last = suggests_channels_last(shape);
+  p.batch = shape.sizes[0];
+  p.channels = shape.sizes[1];
   p.channels_last = channels_last && p.channels > 1;
 }
 
-inline void Call::check_map(const Tensor& t, const char* name) const {
-  STD_TORCH_CHECK(t.device() == device, name, " must be on the device of the first tensor");
-  STD_TORCH_CHECK(t.dim() == 4, name, " must be [N, C, H, W], got ", t.dim(), " dimensions");
+inline Sizes Call::sizes_of_map(const Tensor& t, const char* name) const {
+  const Device found = t.device();
+  STD_TORCH_CHECK(found == device, name, " must be on the device of the first tensor, ",
+                  name_of(device), ", got one on ", name_of(found));
+  const auto sizes = t.sizes();
+  STD_TORCH_CHECK(sizes.size() == 4, name, " must be [N, C, H, W], got ", sizes.size(),
+                  " dimensions");
+  return {sizes[0], sizes[1], sizes[2], sizes[3]};
 }
 
-inline void Call::check_sizes(const Tensor& t, ScalarType dtype, const Sizes& sizes,
-                              const char* name) const {
-  check_map(t, name);
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+inline void Call::check(const Tensor& t, ScalarType dtype, const Sizes& sizes,
+                        const char* name) const {
+  const Sizes found = sizes_of_map(t, name);
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", torch::headeronly::toString(dtype),
+                  ", got ", torch::headeronly::toString(t.scalar_type()));
   for (int d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(t.size(d) == sizes[d], name, " must have size ", sizes[d], " in dimension ", d,
-                    ", got ", t.size(d));
+    STD_TORCH_CHECK(found[d] == sizes[d], name, " must have size ", sizes[d], " in dimension ", d,
+                    ", got ", found[d]);
   }
 }
 
-inline void Call::set_sizes(const Ints& input, const Ints& output) {
-  STD_TORCH_CHECK(input.size() == 2 && output.size() == 2, "sizes must be pairs");
+inline void Call::set_sizes(const Size& input, const Size& output) {
   for (int64_t size : {input[0], input[1], output[0], output[1]}) {
-    STD_TORCH_CHECK(size >= 0 && size < (int64_t{1} << 40), "a size must not be ", size);
+    STD_TORCH_CHECK(size >= 0 && size < (int64_t{1} << 40),
+                    "sizes of maps must be at least 0 and below 2^40, got ", size);
   }
   p.rows.input = input[0];
   p.columns.input = input[1];
@@ -140,108 +185,109 @@ inline void Call::set_sizes(const Ints& input, const Ints& output) {
   p.columns.output = output[1];
 }
 
-inline void Call::set_geometry(const Ints& kernel, const Ints& stride, const Ints& padding,
-                               const Ints& dilation) {
-  for (const Ints* pair : {&kernel, &stride, &padding, &dilation}) {
-    STD_TORCH_CHECK(pair->size() == 2, "kernel, stride, padding and dilation must be pairs");
-  }
+inline void Call::set_windows(const Windows& windows) {
   for (int d = 0; d < 2; ++d) {
     PoolAxis& axis = d == 0 ? p.rows : p.columns;
-    axis.kernel = kernel[d];
-    axis.stride = stride[d];
-    axis.padding = padding[d];
-    axis.dilation = dilation[d];
-    STD_TORCH_CHECK(axis.kernel >= 1 && axis.kernel <= 256 && axis.stride >= 1 &&
+    axis.kernel = windows[d];
+    axis.stride = windows[2 + d];
+    axis.padding = windows[4 + d];
+    axis.dilation = windows[6 + d];
+    STD_TORCH_CHECK(axis.kernel >= 1 && axis.kernel <= kMostPositions && axis.stride >= 1 &&
                         axis.stride <= kMostSize && axis.dilation >= 1 &&
                         axis.dilation <= kMostSize && axis.padding >= 0,
                     "kernel (at most 256), stride and dilation must be at least 1, padding at "
                     "least 0, all below 2^31; got ",
                     axis.kernel, ", ", axis.stride, ", ", axis.dilation, ", ", axis.padding);
     STD_TORCH_CHECK(2 * axis.padding <= window_extent(axis),
-                    "padding must be at most half of the window");
+                    "padding must be at most half of the window, ", window_extent(axis), ", got ",
+                    axis.padding);
   }
-  STD_TORCH_CHECK(kernel[0] * kernel[1] <= 256, "a window must have at most 256 positions, got ",
-                  kernel[0] * kernel[1]);
+  STD_TORCH_CHECK(positions(p) <= kMostPositions, "a window must have at most ", kMostPositions,
+                  " positions, got ", positions(p));
 }
 
 // ----------------------------------------------------------------------------- by the operator
 
-inline Call pool_call(DeviceType on, const Tensor& x, const Ints& kernel, const Ints& stride,
-                      const Ints& padding, const Ints& dilation, const Ints& output_size) {
+inline Call pool_call(DeviceType on, const Tensor& x, const Windows& windows,
+                      const Size& output_size) {
   Call call(on, x, "x");
-  call.p.dtype = dtype_of(x, "x");
-  call.set_sizes({x.size(2), x.size(3)}, output_size);
-  call.set_geometry(kernel, stride, padding, dilation);
+  call.set_dtype("x");
+  const Sizes sizes = call.sizes_of_map(x, "x");
+  call.set_sizes({sizes[2], sizes[3]}, output_size);
+  call.set_windows(windows);
   for (const PoolAxis& axis : {call.p.rows, call.p.columns}) {
     STD_TORCH_CHECK(
         axis.output == 0 || (axis.output - 1) <= (axis.input - 1 + axis.padding) / axis.stride,
-        "every window must begin inside x or its padding");
+        "every window must begin inside x or its padding: ", axis.output, " windows, stride ",
+        axis.stride, ", padding ", axis.padding, " over ", axis.input, " positions do not");
   }
   return call;
 }
 
 // Of max_pool_backward and max_unpool.
-inline Call unpool_call(DeviceType on, const Tensor& y, const Tensor& packed, const Ints& kernel,
-                        const Ints& stride, const Ints& padding, const Ints& dilation,
-                        const Ints& size) {
+inline Call unpool_call(DeviceType on, const Tensor& y, const Tensor& packed,
+                        const Windows& windows, const Size& size) {
   Call call(on, y, "y");
-  call.p.dtype = dtype_of(y, "y");
-  call.set_sizes(size, {y.size(2), y.size(3)});
-  call.set_geometry(kernel, stride, padding, dilation);
-  call.check_sizes(packed, ScalarType::Byte, call.packed_sizes(), "packed");
+  call.set_dtype("y");
+  const Sizes sizes = call.sizes_of_map(y, "y");
+  call.set_sizes(size, {sizes[2], sizes[3]});
+  call.set_windows(windows);
+  call.check(packed, ScalarType::Byte, call.packed_sizes(), "packed");
   return call;
 }
 
-inline Call gather_call(DeviceType on, const Tensor& x, const Tensor& packed, const Ints& kernel,
-                        const Ints& stride, const Ints& padding, const Ints& dilation,
-                        int64_t output_width) {
+inline Call gather_call(DeviceType on, const Tensor& x, const Tensor& packed,
+                        const Windows& windows, int64_t output_width) {
   Call call(on, x, "x");
-  call.check_map(packed, "packed");
-  call.p.dtype = dtype_of(x, "x");
-  call.set_sizes({x.size(2), x.size(3)}, {packed.size(2), output_width});
-  call.set_geometry(kernel, stride, padding, dilation);
-  call.check_sizes(packed, ScalarType::Byte, call.packed_sizes(), "packed");
+  call.set_dtype("x");
+  const Sizes sizes = call.sizes_of_map(x, "x");
+  const int64_t output_height = call.sizes_of_map(packed, "packed")[2];
+  call.set_sizes({sizes[2], sizes[3]}, {output_height, output_width});
+  call.set_windows(windows);
+  call.check(packed, ScalarType::Byte, call.packed_sizes(), "packed");
   return call;
 }
 
 inline Call unpool_indices_call(DeviceType on, const Tensor& y, const Tensor& indices,
-                                const Ints& size) {
+                                const Size& size) {
   Call call(on, y, "y");
-  call.p.dtype = dtype_of(y, "y");
-  call.set_sizes(size, {y.size(2), y.size(3)});
-  call.check_sizes(indices, ScalarType::Long, call.y_sizes(), "indices");
+  call.set_dtype("y");
+  const Sizes sizes = call.sizes_of_map(y, "y");
+  call.set_sizes(size, {sizes[2], sizes[3]});
+  call.check(indices, ScalarType::Long, call.y_sizes(), "indices");
   return call;
 }
 
 inline Call gather_indices_call(DeviceType on, const Tensor& x, const Tensor& indices) {
   Call call(on, x, "x");
-  call.check_map(indices, "indices");
-  call.p.dtype = dtype_of(x, "x");
-  call.set_sizes({x.size(2), x.size(3)}, {indices.size(2), indices.size(3)});
-  call.check_sizes(indices, ScalarType::Long, call.y_sizes(), "indices");
+  call.set_dtype("x");
+  const Sizes sizes = call.sizes_of_map(x, "x"), wanted = call.sizes_of_map(indices, "indices");
+  call.set_sizes({sizes[2], sizes[3]}, {wanted[2], wanted[3]});
+  call.check(indices, ScalarType::Long, call.y_sizes(), "indices");
   return call;
 }
 
-inline Call pack_call(DeviceType on, const Tensor& indices, const Ints& kernel, const Ints& stride,
-                      const Ints& padding, const Ints& dilation, const Ints& input_size) {
+inline Call pack_call(DeviceType on, const Tensor& indices, const Windows& windows,
+                      const Size& input_size) {
   Call call(on, indices, "indices");
-  call.set_sizes(input_size, {indices.size(2), indices.size(3)});
-  call.set_geometry(kernel, stride, padding, dilation);
-  call.check_sizes(indices, ScalarType::Long, call.y_sizes(), "indices");
+  const Sizes sizes = call.sizes_of_map(indices, "indices");
+  call.set_sizes(input_size, {sizes[2], sizes[3]});
+  call.set_windows(windows);
+  call.check(indices, ScalarType::Long, call.y_sizes(), "indices");
   STD_TORCH_CHECK(indices.numel() == 0 || (input_size[0] > 0 && input_size[1] > 0),
-                  "indices into an empty input");
+                  "input_size must be at least 1x1 where there are indices, got ", input_size[0],
+                  "x", input_size[1]);
   return call;
 }
 
 // Its result is contiguous.
-inline Call unpack_call(DeviceType on, const Tensor& packed, const Ints& kernel, const Ints& stride,
-                        const Ints& padding, const Ints& dilation, const Ints& input_size,
-                        int64_t output_width) {
+inline Call unpack_call(DeviceType on, const Tensor& packed, const Windows& windows,
+                        const Size& input_size, int64_t output_width) {
   Call call(on, packed, "packed");
   call.channels_last = call.p.channels_last = false;
-  call.set_sizes(input_size, {packed.size(2), output_width});
-  call.set_geometry(kernel, stride, padding, dilation);
-  call.check_sizes(packed, ScalarType::Byte, call.packed_sizes(), "packed");
+  call.set_sizes(input_size, {call.sizes_of_map(packed, "packed")[2], output_width});
+  call.set_windows(windows);
+  call.check(packed, ScalarType::Byte, call.packed_sizes(), "packed");
   return call;
 }
 

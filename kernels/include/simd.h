@@ -83,18 +83,31 @@ SEGFAST_INLINE void store(T* p, Vec<T, N> v) {
 // far more than is saved. Call end_of_stream before other threads may read.
 template <int N, typename T>
 SEGFAST_INLINE void stream(T* p, Vec<T, N> v) {
-  static_assert(N == kLanes<T>);
+  constexpr int kBytes = N * sizeof(T);
+  if constexpr (N > kLanes<T>) {
+    Vec<T, N / 2> half[2];
+    __builtin_memcpy(half, &v, kBytes);
+    stream<N / 2>(p, half[0]);
+    stream<N / 2>(p + N / 2, half[1]);
+  }
 #if defined(__AVX512F__)
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
-#elif defined(SEGFAST_EMULATE_AVX512)
-  store<N>(p, v);
-#elif defined(__AVX2__)
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
-#elif defined(__SSE2__)
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
-#else
-  store<N>(p, v);
+  else if constexpr (kBytes == 64) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+  }
 #endif
+#if defined(__AVX2__) && !defined(SEGFAST_EMULATE_AVX512)
+  else if constexpr (kBytes == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+  }
+#endif
+#if defined(__SSE2__)
+  else if constexpr (kBytes == 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+  }
+#endif
+  else {
+    store<N>(p, v);
+  }
 }
 template <typename T>
 SEGFAST_INLINE bool streams_well(const T* p, int64_t count) {

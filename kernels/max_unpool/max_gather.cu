@@ -10,11 +10,11 @@ __device__ bool is_overwritten(const Maps& m, const Item& item, int64_t h, int64
                                const uint8_t* packed) {
   const Range rows = m.rows.windows(h), columns = m.columns.windows(w);
   for (int64_t row = item.row; row < rows.end; ++row) {
-    const int64_t i = m.rows.tap(h, row);
+    const int64_t i = m.rows.offset(h, row);
     if (i < 0) continue;
     for (int64_t column = row == item.row ? item.column + 1 : columns.begin; column < columns.end;
          ++column) {
-      const int64_t j = m.columns.tap(w, column);
+      const int64_t j = m.columns.offset(w, column);
       if (j < 0) continue;
       const uint8_t byte = packed[m.at_packed(item.image, row, column, item.lane)];
       if (m.offset(byte, column) == i * m.columns.kernel + j) return true;
@@ -57,12 +57,9 @@ __global__ void gather_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
-  const int64_t row = 2 * item.row, column = 8 * item.column, window = 4 * item.column;
-  const int64_t width = m.columns.input;
-  const T* from = x + m.at_x(item.image, row, column, 0);
+  const Quads quads(item);
   T seen[2][8];
-  load_row(from, x_unit, row < m.rows.input ? width - column : 0, T(0), seen[0]);
-  load_row(from + width, x_unit, row + 1 < m.rows.input ? width - column : 0, T(0), seen[1]);
+  quads.load(m, x, x_unit, T(0), seen);
   const int byte = packed[thread];
   T values[4];
 #pragma unroll
@@ -72,7 +69,8 @@ __global__ void gather_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
     const T bottom = j ? seen[1][2 * k + 1] : seen[1][2 * k];
     values[k] = i ? bottom : top;
   }
-  store_row(y + m.at_y(item.image, item.row, window, 0), y_unit, m.columns.output - window, values);
+  store_row(y + m.at_y(item.image, item.row, quads.window, 0), y_unit,
+            m.columns.output - quads.window, values);
 }
 
 // The same for V channels of one window.
@@ -86,13 +84,13 @@ __global__ void gather_quad_lanes_kernel(Maps m, Items items, const T* __restric
   const int shift = m.shift(item.column);
   Lanes<T, V> result = {};
 #pragma unroll
-  for (int tap = 0; tap < 4; ++tap) {
-    const int64_t row = 2 * item.row + tap / 2, column = 2 * item.column + tap % 2;
+  for (int offset = 0; offset < 4; ++offset) {
+    const int64_t row = 2 * item.row + offset / 2, column = 2 * item.column + offset % 2;
     if (row >= m.rows.input || column >= m.columns.input) continue;
     const auto seen = load<V>(x + m.at_x(item.image, row, column, item.lane));
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      if ((bytes.at[v] >> shift & 3) == tap) result.at[v] = seen.at[v];
+      if ((bytes.at[v] >> shift & 3) == offset) result.at[v] = seen.at[v];
     }
   }
   store(y + m.at_y(item.image, item.row, item.column, item.lane), result);
@@ -102,21 +100,17 @@ template <typename T>
 int gather(const Pooling& p, const T* x, const uint8_t* packed, T* y, bool winners,
            CUstream_st* stream) {
   constexpr int V = kLanes<T>;
-  const Maps m(p);
-  if (!p.channels_last && is_quads(p)) {
-    const Items items(m.outer, p.rows.output, m.bytes, 1, 1);
-    const int64_t size = sizeof(T);
-    return launch_items(gather_quads_kernel<T>, items, stream, m, items,
-                        row_unit(x, p.columns.input * size), row_unit(y, p.columns.output * size),
-                        x, packed, y);
+  if (!p.channels_last && is_two_by_two(p)) {
+    return launch_quads(gather_quads_kernel<T>, p, p.rows.output, packed_row(p), x, y, stream, x,
+                        packed, y);
   }
+  const Maps m(p);
   const auto run = [&](auto kernel, int lanes) {
     const Items items(m.outer, p.rows.output, p.columns.output, m.inner, lanes);
     return launch_items(kernel, items, stream, m, items, x, packed, y);
   };
-  const bool aligned = is_aligned(x, kUnit) && is_aligned(y, kUnit) && is_aligned(packed, V);
-  const bool vectors = p.channels_last && p.channels % V == 0 && aligned;
-  if (is_quads(p)) {
+  const bool vectors = has_vectors<T>(p, x, y, packed);
+  if (is_two_by_two(p)) {
     return vectors ? run(gather_quad_lanes_kernel<T, V>, V)
                    : run(gather_quad_lanes_kernel<T, 1>, 1);
   }

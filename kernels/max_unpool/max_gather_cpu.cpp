@@ -35,7 +35,7 @@ struct Select {
 // Row and column of every offset in a window.
 struct OffsetTable {
   int size;
-  uint8_t row[256], column[256];
+  uint8_t row[kMostPositions], column[kMostPositions];
 
   explicit OffsetTable(const Pooling& p) : size(static_cast<int>(positions(p))) {
     for (int k = 0; k < size; ++k) {
@@ -62,43 +62,6 @@ SEGFAST_INLINE void for_each_choice(const Pooling& p, const OffsetTable& table, 
   }
 }
 
-// Where a chunk of a row of y lies: columns of a plane, or channels of one pixel.
-struct Place {
-  int64_t map;             // plane or image
-  int64_t ho, wo;          // of the first element
-  int64_t channel, count;  // the first channel
-};
-
-// f(place, offsets) for every chunk of the rows [begin, end) of a map, or of all in reverse order.
-template <typename W, bool Last, bool Reverse, typename F>
-SEGFAST_INLINE void for_each_place(const Pooling& p, const uint8_t* packed, int64_t map, Range rows,
-                                   const F& f) {
-  constexpr int64_t kStep = Last ? 1 : kChunk;  // columns
-  const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output, channels = Last ? p.channels : 1;
-  const int64_t bytes = packed_width(width, bits), steps = divide_up(width, kStep);
-  W offsets[kChunk];
-  for (int64_t n = 0; n < rows.end - rows.begin; ++n) {
-    const int64_t ho = Reverse ? rows.end - 1 - n : rows.begin + n;
-    const uint8_t* row = packed + (map * p.rows.output + ho) * bytes * channels;
-    for (int64_t k = 0; k < steps; ++k) {
-      const int64_t wo = (Reverse ? steps - 1 - k : k) * kStep;
-      const uint8_t* from = row + wo * bits / 8 * channels;
-      if constexpr (Last) {
-        const int shift = static_cast<int>(wo * bits % 8);
-        for_each_chunk(channels, [&](Range c) {
-          unpack_channels(from + c.begin, c.end - c.begin, bits, shift, offsets);
-          f(Place{map, ho, wo, c.begin, c.end - c.begin}, offsets);
-        });
-      } else {
-        const int64_t count = smaller(kChunk, width - wo);
-        unpack_row(from, count, bits, offsets);
-        f(Place{map, ho, wo, 0, count}, offsets);
-      }
-    }
-  }
-}
-
 // f(map, rows) for the maps that the rows [begin, end) of y belong to.
 template <typename F>
 SEGFAST_INLINE void for_each_map(const Pooling& p, int64_t begin, int64_t end, const F& f) {
@@ -110,64 +73,42 @@ SEGFAST_INLINE void for_each_map(const Pooling& p, int64_t begin, int64_t end, c
   }
 }
 
-template <typename W>
-W* element_of_y(const Pooling& p, W* y, const Place& at) {
-  const int64_t pixel = (at.map * p.rows.output + at.ho) * p.columns.output + at.wo;
-  return p.channels_last ? y + pixel * p.channels + at.channel : y + pixel;
-}
-template <typename W>
-const W* map_of_x(const Pooling& p, const W* x, int64_t map) {
-  return x + map * p.rows.input * p.columns.input * (p.channels_last ? p.channels : 1);
-}
-
 template <bool Last, int K, int Stride, typename W>
-void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
-                 int64_t end) {
+void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, Range rows) {
+  const int bits = offset_bits(p);
   const Range whole = whole_windows(p.columns);
-  for_each_map(p, begin, end, [&](int64_t map, Range rows) {
-    const W* from = map_of_x(p, x, map);
-    const auto select = [&](const Place& at, const W* offsets) {
-      const Select<W> op{element_of_y(p, y, at), offsets};
-      if constexpr (Last) {
-        visit_channels<K>(p, from, at.ho, at.wo, {at.channel, at.channel + at.count}, op);
-      } else {
-        visit_columns<K, Stride>(p, from, at.ho, {at.wo, at.wo + at.count}, whole, op);
-      }
-    };
-    for_each_place<W, Last, false>(p, packed, map, rows, select);
+  W offsets[kChunk];
+  for_each_place<Last, false>(p, rows, [&](const Place& at) {
+    unpack_place<Last>(at, packed, bits, offsets);
+    const Select<W> op{y + at.first, offsets};
+    visit_place<Last, K, Stride>(p, map_of_x(p, x, at.map), at, whole, op);
   });
 }
 
 template <typename W>
-void choose_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
-                 int64_t end) {
-  const int64_t bytes = packed_width(p.columns.output, 2);
-  for_each_map(p, begin, end, [&](int64_t map, Range rows) {
-    const W* plane = map_of_x(p, x, map);
-    for (int64_t ho = rows.begin; ho < rows.end; ++ho) {
-      const int64_t row = map * p.rows.output + ho;
-      choose_row(plane + 2 * ho * p.columns.input, packed + row * bytes, p.columns,
-                 y + row * p.columns.output);
-    }
-  });
+void gather_tiles(const Pooling& p, const W* x, const uint8_t* packed, W* y, Range rows) {
+  const int64_t bytes = packed_row(p);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const int64_t map = row / p.rows.output, ho = row % p.rows.output;
+    gather_row(map_of_x(p, x, map) + 2 * ho * p.columns.input, packed + row * bytes, p.columns,
+               y + row * p.columns.output);
+  }
 }
 
 template <bool Last, typename W>
-void look_up_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, int64_t begin,
-                  int64_t end) {
+void look_up_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, Range rows) {
   const OffsetTable table(p);
-  const int64_t unit = Last ? p.channels : 1;
-  for_each_map(p, begin, end, [&](int64_t map, Range rows) {
-    const auto look_up = [&](const Place& at, const W* offsets) {
-      W* to = element_of_y(p, y, at);
-      const W* from = map_of_x(p, x, map) + at.channel;
-      const auto put = [&](int64_t k, int64_t, int64_t h, int64_t w) {
-        to[k] = from[(h * p.columns.input + w) * unit + (Last ? k : 0)];
-      };
-      for (int64_t k = 0; k < at.count; ++k) to[k] = 0;
-      for_each_choice(p, table, at.ho, at.wo, offsets, at.count, put);
+  const int bits = offset_bits(p);
+  W offsets[kChunk];
+  for_each_place<Last, false>(p, rows, [&](const Place& at) {
+    unpack_place<Last>(at, packed, bits, offsets);
+    W* to = y + at.first;
+    const W* from = map_of_x(p, x, at.map) + at.channel;
+    const auto put = [&](int64_t k, int64_t, int64_t h, int64_t w) {
+      to[k] = from[(h * p.columns.input + w) * inner(p) + (Last ? k : 0)];
     };
-    for_each_place<W, Last, false>(p, packed, map, rows, look_up);
+    for (int64_t k = 0; k < at.count; ++k) to[k] = 0;
+    for_each_choice(p, table, at.ho, at.wo, offsets, at.count, put);
   });
 }
 
@@ -177,14 +118,16 @@ template <bool Last, typename W>
 void winners_of_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, uint8_t* taken,
                      int64_t begin, int64_t end) {
   const OffsetTable table(p);
+  const int bits = offset_bits(p);
   const int64_t unit = Last ? p.channels : 1;
+  W offsets[kChunk];
   const int64_t span = window_extent(p.rows), line = p.columns.input * unit;
   const int64_t later = (span - 1) / p.rows.stride;  // rows of windows that reach into one above
   for_each_map(p, begin, end, [&](int64_t map, Range rows) {
     const int64_t last = smaller(rows.end + later, p.rows.output);  // they only name positions
     __builtin_memset(taken, 0, span * line);
     for (int64_t ho = last - 1; ho >= rows.begin; --ho) {
-      uint8_t* ring[256];  // for the rows of the window
+      uint8_t* ring[kMostPositions];  // for the rows of the window
       const int64_t top = ho * p.rows.stride;
       for (int64_t h = top; ho < last - 1 && h < top + smaller(span, p.rows.stride); ++h) {
         __builtin_memset(taken + h % span * line, 0, line);
@@ -193,8 +136,9 @@ void winners_of_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, 
         ring[i] = taken + (top + i * p.rows.dilation) % span * line;
       }
       const bool wanted = ho < rows.end;
-      const auto win = [&](const Place& at, const W* offsets) {
-        W* to = element_of_y(p, y, at);
+      const auto win = [&](const Place& at) {
+        unpack_place<Last>(at, packed, bits, offsets);
+        W* to = y + at.first;
         const W* from = map_of_x(p, x, map) + at.channel;
         const auto put = [&](int64_t k, int64_t i, int64_t h, int64_t w) {
           const int64_t element = w * unit + (Last ? k : 0);
@@ -206,7 +150,8 @@ void winners_of_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, 
         for (int64_t k = 0; wanted && k < at.count; ++k) to[k] = 0;
         for_each_choice(p, table, ho, at.wo, offsets, at.count, put);
       };
-      for_each_place<W, Last, true>(p, packed, map, {ho, ho + 1}, win);
+      const int64_t row = map * p.rows.output + ho;
+      for_each_place<Last, true>(p, {row, row + 1}, win);
     }
   });
 }
@@ -218,14 +163,14 @@ void gather_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, uint
     return winners_of_rows<Last>(p, x, packed, y, scratch, begin, end);
   }
   if constexpr (!Last) {
-    if (is_two_by_two(p) && p.columns.output >= kWindows) {
-      return choose_rows(p, x, packed, y, begin, end);
+    if (is_tiled(p) && p.columns.output >= kWindows) {
+      return gather_tiles(p, x, packed, y, {begin, end});
     }
   }
-  if (positions(p) > kMostVisited) return look_up_rows<Last>(p, x, packed, y, begin, end);
+  if (positions(p) > kMostVisited) return look_up_rows<Last>(p, x, packed, y, {begin, end});
   for_geometry(p, [&](auto kernel, auto stride) {
     constexpr int K = decltype(kernel)::value, S = Last ? 0 : decltype(stride)::value;
-    select_rows<Last, K, S>(p, x, packed, y, begin, end);
+    select_rows<Last, K, S>(p, x, packed, y, {begin, end});
   });
 }
 

@@ -35,8 +35,8 @@ __global__ void pack_kernel(Maps m, Items items, Divider by_width,
     const int64_t index = indices[m.at_y(item.image, item.row, column, item.lane)];
     const bool inside = index >= 0 && index < m.rows.input * m.columns.input;
     const int64_t h = inside ? by_width(index) : 0;
-    const int64_t i = m.rows.tap(h, item.row);
-    const int64_t j = m.columns.tap(inside ? index - h * m.columns.input : 0, column);
+    const int64_t i = m.rows.offset(h, item.row);
+    const int64_t j = m.columns.offset(inside ? index - h * m.columns.input : 0, column);
     if (inside && i >= 0 && j >= 0) {
       byte |= static_cast<int>(i * m.columns.kernel + j) << k * m.bits;
     } else if (outside != nullptr) {
@@ -48,24 +48,18 @@ __global__ void pack_kernel(Maps m, Items items, Divider by_width,
 
 // ------------------------------------------------------------------------- arbitrary indices
 
-// Maps of which only sizes and layout count: element `thread` of [outer, size, inner].
-struct Flat {
-  int64_t count;
-  Divider by_inner, by_size;
+// Planes as single rows of positions, of which indices are the numbers.
+Pooling flat(const Pooling& p) {
+  Pooling flat = p;
+  flat.rows = {1, 1};
+  flat.columns = {p.rows.input * p.columns.input, p.rows.output * p.columns.output};
+  return flat;
+}
+// A thread for each element of y, or of x.
+Items items_of_y(const Maps& m) { return Items(m.outer, 1, m.columns.output, m.inner, 1); }
+Items items_of_x(const Maps& m) { return Items(m.outer, 1, m.columns.input, m.inner, 1); }
 
-  Flat(int64_t outer, int64_t size, int64_t inner)
-      : count(outer * size * inner),
-        by_inner(count > 0 ? inner : 1),
-        by_size(count > 0 ? size : 1) {}
-  __device__ Item at(int64_t thread) const {  // column: the position
-    const int64_t pixel = by_inner(thread);
-    const int64_t image = by_size(pixel);
-    return {image, 0, pixel - image * by_size.divisor, thread - pixel * by_inner.divisor};
-  }
-  __device__ int64_t element(int64_t image, int64_t position, int64_t lane) const {
-    return (image * by_size.divisor + position) * by_inner.divisor + lane;
-  }
-};
+// Winners [x]: the number, from 1, of the last output that names a position; 0 without one.
 
 __global__ void clear_kernel(int64_t count, uint4* memory) {
   const int64_t thread = thread_index();
@@ -73,73 +67,59 @@ __global__ void clear_kernel(int64_t count, uint4* memory) {
 }
 
 template <typename Winner>
-__global__ void claim_kernel(Flat y, Flat x, const int64_t* __restrict__ indices,
-                             Winner* __restrict__ winners) {
+__global__ void find_winners_kernel(Maps m, Items of_y, const int64_t* __restrict__ indices,
+                                    Winner* __restrict__ winners) {
   const int64_t thread = thread_index();
-  if (thread >= y.count) return;
+  if (thread >= of_y.count) return;
   const int64_t index = indices[thread];
-  if (index < 0 || index >= x.by_size.divisor) return;
-  const Item item = y.at(thread);
-  atomicMax(winners + x.element(item.image, index, item.lane),
+  if (index < 0 || index >= m.columns.input) return;
+  const Item item = of_y.at(thread);
+  atomicMax(winners + m.at_x(item.image, 0, index, item.lane),
             static_cast<Winner>(item.column + 1));
 }
 
 template <typename T, typename Winner>
-__global__ void settle_kernel(Flat y, Flat x, const T* __restrict__ values,
-                              const Winner* __restrict__ winners, T* __restrict__ result) {
+__global__ void unpool_indices_kernel(Maps m, Items of_x, const T* __restrict__ y,
+                                      const Winner* __restrict__ winners, T* __restrict__ x) {
   const int64_t thread = thread_index();
-  if (thread >= x.count) return;
+  if (thread >= of_x.count) return;
   const Winner winner = winners[thread];
   if (winner == 0) {
-    result[thread] = 0;
+    x[thread] = 0;
   } else {
-    const Item item = x.at(thread);
-    result[thread] = values[y.element(item.image, static_cast<int64_t>(winner - 1), item.lane)];
+    const Item item = of_x.at(thread);
+    x[thread] = y[m.at_y(item.image, 0, static_cast<int64_t>(winner - 1), item.lane)];
   }
 }
 
 // winners: null for all.
 template <typename T, typename Winner>
-__global__ void gather_indices_kernel(Flat y, Flat x, const T* __restrict__ values,
+__global__ void gather_indices_kernel(Maps m, Items of_y, const T* __restrict__ x,
                                       const int64_t* __restrict__ indices,
-                                      const Winner* __restrict__ winners, T* __restrict__ result) {
+                                      const Winner* __restrict__ winners, T* __restrict__ y) {
   const int64_t thread = thread_index();
-  if (thread >= y.count) return;
+  if (thread >= of_y.count) return;
   const int64_t index = indices[thread];
   T value = 0;
-  if (index >= 0 && index < x.by_size.divisor) {
-    const Item item = y.at(thread);
-    const int64_t from = x.element(item.image, index, item.lane);
+  if (index >= 0 && index < m.columns.input) {
+    const Item item = of_y.at(thread);
+    const int64_t from = m.at_x(item.image, 0, index, item.lane);
     if (winners == nullptr || winners[from] == static_cast<Winner>(item.column + 1)) {
-      value = values[from];
+      value = x[from];
     }
   }
-  result[thread] = value;
+  y[thread] = value;
 }
 
-Grid grid_of(int64_t threads) { return Grid{ceil_div(threads, kBlock)}; }
-
-struct Flats {
-  Flat y, x;
-
-  explicit Flats(const Pooling& p)
-      : y(outer(p), p.rows.output * p.columns.output, inner(p)),
-        x(outer(p), p.rows.input * p.columns.input, inner(p)) {}
-  static int64_t outer(const Pooling& p) {
-    return p.channels_last ? p.batch : p.batch * p.channels;
-  }
-  static int64_t inner(const Pooling& p) { return p.channels_last ? p.channels : 1; }
-};
-
 template <typename Winner>
-int find_winners(const Pooling& p, const Flats& flats, const int64_t* indices, Winner* winners,
+int find_winners(const Pooling& p, const Maps& m, const int64_t* indices, Winner* winners,
                  CUstream_st* stream) {
   const int64_t units = index_winners_bytes(p) / 16;
-  const int error = launch(clear_kernel, grid_of(units), dim3(kBlock), 0, stream, units,
-                           reinterpret_cast<uint4*>(winners));
+  const int error = launch(clear_kernel, Grid{ceil_div(units, kBlock)}, dim3(kBlock), 0, stream,
+                           units, reinterpret_cast<uint4*>(winners));
   if (error != 0) return error;
-  return launch(claim_kernel<Winner>, grid_of(flats.y.count), dim3(kBlock), 0, stream, flats.y,
-                flats.x, indices, winners);
+  const Items of_y = items_of_y(m);
+  return launch_items(find_winners_kernel<Winner>, of_y, stream, m, of_y, indices, winners);
 }
 
 // f(a Winner) of the width that the outputs' numbers need.
@@ -167,33 +147,34 @@ int max_pack_cuda(const Pooling& p, const int64_t* indices, uint8_t* packed,
 
 int max_unpool_indices_cuda(const Pooling& p, const void* y, const int64_t* indices, void* x,
                             void* winners, CUstream_st* stream) {
-  const Flats flats(p);
+  const Maps m(flat(p));
+  const Items of_x = items_of_x(m);
   return for_winner(p, [&](auto number) {
     using Winner = decltype(number);
     Winner* last = static_cast<Winner*>(winners);
-    if (const int error = find_winners(p, flats, indices, last, stream)) return error;
+    if (const int error = find_winners(p, m, indices, last, stream)) return error;
     return for_word(p.dtype, [&](auto word) {
       using T = decltype(word);
-      return launch(settle_kernel<T, Winner>, grid_of(flats.x.count), dim3(kBlock), 0, stream,
-                    flats.y, flats.x, static_cast<const T*>(y), last, static_cast<T*>(x));
+      return launch_items(unpool_indices_kernel<T, Winner>, of_x, stream, m, of_x,
+                          static_cast<const T*>(y), last, static_cast<T*>(x));
     });
   });
 }
 
 int max_gather_indices_cuda(const Pooling& p, const void* x, const int64_t* indices, void* y,
                             void* winners, CUstream_st* stream) {
-  const Flats flats(p);
+  const Maps m(flat(p));
+  const Items of_y = items_of_y(m);
   return for_winner(p, [&](auto number) {
     using Winner = decltype(number);
     Winner* last = static_cast<Winner*>(winners);
     if (last != nullptr) {
-      if (const int error = find_winners(p, flats, indices, last, stream)) return error;
+      if (const int error = find_winners(p, m, indices, last, stream)) return error;
     }
     return for_word(p.dtype, [&](auto word) {
       using T = decltype(word);
-      return launch(gather_indices_kernel<T, Winner>, grid_of(flats.y.count), dim3(kBlock), 0,
-                    stream, flats.y, flats.x, static_cast<const T*>(x), indices, last,
-                    static_cast<T*>(y));
+      return launch_items(gather_indices_kernel<T, Winner>, of_y, stream, m, of_y,
+                          static_cast<const T*>(x), indices, last, static_cast<T*>(y));
     });
   });
 }

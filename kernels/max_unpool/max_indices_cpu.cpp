@@ -8,30 +8,6 @@ namespace {
 
 constexpr uint64_t kZeroedAhead = 512;  // pixels
 
-// f(output row, column, first element of y, of packed, elements, shift) for rows of y: elements are
-// neighbouring columns of a plane, or channels of one pixel.
-template <typename F>
-SEGFAST_INLINE void for_each_chunk_of_y(const Pooling& p, int64_t begin, int64_t end, const F& f) {
-  const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output, bytes = packed_width(width, bits);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t ho = row % p.rows.output;
-    if (!p.channels_last) {
-      for (int64_t wo = 0; wo < width; wo += kChunk) {
-        f(ho, wo, row * width + wo, row * bytes + wo * bits / 8, smaller(kChunk, width - wo), 0);
-      }
-      continue;
-    }
-    for (int64_t wo = 0; wo < width; ++wo) {
-      for (int64_t c = 0; c < p.channels; c += kChunk) {
-        f(ho, wo, (row * width + wo) * p.channels + c,
-          (row * bytes + wo * bits / 8) * p.channels + c, smaller(kChunk, p.channels - c),
-          static_cast<int>(wo * bits % 8));
-      }
-    }
-  }
-}
-
 // Channels of an image that are handled together: its pixels lie `pitch` elements apart.
 struct Slice {
   int64_t image, channel, channels, pitch;
@@ -55,55 +31,61 @@ SEGFAST_INLINE void for_each_slice(const Pooling& p, int64_t begin, int64_t end,
   }
 }
 
-}  // namespace
-
-void unpack(const Pooling& p, const uint8_t* packed, int64_t* indices, int64_t begin, int64_t end) {
-  const int bits = offset_bits(positions(p));
-  int64_t position[256];
-  for (int64_t k = 0; k < 256; ++k) {
+template <bool Last>
+void unpack_rows(const Pooling& p, const uint8_t* packed, int64_t* indices, Range rows) {
+  const int bits = offset_bits(p);
+  int64_t position[kMostPositions];  // of offsets in x, from the first one of the window
+  for (int64_t k = 0; k < kMostPositions; ++k) {
     position[k] = k / p.columns.kernel * p.rows.dilation * p.columns.input +
                   k % p.columns.kernel * p.columns.dilation;
   }
   int64_t offsets[kChunk];
-  const int64_t step = p.channels_last ? 0 : p.columns.stride;
-  for_each_chunk_of_y(
-      p, begin, end,
-      [&](int64_t ho, int64_t wo, int64_t element, int64_t byte, int64_t count, int shift) {
-        p.channels_last ? unpack_channels(packed + byte, count, bits, shift, offsets)
-                        : unpack_row(packed + byte, count, bits, offsets);
-        const int64_t start =
-            window_start(p.rows, ho) * p.columns.input + window_start(p.columns, wo);
-        for (int64_t k = 0; k < count; ++k) {
-          indices[element + k] = start + k * step + position[offsets[k]];
-        }
-      });
+  const int64_t step = Last ? 0 : p.columns.stride;
+  for_each_place<Last, false>(p, rows, [&](const Place& at) {
+    unpack_place<Last>(at, packed, bits, offsets);
+    const int64_t start =
+        window_start(p.rows, at.ho) * p.columns.input + window_start(p.columns, at.wo);
+    for (int64_t k = 0; k < at.count; ++k) {
+      indices[at.first + k] = start + k * step + position[offsets[k]];
+    }
+  });
+}
+
+template <bool Last>
+int64_t pack_rows(const Pooling& p, const int64_t* indices, uint8_t* packed, Range range) {
+  const int bits = offset_bits(p);
+  const PoolAxis &rows = p.rows, &columns = p.columns;
+  int64_t offsets[kChunk], outside = 0;
+  const int64_t step = Last ? 0 : columns.stride;
+  for_each_place<Last, false>(p, range, [&](const Place& at) {
+    const int64_t top = window_start(rows, at.ho), left = window_start(columns, at.wo);
+    for (int64_t k = 0; k < at.count; ++k) {
+      const int64_t index = indices[at.first + k];
+      const int64_t h = index / columns.input, w = index % columns.input;
+      const int64_t down = h - top, right = w - left - k * step;
+      const int64_t i = down / rows.dilation, j = right / columns.dilation;
+      const bool fits = index >= 0 && h < rows.input && down >= 0 && right >= 0 &&
+                        i * rows.dilation == down && j * columns.dilation == right &&
+                        i < rows.kernel && j < columns.kernel;
+      offsets[k] = fits ? i * columns.kernel + j : 0;
+      outside += !fits;
+    }
+    pack_place<Last>(at, offsets, bits, packed);
+  });
+  return outside;
+}
+
+}  // namespace
+
+void unpack(const Pooling& p, const uint8_t* packed, int64_t* indices, int64_t begin, int64_t end) {
+  p.channels_last ? unpack_rows<true>(p, packed, indices, {begin, end})
+                  : unpack_rows<false>(p, packed, indices, {begin, end});
 }
 
 int64_t pack(const Pooling& p, const int64_t* indices, uint8_t* packed, int64_t begin,
              int64_t end) {
-  const int bits = offset_bits(positions(p));
-  const PoolAxis &rows = p.rows, &columns = p.columns;
-  int64_t offsets[kChunk], outside = 0;
-  const int64_t step = p.channels_last ? 0 : columns.stride;
-  for_each_chunk_of_y(
-      p, begin, end,
-      [&](int64_t ho, int64_t wo, int64_t element, int64_t byte, int64_t count, int shift) {
-        const int64_t top = window_start(rows, ho), left = window_start(columns, wo);
-        for (int64_t k = 0; k < count; ++k) {
-          const int64_t index = indices[element + k];
-          const int64_t h = index / columns.input, w = index % columns.input;
-          const int64_t down = h - top, right = w - left - k * step;
-          const int64_t i = down / rows.dilation, j = right / columns.dilation;
-          const bool fits = index >= 0 && h < rows.input && down >= 0 && right >= 0 &&
-                            i * rows.dilation == down && j * columns.dilation == right &&
-                            i < rows.kernel && j < columns.kernel;
-          offsets[k] = fits ? i * columns.kernel + j : 0;
-          outside += !fits;
-        }
-        p.channels_last ? pack_channels(offsets, count, shift, packed + byte)
-                        : pack_row(offsets, count, bits, packed + byte);
-      });
-  return outside;
+  return p.channels_last ? pack_rows<true>(p, indices, packed, {begin, end})
+                         : pack_rows<false>(p, indices, packed, {begin, end});
 }
 
 int64_t unpool_indices(const Pooling& p, const void* y, const int64_t* indices, void* x,

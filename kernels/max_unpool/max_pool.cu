@@ -1,19 +1,19 @@
-// y[o] = max over the window of o inside x; packed[o] = the first tap that attains it, or the last
-// NaN. A thread makes the outputs whose offsets share a byte: 4, 2 or 1.
+// y[o] = max over the window of o inside x; packed[o] = the first offset that attains it, or the
+// last NaN. A thread makes the outputs whose offsets share a byte: 4, 2 or 1.
 #include "windows.cuh"
 
 namespace segfast {
 namespace {
 
-// The maximum so far, and its tap.
+// The maximum so far, and its offset.
 template <typename T>
 struct Best {
   Real<T> value;
-  int tap;
+  int offset;
 
   __device__ void look(T x, int at) {
     const Real<T> v = static_cast<Real<T>>(x);
-    if (v > value || v != v) value = v, tap = at;
+    if (v > value || v != v) value = v, offset = at;
   }
 };
 
@@ -34,9 +34,9 @@ __device__ void pool_window(const Maps& m, const T* x, int64_t row, int64_t colu
   for (int v = 0; v < V; ++v) {
     best[v] = {minus_infinity<T>(), static_cast<int>(i.begin * kernel + j.begin)};
   }
-  const auto look = [&](const Lanes<T, V>& seen, int tap) {
+  const auto look = [&](const Lanes<T, V>& seen, int offset) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) best[v].look(seen.at[v], tap);
+    for (int v = 0; v < V; ++v) best[v].look(seen.at[v], offset);
   };
   const int64_t line = m.columns.input * m.inner;
   const T* first = x + top * line + left * m.inner;
@@ -82,7 +82,7 @@ __device__ void pool_byte(const Maps& m, const Item& item, const T* x, T* y, uin
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       values.at[v] = static_cast<T>(best[v].value);
-      bytes.at[v] = static_cast<uint8_t>(bytes.at[v] | best[v].tap << k * bits);
+      bytes.at[v] = static_cast<uint8_t>(bytes.at[v] | best[v].offset << k * bits);
     }
     store(y + m.at_y(item.image, item.row, first + k, item.lane), values);
   }
@@ -106,23 +106,21 @@ __global__ void pool_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
-  const int64_t row = 2 * item.row, column = 8 * item.column, window = 4 * item.column;
-  const int64_t width = m.columns.input;
-  const T* from = x + m.at_x(item.image, row, column, 0);
-  const T outside = static_cast<T>(minus_infinity<T>());
+  const Quads quads(item);
   T seen[2][8], values[4];
-  load_row(from, x_unit, row < m.rows.input ? width - column : 0, outside, seen[0]);
-  load_row(from + width, x_unit, row + 1 < m.rows.input ? width - column : 0, outside, seen[1]);
+  quads.load(m, x, x_unit, static_cast<T>(minus_infinity<T>()), seen);
   int byte = 0;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     Best<T> best = {static_cast<Real<T>>(seen[0][2 * k]), 0};
 #pragma unroll
-    for (int tap = 1; tap < 4; ++tap) best.look(seen[tap / 2][2 * k + tap % 2], tap);
+    for (int offset = 1; offset < 4; ++offset)
+      best.look(seen[offset / 2][2 * k + offset % 2], offset);
     values[k] = static_cast<T>(best.value);
-    if (window + k < m.columns.output) byte |= best.tap << 2 * k;
+    if (quads.window + k < m.columns.output) byte |= best.offset << 2 * k;
   }
-  store_row(y + m.at_y(item.image, item.row, window, 0), y_unit, m.columns.output - window, values);
+  store_row(y + m.at_y(item.image, item.row, quads.window, 0), y_unit,
+            m.columns.output - quads.window, values);
   if (packed != nullptr) packed[thread] = static_cast<uint8_t>(byte);
 }
 
@@ -141,18 +139,12 @@ int pool_any(const Pooling& p, const T* x, T* y, uint8_t* packed, CUstream_st* s
 template <typename T>
 int pool(const Pooling& p, const T* x, T* y, uint8_t* packed, CUstream_st* stream) {
   constexpr int V = kLanes<T>;
-  if (!p.channels_last && is_quads(p)) {
-    const Maps m(p);
-    const Items items(m.outer, p.rows.output, m.bytes, 1, 1);
-    const int64_t size = sizeof(T);
-    return launch_items(pool_quads_kernel<T>, items, stream, m, items,
-                        row_unit(x, p.columns.input * size), row_unit(y, p.columns.output * size),
-                        x, y, packed);
+  if (!p.channels_last && is_two_by_two(p)) {
+    return launch_quads(pool_quads_kernel<T>, p, p.rows.output, packed_row(p), x, y, stream, x, y,
+                        packed);
   }
-  const bool aligned = is_aligned(x, kUnit) && is_aligned(y, kUnit) && is_aligned(packed, V);
-  const bool vectors = p.channels_last && p.channels % V == 0 && aligned;
-  return vectors ? pool_any<T, V>(p, x, y, packed, stream)
-                 : pool_any<T, 1>(p, x, y, packed, stream);
+  return has_vectors<T>(p, x, y, packed) ? pool_any<T, V>(p, x, y, packed, stream)
+                                         : pool_any<T, 1>(p, x, y, packed, stream);
 }
 
 }  // namespace

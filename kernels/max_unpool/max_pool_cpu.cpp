@@ -76,47 +76,16 @@ struct Maximum {
   };
 };
 
-template <Dtype D, int K, int Stride>
-void pool_planes(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed, int64_t begin,
-                 int64_t end) {
-  using W = WordOf<D>;
-  const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output, bytes = packed_width(width, bits);
+template <Dtype D, bool Last, int K, int Stride>
+void pool_rows(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed, Range rows) {
+  const int bits = offset_bits(p);
   const Range whole = whole_windows(p.columns);
-  W offsets[kChunk];
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t plane = row / p.rows.output, ho = row % p.rows.output;
-    const W* from = x + plane * p.rows.input * p.columns.input;
-    for_each_chunk(width, [&](Range chunk) {
-      Maximum<D> op{y + row * width + chunk.begin, offsets};
-      visit_columns<K, Stride>(p, from, ho, chunk, whole, op);
-      if (packed == nullptr) return;
-      uint8_t* to = packed + row * bytes + chunk.begin * bits / 8;
-      pack_row(offsets, chunk.end - chunk.begin, bits, to);
-    });
-  }
-}
-
-template <Dtype D, int K>
-void pool_channels(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed,
-                   int64_t begin, int64_t end) {
-  using W = WordOf<D>;
-  const int bits = offset_bits(positions(p));
-  const int64_t width = p.columns.output, bytes = packed_width(width, bits);
-  W offsets[kChunk];
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t image = row / p.rows.output, ho = row % p.rows.output;
-    const W* from = x + image * p.rows.input * p.columns.input * p.channels;
-    for (int64_t wo = 0; wo < width; ++wo) {
-      for_each_chunk(p.channels, [&](Range chunk) {
-        Maximum<D> op{y + (row * width + wo) * p.channels + chunk.begin, offsets};
-        visit_channels<K>(p, from, ho, wo, chunk, op);
-        if (packed == nullptr) return;
-        uint8_t* to = packed + (row * bytes + wo * bits / 8) * p.channels + chunk.begin;
-        pack_channels(offsets, chunk.end - chunk.begin, wo * bits % 8, to);
-      });
-    }
-  }
+  WordOf<D> offsets[kChunk];
+  for_each_place<Last, false>(p, rows, [&](const Place& at) {
+    const Maximum<D> op{y + at.first, offsets};
+    visit_place<Last, K, Stride>(p, map_of_x(p, x, at.map), at, whole, op);
+    if (packed != nullptr) pack_place<Last>(at, offsets, bits, packed);
+  });
 }
 
 }  // namespace
@@ -128,8 +97,8 @@ void pool(const Pooling& p, const void* x, void* y, uint8_t* packed, int64_t beg
     auto* to = static_cast<WordOf<D>*>(y);
     for_geometry(p, [&](auto kernel, auto stride) {
       constexpr int K = decltype(kernel)::value, S = decltype(stride)::value;
-      p.channels_last ? pool_channels<D, K>(p, from, to, packed, begin, end)
-                      : pool_planes<D, K, S>(p, from, to, packed, begin, end);
+      p.channels_last ? pool_rows<D, true, K, 0>(p, from, to, packed, {begin, end})
+                      : pool_rows<D, false, K, S>(p, from, to, packed, {begin, end});
     });
   });
 }

@@ -24,18 +24,18 @@ __global__ void spread_kernel(Maps m, Items items, const T* __restrict__ y,
   const Range rows = m.rows.windows(item.row), columns = m.columns.windows(item.column);
 #pragma unroll 1
   for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const int64_t i = m.rows.tap(item.row, row);
+    const int64_t i = m.rows.offset(item.row, row);
     if (i < 0) continue;
 #pragma unroll 1
     for (int64_t column = columns.begin; column < columns.end; ++column) {
-      const int64_t j = m.columns.tap(item.column, column);
+      const int64_t j = m.columns.offset(item.column, column);
       if (j < 0) continue;
-      const int tap = static_cast<int>(i * m.columns.kernel + j);
+      const int offset = static_cast<int>(i * m.columns.kernel + j);
       const auto bytes = load<V>(packed + m.at_packed(item.image, row, column, item.lane));
       const auto values = load<V>(y + m.at_y(item.image, row, column, item.lane));
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        if (m.offset(bytes.at[v], column) != tap) continue;
+        if (m.offset(bytes.at[v], column) != offset) continue;
         if constexpr (Sum) {
           sink[v] += static_cast<Sink>(values.at[v]);
         } else {
@@ -54,33 +54,30 @@ __global__ void spread_kernel(Maps m, Items items, const T* __restrict__ y,
 //
 // In a plane: 4 values and one byte in, 2 x 8 values of x out, less where x or y ends before.
 template <typename T>
-__global__ void spread_quads_kernel(Maps m, Items items, int y_unit, int x_unit, T zero,
+__global__ void spread_quads_kernel(Maps m, Items items, int x_unit, int y_unit, T zero,
                                     const T* __restrict__ y, const uint8_t* __restrict__ packed,
                                     T* __restrict__ x) {
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
-  const int64_t row = 2 * item.row, column = 8 * item.column, window = 4 * item.column;
+  const Quads quads(item);
+  const int64_t there = m.columns.output - quads.window;  // windows
   T values[4] = {};
   int byte = 0;
-  if (item.row < m.rows.output && window < m.columns.output) {
-    byte = packed[m.at_packed(item.image, item.row, window, 0)];
-    load_row(y + m.at_y(item.image, item.row, window, 0), y_unit, m.columns.output - window, T(0),
-             values);
+  if (item.row < m.rows.output && there > 0) {
+    byte = packed[m.at_packed(item.image, item.row, quads.window, 0)];
+    load_row(y + m.at_y(item.image, item.row, quads.window, 0), y_unit, there, T(0), values);
   }
   T result[2][8];
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     if (values[k] == zero) values[k] = 0;
 #pragma unroll
-    for (int tap = 0; tap < 4; ++tap) {
-      result[tap / 2][2 * k + tap % 2] = (byte >> 2 * k & 3) == tap ? values[k] : T(0);
+    for (int offset = 0; offset < 4; ++offset) {
+      result[offset / 2][2 * k + offset % 2] = (byte >> 2 * k & 3) == offset ? values[k] : T(0);
     }
   }
-  T* to = x + m.at_x(item.image, row, column, 0);
-  const int64_t width = m.columns.input;
-  store_row(to, x_unit, width - column, result[0]);
-  if (row + 1 < m.rows.input) store_row(to + width, x_unit, width - column, result[1]);
+  quads.store(m, x, x_unit, result);
 }
 
 // The same for V channels of one window.
@@ -98,24 +95,17 @@ __global__ void spread_quad_lanes_kernel(Maps m, Items items, T zero, const T* _
   }
   const int shift = m.shift(item.column);
 #pragma unroll
-  for (int tap = 0; tap < 4; ++tap) {
-    const int64_t row = 2 * item.row + tap / 2, column = 2 * item.column + tap % 2;
+  for (int offset = 0; offset < 4; ++offset) {
+    const int64_t row = 2 * item.row + offset / 2, column = 2 * item.column + offset % 2;
     if (row >= m.rows.input || column >= m.columns.input) continue;
     Lanes<T, V> result;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const bool here = (bytes.at[v] >> shift & 3) == tap && values.at[v] != zero;
+      const bool here = (bytes.at[v] >> shift & 3) == offset && values.at[v] != zero;
       result.at[v] = here ? values.at[v] : T(0);
     }
     store(x + m.at_x(item.image, row, column, item.lane), result);
   }
-}
-
-// y and x with vectors of V channels.
-template <typename T>
-bool has_vectors(const Pooling& p, const void* y, const uint8_t* packed, const void* x) {
-  return p.channels_last && p.channels % kLanes<T> == 0 && is_aligned(y, kUnit) &&
-         is_aligned(x, kUnit) && is_aligned(packed, kLanes<T>);
 }
 
 template <bool Sum, typename T>
@@ -126,28 +116,25 @@ int spread(const Pooling& p, const T* y, const uint8_t* packed, T* x, CUstream_s
     return launch_items(kernel, items, stream, m, items, y, packed, x);
   };
   constexpr int V = kLanes<T>;
-  return has_vectors<T>(p, y, packed, x) ? run(spread_kernel<T, V, Sum>, V)
+  return has_vectors<T>(p, x, y, packed) ? run(spread_kernel<T, V, Sum>, V)
                                          : run(spread_kernel<T, 1, Sum>, 1);
 }
 
 template <typename T>
 int spread_quads(const Pooling& p, T zero, const T* y, const uint8_t* packed, T* x,
                  CUstream_st* stream) {
-  const Maps m(p);
   const int64_t rows = ceil_div(p.rows.input, 2), columns = ceil_div(p.columns.input, 2);
   if (!p.channels_last) {
-    const Items items(m.outer, rows, ceil_div(columns, 4), 1, 1);
-    const int64_t size = sizeof(T);
-    return launch_items(spread_quads_kernel<T>, items, stream, m, items,
-                        row_unit(y, p.columns.output * size), row_unit(x, p.columns.input * size),
-                        zero, y, packed, x);
+    return launch_quads(spread_quads_kernel<T>, p, rows, ceil_div(columns, 4), x, y, stream, zero,
+                        y, packed, x);
   }
+  const Maps m(p);
   const auto run = [&](auto kernel, int lanes) {
     const Items items(m.outer, rows, columns, m.inner, lanes);
     return launch_items(kernel, items, stream, m, items, zero, y, packed, x);
   };
   constexpr int V = kLanes<T>;
-  return has_vectors<T>(p, y, packed, x) ? run(spread_quad_lanes_kernel<T, V>, V)
+  return has_vectors<T>(p, x, y, packed) ? run(spread_quad_lanes_kernel<T, V>, V)
                                          : run(spread_quad_lanes_kernel<T, 1>, 1);
 }
 
@@ -159,14 +146,14 @@ int max_unpool_cuda(const Pooling& p, const void* y, const uint8_t* packed, void
     using T = decltype(word);
     const T* from = static_cast<const T*>(y);
     T* to = static_cast<T*>(x);
-    return is_quads(p) ? spread_quads(p, T(0), from, packed, to, stream)
-                       : spread<false>(p, from, packed, to, stream);
+    return is_two_by_two(p) ? spread_quads(p, T(0), from, packed, to, stream)
+                            : spread<false>(p, from, packed, to, stream);
   });
 }
 
 int max_pool_backward_cuda(const Pooling& p, const void* y, const uint8_t* packed, void* x,
                            CUstream_st* stream) {
-  if (is_quads(p)) {
+  if (is_two_by_two(p)) {
     return for_word(p.dtype, [&](auto word) {
       using T = decltype(word);
       constexpr T minus_zero = T(T(1) << (8 * sizeof(T) - 1));

@@ -7,8 +7,6 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int kMostReach = 256;  // offsets of a window
-
 // Larger outputs are not in any cache when they are read next.
 constexpr int64_t kCaches = int64_t{32} << 20;
 
@@ -23,8 +21,8 @@ template <typename M, typename W>
 void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reach* rows, int count,
                  W* x) {
   const PoolAxis& columns = p.columns;
-  const int bits = offset_bits(positions(p));
-  const int64_t bytes = packed_width(columns.output, bits);
+  const int bits = offset_bits(p);
+  const int64_t bytes = packed_row(p);
   const int64_t extent = window_extent(columns);
   constexpr int64_t kSpare = 8;  // what falls elsewhere goes there, which needs no branch
   typename M::Sink sink[kChunk + kSpare] = {};
@@ -55,23 +53,20 @@ void scatter_row(const Pooling& p, const W* y, const uint8_t* packed, const Reac
   }
 }
 
-// f(plane of y, its bytes, the windows that reach the row, how many, the row of x) for rows of x;
-// f returns how many rows it did.
+// f(plane y [Ho, Wo], its bytes, the windows that reach the row, how many, row x [W]) for rows of
+// x.
 template <typename W, typename F>
 SEGFAST_INLINE void for_each_row(const Pooling& p, const W* y, const uint8_t* packed, W* x,
                                  int64_t begin, int64_t end, const F& f) {
-  const int64_t bytes = packed_width(p.columns.output, offset_bits(positions(p)));
+  const int64_t bytes = packed_row(p);
   int64_t plane = begin / p.rows.input, h = begin % p.rows.input;
-  Reach rows[kMostReach];
+  Reach rows[kMostPositions];
   while (begin < end) {
     Reaches reaches(p.rows, h);
     const int64_t stop = smaller(end, begin + p.rows.input - h), line = plane * p.rows.output;
-    while (begin < stop) {
-      const int count = reaches.list(rows);
-      const int64_t done = f(y + line * p.columns.output, packed + line * bytes, rows, count,
-                             x + begin * p.columns.input, stop - begin);
-      for (int64_t k = 0; k < done; ++k) reaches.next();
-      begin += done;
+    for (; begin < stop; ++begin, reaches.next()) {
+      f(y + line * p.columns.output, packed + line * bytes, rows, reaches.list(rows),
+        x + begin * p.columns.input);
     }
     h = 0;
     ++plane;
@@ -82,16 +77,9 @@ template <typename M, int Stride, int Kernel, typename W>
 void spread_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                    int64_t end) {
   Spread<M, Stride, Kernel> spread(p, is_past_caches(p));
-  const bool owns = spread.owns_rows(p);
   for_each_row(p, y, packed, x, begin, end,
-               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to,
-                   int64_t left) -> int64_t {
-                 if (owns && count == 1 && rows[0].offset == 0 && left >= Kernel) {
-                   spread.template row<Kernel ? Kernel : 1>(from, bytes, rows, count, to);
-                   return Kernel;
-                 }
+               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to) {
                  spread.row(from, bytes, rows, count, to);
-                 return 1;
                });
   end_of_stream();
 }
@@ -109,10 +97,8 @@ void unpool_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, in
     }
   }
   for_each_row(p, y, packed, x, begin, end,
-               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to,
-                   int64_t) -> int64_t {
+               [&](const W* from, const uint8_t* bytes, const Reach* rows, int count, W* to) {
                  scatter_row<M>(p, from, bytes, rows, count, to);
-                 return 1;
                });
 }
 
@@ -132,7 +118,7 @@ void write_channels(const typename M::Sink* sink, int64_t count, bool past_cache
   if constexpr (M::kInPlace) {
     constexpr int N = kLanes<W>;
     if (past_caches && streams_well(to, count)) {
-      for (; c + N <= count; c += N) stream<N>(to + c, load<N>(sink + c));
+      for (; c + N <= count; c += N) stream<N>(to + c, (Vec<W, N>)load<N>(sink + c));
     }
   }
   for (; c < count; ++c) to[c] = M::finish(sink[c]);
@@ -142,11 +128,11 @@ template <typename M, typename W>
 void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                      int64_t end) {
   const PoolAxis& across = p.columns;
-  const int bits = offset_bits(positions(p));
-  const int64_t bytes = packed_width(across.output, bits), channels = p.channels;
+  const int bits = offset_bits(p);
+  const int64_t bytes = packed_row(p), channels = p.channels;
   const bool past_caches = is_past_caches(p);
   typename M::Sink sink[kChunk];
-  Reach rows[kMostReach], columns[kMostReach];
+  Reach rows[kMostPositions], columns[kMostPositions];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / p.rows.input * p.rows.output;
     const int high = Reaches(p.rows, row % p.rows.input).list(rows);
@@ -178,12 +164,10 @@ void unpool_channels(const Pooling& p, const W* y, const uint8_t* packed, W* x, 
 }
 
 // Rows of windows of 2 x 2 whose two rows of x are both asked for; f does a single row of x.
-template <typename M, typename W, typename F>
-void unpool_two_by_two(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
-                       int64_t end, const F& one_row) {
-  const int64_t unit = p.channels_last ? p.channels : 1;
-  const int64_t line = p.columns.input * unit, bytes = packed_width(p.columns.output, 2) * unit;
-  const bool streams = is_past_caches(p) && streams_well(x, p.channels);
+template <typename M, bool kStream, typename W, typename F>
+void unpool_tiles(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
+                  int64_t end, const F& one_row) {
+  const int64_t line = p.columns.input * inner(p), bytes = packed_row(p) * inner(p);
   while (begin < end) {
     const int64_t map = begin / p.rows.input, h = begin % p.rows.input;
     if (h % 2 != 0 || begin + 1 == end || h / 2 == p.rows.output) {
@@ -191,19 +175,22 @@ void unpool_two_by_two(const Pooling& p, const W* y, const uint8_t* packed, W* x
       continue;
     }
     const int64_t row = map * p.rows.output + h / 2;
-    const W* from = y + row * p.columns.output * unit;
+    const W* from = y + row * p.columns.output * inner(p);
     const uint8_t* offsets = packed + row * bytes;
     W* to = x + begin * line;
-    if (!p.channels_last) {
-      spread_row<M>(from, offsets, p.columns, to);
-    } else if (streams) {
-      spread_pixels<M, true>(from, offsets, p, to);
-    } else {
-      spread_pixels<M, false>(from, offsets, p, to);
-    }
+    p.channels_last ? spread_pixels<M, kStream>(from, offsets, p, to)
+                    : spread_row<M, kStream>(from, offsets, p.columns, to);
     begin += 2;
   }
   end_of_stream();
+}
+
+// Pixels, or rows and groups of windows, that are whole cache lines.
+template <typename W>
+bool streams_tiles(const Pooling& p, const W* x) {
+  if (!is_past_caches(p)) return false;
+  if (p.channels_last) return streams_well(x, p.channels);
+  return streams_well(x, p.columns.input) && p.columns.output % kWindows == 0;
 }
 
 template <typename M, typename W>
@@ -220,39 +207,32 @@ void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_
   const W* from = static_cast<const W*>(y);
   W* to = static_cast<W*>(x);
   if constexpr (!M::kSum) {
-    // (Large planes are streamed, which takes aligned vectors.)
-    const bool fits = p.channels_last || (p.columns.output >= kWindows && !is_past_caches(p));
-    if (fits && is_two_by_two(p)) {
-      return unpool_two_by_two<M>(p, from, packed, to, begin, end, [&](int64_t row) {
-        unpool_any<M>(p, from, packed, to, row, row + 1);
-      });
+    if (is_tiled(p) && (p.channels_last || p.columns.output >= kWindows)) {
+      const auto one_row = [&](int64_t row) { unpool_any<M>(p, from, packed, to, row, row + 1); };
+      return streams_tiles(p, to)
+                 ? unpool_tiles<M, true>(p, from, packed, to, begin, end, one_row)
+                 : unpool_tiles<M, false>(p, from, packed, to, begin, end, one_row);
     }
   }
   unpool_any<M>(p, from, packed, to, begin, end);
-}
-
-// Moved as words: half types are alike.
-template <Merging How>
-void move(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
-          int64_t end) {
-  if (p.dtype == Dtype::f32) return run<Merge<Dtype::f32, How>>(p, y, packed, x, begin, end);
-  if (p.dtype == Dtype::f64) return run<Merge<Dtype::f64, How>>(p, y, packed, x, begin, end);
-  run<Merge<Dtype::bf16, How>>(p, y, packed, x, begin, end);
 }
 
 }  // namespace
 
 void unpool(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
             int64_t end) {
-  move<Merging::last>(p, y, packed, x, begin, end);
+  for_word(p.dtype,
+           [&](auto word) { run<Moved<decltype(word), false>>(p, y, packed, x, begin, end); });
 }
 
 void pool_backward(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_t begin,
                    int64_t end) {
-  if (windows_disjoint(p)) return move<Merging::only>(p, y, packed, x, begin, end);
-  for_dtype(p.dtype, [&](auto dtype) {
-    run<Merge<decltype(dtype)::value, Merging::sum>>(p, y, packed, x, begin, end);
-  });
+  if (windows_disjoint(p)) {
+    return for_word(
+        p.dtype, [&](auto word) { run<Moved<decltype(word), true>>(p, y, packed, x, begin, end); });
+  }
+  for_dtype(p.dtype,
+            [&](auto dtype) { run<Summed<decltype(dtype)::value>>(p, y, packed, x, begin, end); });
 }
 
 constexpr MaxUnpoolKernels max_unpool_kernels = {

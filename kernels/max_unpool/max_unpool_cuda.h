@@ -8,6 +8,7 @@ struct CUstream_st;
 
 namespace segfast {
 
+// x [N, C, H, W], y [N, C, Ho, Wo], packed [N, C, Ho, Wp], indices as y; channels_last: C last.
 // packed: null when not wanted.
 int max_pool_cuda(const Pooling&, const void* x, void* y, uint8_t* packed, CUstream_st*);
 int max_pool_backward_cuda(const Pooling&, const void* y, const uint8_t* packed, void* x,

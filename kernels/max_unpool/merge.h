@@ -10,59 +10,59 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-enum class Merging { last, sum, only };
+template <Dtype D>
+SEGFAST_INLINE RealOf<D> to_real(WordOf<D> y) {
+  if constexpr (D == Dtype::f16) return f16_to_float(y);
+  if constexpr (D == Dtype::bf16) return bf16_to_float(y);
+  if constexpr (!kIsHalf<D>) return bit_cast<RealOf<D>>(y);
+}
+template <Dtype D>
+SEGFAST_INLINE WordOf<D> from_real(RealOf<D> sum) {
+  if constexpr (D == Dtype::f16) return float_to_f16(sum);
+  if constexpr (D == Dtype::bf16) return float_to_bf16(sum);
+  if constexpr (!kIsHalf<D>) return bit_cast<WordOf<D>>(sum);
+}
 
-template <Dtype D, Merging How>
-struct Merge {
-  using W = WordOf<D>;
-  using Real = RealOf<D>;
-  static constexpr bool kSum = How == Merging::sum;
-  // Elements of half types are added up as float, beside the output.
-  static constexpr bool kInPlace = !(kSum && kIsHalf<D>);
-  using Sink = std::conditional_t<kInPlace, W, Real>;
+// Each way of merging: what a position keeps (Sink), how one window changes it (one; many for
+// vectors, where what is kept is as wide as x: kInPlace), what is written.
+
+// The last value, moved; Only: of at most one, and never -0.
+template <typename W_, bool Only>
+struct Moved {
+  using W = W_;
+  using Sink = W;
+  static constexpr bool kSum = false, kInPlace = true;
   static constexpr W kMinusZero = static_cast<W>(std::make_unsigned_t<W>{1} << (8 * sizeof(W) - 1));
 
-  // What a position takes of a value that is moved.
-  static SEGFAST_INLINE W moved(W y) { return How == Merging::only && y == kMinusZero ? 0 : y; }
+  static SEGFAST_INLINE W moved(W y) { return Only && y == kMinusZero ? 0 : y; }
   template <int N>
   static SEGFAST_INLINE Vec<W, N> moved(Vec<W, N> y) {
-    if constexpr (How == Merging::only) {
-      return y & (Vec<W, N>)(y != (kMinusZero - Vec<W, N>{}));
-    } else {
-      return y;
-    }
+    if (!Only) return y;
+    return y & (Vec<W, N>)(y != (kMinusZero - Vec<W, N>{}));
   }
+  static SEGFAST_INLINE Sink one(Sink old, W y, bool chosen) { return chosen ? moved(y) : old; }
+  template <int N>
+  static SEGFAST_INLINE Vec<W, N> many(Vec<W, N> old, Vec<W, N> y, Vec<W, N> chosen) {
+    return chosen ? moved<N>(y) : old;
+  }
+  static SEGFAST_INLINE W finish(Sink sink) { return sink; }
+};
+
+// The sum, in float or wider.
+template <Dtype D>
+struct Summed {
+  using W = WordOf<D>;
+  using Sink = RealOf<D>;
+  static constexpr bool kSum = true, kInPlace = !kIsHalf<D>;
 
   static SEGFAST_INLINE Sink one(Sink old, W y, bool chosen) {
-    if constexpr (!kSum) {
-      return chosen ? moved(y) : old;
-    } else if constexpr (D == Dtype::f16) {
-      return old + (chosen ? f16_to_float(y) : 0);
-    } else if constexpr (D == Dtype::bf16) {
-      return old + (chosen ? bf16_to_float(y) : 0);
-    } else {
-      return bit_cast<W>(bit_cast<Real>(old) + (chosen ? bit_cast<Real>(y) : 0));
-    }
+    return old + (chosen ? to_real<D>(y) : 0);
   }
-
   template <int N>  // only in place
   static SEGFAST_INLINE Vec<W, N> many(Vec<W, N> old, Vec<W, N> y, Vec<W, N> chosen) {
-    if constexpr (kSum) {
-      return (Vec<W, N>)((Vec<Real, N>)old + (Vec<Real, N>)(y & chosen));
-    } else {
-      return chosen ? moved<N>(y) : old;
-    }
+    return (Vec<W, N>)((Vec<Sink, N>)old + (Vec<Sink, N>)(y & chosen));
   }
-
-  static SEGFAST_INLINE W finish(Sink sink) {
-    if constexpr (kInPlace) {
-      return sink;
-    } else if constexpr (D == Dtype::f16) {
-      return float_to_f16(sink);
-    } else {
-      return float_to_bf16(sink);
-    }
-  }
+  static SEGFAST_INLINE W finish(Sink sink) { return from_real<D>(sink); }
 };
 
 // A window that reaches a position, and by which of its rows or columns.

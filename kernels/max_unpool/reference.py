@@ -31,12 +31,41 @@ Size = Sequence[int]  # (vertical, horizontal)
 
 
 class Windows(NamedTuple):
-    """The windows of a pool."""
+    """The windows of a pool: eight plain integers, as the raw operators take them."""
 
-    kernel: Size
-    stride: Size
-    padding: Size
-    dilation: Size
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    padding_h: int
+    padding_w: int
+    dilation_h: int
+    dilation_w: int
+
+    @classmethod
+    def of(cls, kernel: Size, stride: Size, padding: Size, dilation: Size) -> Windows:
+        return cls(*kernel, *stride, *padding, *dilation)
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.kernel_h, self.kernel_w
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return self.stride_h, self.stride_w
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        return self.padding_h, self.padding_w
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        return self.dilation_h, self.dilation_w
+
+    @property
+    def axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Kernel, stride, padding, dilation: vertical, horizontal."""
+        return self[0::2], self[1::2]
 
     def offsets(self, count: Size, last_first: bool = False) -> Iterator[tuple[int, Any]]:
         """Every offset with the slice of the padded map where `count` windows have it."""
@@ -74,8 +103,7 @@ class Windows(NamedTuple):
     def reach(self, count: Size) -> list[int]:
         """Extent of `count` windows, (vertical, horizontal)."""
         return [
-            (n - 1) * s + (k - 1) * d + 1
-            for n, s, k, d in zip(count, self.stride, self.kernel, self.dilation, strict=True)
+            (n - 1) * s + (k - 1) * d + 1 for n, (k, s, _, d) in zip(count, self.axes, strict=True)
         ]
 
 
@@ -124,10 +152,11 @@ def unpack(packed: Tensor, kernel: Size, width: int) -> Tensor:
 
 
 def max_pool2d(
-    x: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, output_size: Size
+    x: Tensor,  # [N, C, H, W]
+    windows: Windows,
+    output_size: Size,
 ) -> tuple[Tensor, Tensor]:
     """Values and packed offsets. The first maximum wins; a NaN wins against all before it."""
-    windows = Windows(kernel, stride, padding, dilation)
     y = x.new_full((*x.shape[:2], *output_size), -torch.inf)
     chosen = _first_inside(windows, output_size, x.device).expand(y.shape).clone()
     padded = windows.pad(x, output_size, -torch.inf)  # never larger than what is there
@@ -136,32 +165,36 @@ def max_pool2d(
         better = (value > y) | value.isnan()
         y = torch.where(better, value, y)
         chosen.masked_fill_(better, offset)
-    return _formatted(y, x), _formatted(pack(chosen, kernel), x)
+    return _formatted(y, x), _formatted(pack(chosen, windows.kernel), x)
 
 
 def _first_inside(windows: Windows, count: Size, device: torch.device) -> Tensor:
     """The first offset of each window not in the padding above or to the left [Ho, Wo]."""
     first = []
-    for n, s, p, d in zip(count, *windows[1:], strict=True):
+    for n, (_, s, p, d) in zip(count, windows.axes, strict=True):
         start = torch.arange(n, device=device) * s - p
         first.append((-start).clamp_min(0).add(d - 1).div(d, rounding_mode="floor"))
-    return first[0][:, None] * windows.kernel[1] + first[1]
+    return first[0][:, None] * windows.kernel_w + first[1]
 
 
 def max_pool2d_values(
-    x: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, output_size: Size
+    x: Tensor,  # [N, C, H, W]
+    windows: Windows,
+    output_size: Size,
 ) -> Tensor:
-    """The values alone."""
-    return max_pool2d(x, kernel, stride, padding, dilation, output_size)[0]
+    """The values alone, [N, C, Ho, Wo]."""
+    return max_pool2d(x, windows, output_size)[0]
 
 
 def max_pool2d_backward(
-    grad_y: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
+    grad_y: Tensor,  # [N, C, Ho, Wo]
+    packed: Tensor,  # [N, C, Ho, bytes]
+    windows: Windows,
     input_size: Size,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Sums over the windows that chose a position, in row-major order, at least in float32."""
-    windows, count = Windows(kernel, stride, padding, dilation), grad_y.shape[2:]
-    chosen = unpack(packed, kernel, grad_y.shape[3])
+    count = grad_y.shape[2:]
+    chosen = unpack(packed, windows.kernel, count[1])  # [N, C, Ho, Wo]
     wide = torch.float64 if grad_y.dtype == torch.float64 else torch.float32
     grad_x = windows.blank(grad_y, count, input_size, wide)
     for offset, seen in windows.offsets(count, last_first=True):
@@ -170,12 +203,14 @@ def max_pool2d_backward(
 
 
 def max_unpool2d(
-    y: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
+    y: Tensor,  # [N, C, Ho, Wo]
+    packed: Tensor,  # [N, C, Ho, bytes]
+    windows: Windows,
     output_size: Size,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Each value at the position its window names; the last window wins; zeros elsewhere."""
-    windows, count = Windows(kernel, stride, padding, dilation), y.shape[2:]
-    chosen = unpack(packed, kernel, y.shape[3])
+    count = y.shape[2:]
+    chosen = unpack(packed, windows.kernel, count[1])  # [N, C, Ho, Wo]
     x = windows.blank(y, count, output_size, y.dtype)
     for offset, seen in windows.offsets(count, last_first=True):
         x[seen] = torch.where(chosen == offset, y, x[seen])
@@ -183,12 +218,14 @@ def max_unpool2d(
 
 
 def max_gather2d(
-    x: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
-    output_width: int, winners: bool,
-) -> Tensor:  # fmt: skip
+    x: Tensor,  # [N, C, H, W]
+    packed: Tensor,  # [N, C, Ho, bytes]
+    windows: Windows,
+    output_width: int,
+    winners: bool,
+) -> Tensor:
     """What each window names in x; with `winners` 0 where a later window names the same."""
-    windows = Windows(kernel, stride, padding, dilation)
-    chosen = unpack(packed, kernel, output_width)
+    chosen = unpack(packed, windows.kernel, output_width)  # [N, C, Ho, Wo]
     count = chosen.shape[2:]
     padded = windows.pad(x, count, 0)
     y = x.new_zeros(chosen.shape)
@@ -196,21 +233,25 @@ def max_gather2d(
         y = torch.where(chosen == offset, padded[seen], y)
     if winners:
         number = _numbers(chosen.shape, x.device)
-        last = max_unpool2d(number, packed, *windows, x.shape[2:])
-        y = y.masked_fill(max_gather2d(last, packed, *windows, output_width, False) != number, 0)
+        last = max_unpool2d(number, packed, windows, x.shape[2:])  # [N, C, H, W]
+        y = y.masked_fill(max_gather2d(last, packed, windows, output_width, False) != number, 0)
     return _formatted(y, x)
 
 
 def _numbers(shape: Size, device: torch.device) -> Tensor:
     """1, 2, 3 ... in row-major order for every channel."""
     n = torch.arange(1, shape[2] * shape[3] + 1, device=device)
-    return n.view(1, 1, *shape[2:]).expand(shape).contiguous()
+    return n.view(1, 1, *shape[2:]).expand(shape).contiguous()  # [N, C, Ho, Wo]
 
 
 # ------------------------------------------------------------- PyTorch's indices: row * W + column
 
 
-def max_unpool2d_indices(y: Tensor, indices: Tensor, output_size: Size) -> Tensor:
+def max_unpool2d_indices(
+    y: Tensor,  # [N, C, Ho, Wo]
+    indices: Tensor,  # [N, C, Ho, Wo]
+    output_size: Size,
+) -> Tensor:
     """y at flat positions; the last in row-major order wins; zeros elsewhere.
 
     Out of range: RuntimeError on the CPU; elsewhere ignored, as looking means waiting.
@@ -221,7 +262,11 @@ def max_unpool2d_indices(y: Tensor, indices: Tensor, output_size: Size) -> Tenso
     return _formatted(x, y)
 
 
-def max_gather2d_indices(x: Tensor, indices: Tensor, winners: bool) -> Tensor:
+def max_gather2d_indices(
+    x: Tensor,  # [N, C, H, W]
+    indices: Tensor,  # [N, C, Ho, Wo]
+    winners: bool,
+) -> Tensor:
     """x at flat positions; with `winners` 0 where a later element names the same position."""
     size = x.shape[2:]
     inside = _inside(indices, size)
@@ -246,7 +291,7 @@ def _inside(indices: Tensor, size: Size) -> Tensor:
 
 
 def _last_writer(indices: Tensor, size: Size) -> Tensor:
-    """The number (from 1) of the last element that names each position, 0 without one."""
+    """The number (from 1) of the last element that names each position, else 0 [N, C, H * W]."""
     inside = _inside(indices, size)
     number = _numbers(indices.shape, indices.device).where(inside, 0)
     writer = indices.new_zeros((*indices.shape[:2], size[0] * size[1]))
@@ -256,17 +301,19 @@ def _last_writer(indices: Tensor, size: Size) -> Tensor:
 
 
 def max_pack(
-    indices: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, input_size: Size
+    indices: Tensor,  # [N, C, Ho, Wo]
+    windows: Windows,
+    input_size: Size,
 ) -> Tensor:
     """PyTorch's indices -> packed; RuntimeError when an index lies outside its window."""
-    windows = Windows(kernel, stride, padding, dilation)
     offset, known = torch.zeros_like(indices), torch.ones_like(indices, dtype=torch.bool)
     width = input_size[1]
     for axis, position in enumerate((indices // width, indices % width)):
+        kernel, dilation = windows.kernel[axis], windows.dilation[axis]
         start = _starts(windows, indices.shape[2:], axis, indices.device)
-        step = (position - start).div(dilation[axis], rounding_mode="floor")
-        known &= (position == start + step * dilation[axis]) & (step >= 0) & (step < kernel[axis])
-        offset = offset * kernel[axis] + step
+        step = (position - start).div(dilation, rounding_mode="floor")
+        known &= (position == start + step * dilation) & (step >= 0) & (step < kernel)
+        offset = offset * kernel + step
     known &= (indices >= 0) & (indices < input_size[0] * width)
     if not known.all():
         n, c, ho, wo = (~known).nonzero()[0].tolist()
@@ -274,19 +321,20 @@ def max_pack(
             f"indices must lie in their window: {int(indices[n, c, ho, wo])} at {(n, c, ho, wo)} "
             f"is not in window ({ho}, {wo}) of a pool over {input_size[0]}x{width}"
         )
-    return _formatted(pack(offset, kernel), indices)
+    return _formatted(pack(offset, windows.kernel), indices)
 
 
 def max_unpack(
-    packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, input_size: Size,
+    packed: Tensor,  # [N, C, Ho, bytes]
+    windows: Windows,
+    input_size: Size,
     output_width: int,
-) -> Tensor:  # fmt: skip
-    """PyTorch's indices, contiguous."""
-    windows = Windows(kernel, stride, padding, dilation)
-    offset = unpack(packed, kernel, output_width)
+) -> Tensor:
+    """PyTorch's indices [N, C, Ho, Wo], contiguous."""
+    offset = unpack(packed, windows.kernel, output_width)  # [N, C, Ho, Wo]
     row, column = (
-        _starts(windows, offset.shape[2:], axis, offset.device) + step * dilation[axis]
-        for axis, step in enumerate((offset // kernel[1], offset % kernel[1]))
+        _starts(windows, offset.shape[2:], axis, offset.device) + step * windows.dilation[axis]
+        for axis, step in enumerate((offset // windows.kernel_w, offset % windows.kernel_w))
     )
     return (row * input_size[1] + column).contiguous()
 

@@ -56,36 +56,27 @@ class Spread {
   Spread(const Pooling& p, bool past_caches)
       : columns_(p.columns),
         past_caches_(past_caches),
-        bits_(offset_bits(positions(p))),
-        bytes_(packed_width(columns_.output, bits_)),
+        bits_(offset_bits(p)),
+        bytes_(packed_row(p)),
         stride_(Stride ? Stride : columns_.stride),
         kernel_(Kernel ? Kernel : columns_.kernel),
-        taps_(divide_up(kernel_, stride_)) {
+        reach_(divide_up(kernel_, stride_)) {
     for (int64_t q = 0; Stride == 0 && q < stride_; ++q) {
       for (int k = 0; k < N; ++k) {
         const int64_t lane = q * N + k;
         window_[q][k] = static_cast<W>(lane / stride_);
-        for (int64_t t = 0; t < taps_; ++t) {
+        for (int64_t t = 0; t < reach_; ++t) {
           const int64_t j = lane % stride_ + t * stride_;
           column_[t * stride_ + q][k] = static_cast<W>(j < kernel_ ? j : kNone);
         }
       }
     }
-    whole_ = {larger(taps_ - 1, divide_up(columns_.padding, stride_)),
+    whole_ = {larger(reach_ - 1, divide_up(columns_.padding, stride_)),
               smaller(columns_.output, (columns_.input + columns_.padding) / stride_)};
     whole_.end = larger(whole_.begin, whole_.end);
   }
 
-  // All rows of x belong to one row of windows each, which are `kernel` high.
-  static bool owns_rows(const Pooling& p) {
-    const PoolAxis& rows = p.rows;
-    return Kernel > 0 && rows.kernel == Kernel && rows.stride == Kernel && rows.padding == 0 &&
-           rows.dilation == 1;
-  }
-
-  // Row x [W] from y [Ho, Wo] and packed, of which rows[0..count) are read. High > 1: that many
-  // rows of x, all those of rows[0], which is the only one, from its first on.
-  template <int High = 1>
+  // Row x [W] from y [Ho, Wo] and packed [Ho, Wp], of which rows[0..count) are read.
   SEGFAST_INLINE void row(const W* y, const uint8_t* packed, const Reach* rows, int count, W* x) {
     if (count == 0) {
       for (int64_t w = 0; w < columns_.input; ++w) x[w] = 0;
@@ -94,17 +85,10 @@ class Spread {
     const int64_t pitch = kChunk / count, step = (pitch - kBefore) / 16 * 16;
     const int64_t left = smaller(columns_.input, whole_.begin * stride_ - columns_.padding);
     const int64_t right = larger(left, whole_.end * stride_ - columns_.padding);
-    const auto ends = [&](Range columns) __attribute__((always_inline)) {
-      if (columns.begin >= columns.end) return;
-      for (int i = 0; i < High; ++i) {
-        const Reach lower{rows[0].output, rows[0].offset + i};
-        one_by_one(y, packed, High > 1 ? &lower : rows, count, columns, x + i * columns_.input);
-      }
-    };
-    ends({0, left});
+    one_by_one(y, packed, rows, count, {0, left}, x);
     for (int64_t begin = whole_.begin; begin < whole_.end; begin += step) {
       const int64_t end = smaller(begin + step, whole_.end);
-      const int64_t first = larger(0, begin - taps_ + 1) / 8 * 8;
+      const int64_t first = larger(0, begin - reach_ + 1) / 8 * 8;
       const W *values[kMostRows], *offsets[kMostRows];
       for (int n = 0; n < count; ++n) {
         W* to = offsets_ + n * pitch;
@@ -113,11 +97,12 @@ class Spread {
         offsets[n] = to - first;
         values[n] = y + rows[n].output * columns_.output;
       }
-      const int64_t done = count == 1 ? groups<1, High>(values, offsets, count, {begin, end}, x)
-                                      : groups<0, 1>(values, offsets, count, {begin, end}, x);
-      ends({done * stride_ - columns_.padding, end * stride_ - columns_.padding});
+      const int64_t done = count == 1 ? groups<1>(values, offsets, count, {begin, end}, x)
+                                      : groups<0>(values, offsets, count, {begin, end}, x);
+      one_by_one(y, packed, rows, count,
+                 {done * stride_ - columns_.padding, end * stride_ - columns_.padding}, x);
     }
-    ends({right, columns_.input});
+    one_by_one(y, packed, rows, count, {right, columns_.input}, x);
   }
 
  private:
@@ -126,52 +111,46 @@ class Spread {
 
   // Windows of a chunk, N at a time, the last ones perhaps again; returns where it stopped: before
   // the end only when there are fewer than N. Count: 0 when not known to the compiler.
-  template <int Count, int High>
+  template <int Count>
   SEGFAST_INLINE int64_t groups(const W* const* values, const W* const* offsets, int count,
                                 Range chunk, W* x) const {
     const int rows = Count ? Count : count;
     const int64_t stride = Stride ? Stride : stride_, kernel = Kernel ? Kernel : kernel_;
-    const int64_t taps = Kernel ? (Kernel + Stride - 1) / (Stride ? Stride : 1) : taps_;
+    const int64_t reach = Kernel ? (Kernel + Stride - 1) / (Stride ? Stride : 1) : reach_;
     W* out = x - columns_.padding;
     if (chunk.end - chunk.begin < N) return chunk.begin;
     const int64_t windows = chunk.end - chunk.begin;
     const bool streams = past_caches_ && windows % N == 0 &&
-                         streams_well(out + chunk.begin * stride, windows * stride) &&
-                         (High == 1 || streams_well(out, columns_.input));
+                         streams_well(out + chunk.begin * stride, windows * stride);
     for (int64_t next = chunk.begin; next < chunk.end; next += N) {
       const int64_t m = smaller(next, chunk.end - N);
-      const auto put = [&](int i, int64_t q, V v) __attribute__((always_inline)) {
-        W* to = out + i * columns_.input + m * stride + q * N;
+      const auto put = [&](int64_t q, V v) __attribute__((always_inline)) {
+        W* to = out + m * stride + q * N;
         streams ? stream<N>(to, v) : store<N>(to, v);
       };
+      if constexpr (Stride == 0) {
+        for (int64_t q = 0; q < stride; ++q) put(q, permuted(values, offsets, rows, m, q));
+        continue;
+      }
+      V sink[Stride ? Stride : 1] = {};
+      for (int n = 0; n < rows; ++n) {
 #pragma GCC unroll 2
-      for (int i = 0; i < High; ++i) {
-        if constexpr (Stride == 0) {
-          for (int64_t q = 0; q < stride; ++q) {
-            put(i, q, permuted(values, offsets, rows, m, q));
-          }
-          continue;
-        }
-        V sink[Stride ? Stride : 1] = {};
-        for (int n = 0; n < rows; ++n) {
+        for (int64_t t = reach - 1; t >= 0; --t) {
+          const V value = load<N>(values[n] + m - t), offset = load<N>(offsets[n] + m - t);
 #pragma GCC unroll 2
-          for (int64_t t = taps - 1; t >= 0; --t) {
-            const V value = load<N>(values[n] + m - t), offset = load<N>(offsets[n] + m - t);
-#pragma GCC unroll 2
-            for (int r = 0; r < Stride; ++r) {
-              const int64_t j = r + t * Stride;
-              if (j >= kernel) continue;
-              const V wanted = static_cast<W>(i * kernel + j) - V{};
-              sink[r] = M::template many<N>(sink[r], value, (V)(offset == wanted));
-            }
+          for (int r = 0; r < Stride; ++r) {
+            const int64_t j = r + t * Stride;
+            if (j >= kernel) continue;
+            const V wanted = static_cast<W>(j) - V{};
+            sink[r] = M::template many<N>(sink[r], value, (V)(offset == wanted));
           }
         }
-        if constexpr (Stride == 2) {
-          put(i, 0, interleave<0>(sink[0], sink[1], kAll));
-          put(i, 1, interleave<N / 2>(sink[0], sink[1], kAll));
-        } else {
-          put(i, 0, sink[0]);
-        }
+      }
+      if constexpr (Stride == 2) {
+        put(0, interleave<0>(sink[0], sink[1], kAll));
+        put(1, interleave<N / 2>(sink[0], sink[1], kAll));
+      } else {
+        put(0, sink[0]);
       }
     }
     return chunk.end;
@@ -182,7 +161,7 @@ class Spread {
                             int64_t q) const {
     V sink{};
     for (int n = 0; n < rows; ++n) {
-      for (int64_t t = taps_ - 1; t >= 0; --t) {
+      for (int64_t t = reach_ - 1; t >= 0; --t) {
         const V value = permute(load<N>(values[n] + m - t), window_[q]);
         const V offset = permute(load<N>(offsets[n] + m - t), window_[q]);
         sink = M::template many<N>(sink, value, (V)(offset == column_[t * stride_ + q]));
@@ -198,7 +177,7 @@ class Spread {
     for (int64_t w = positions.begin; w < positions.end; ++w, reaches.next()) {
       Reach columns[kMostColumns];
       const int wide = reaches.list(columns);
-      W sink = 0;
+      typename M::Sink sink = 0;
       for (int n = 0; n < count; ++n) {
         for (int k = 0; k < wide; ++k) {
           const int64_t bit = columns[k].output * bits_;
@@ -208,15 +187,16 @@ class Spread {
                             rows[n].offset * kernel_ + columns[k].offset);
         }
       }
-      x[w] = sink;
+      x[w] = M::finish(sink);
     }
   }
 
   const PoolAxis columns_;
   bool past_caches_;  // x is written by streaming stores where they are aligned
   int bits_;
-  int64_t bytes_, stride_, kernel_, taps_;
-  Range whole_;  // groups of S positions that read and write inside their rows
+  int64_t bytes_, stride_, kernel_;
+  int64_t reach_;  // windows of a row that may look at a column
+  Range whole_;    // groups of S positions that read and write inside their rows
   V window_[kMostColumns];
   V column_[2 * kMostColumns];
   W offsets_[kChunk];

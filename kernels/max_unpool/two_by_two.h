@@ -1,5 +1,5 @@
 // Windows of 2 x 2, one beside the other, as SegNet and DeconvNet have them: each owns four
-// elements of x, its quarters, which are written, or chosen from, without looking at another
+// elements of x, its quarters, which are written, or gathered from, without looking at another
 // window.
 #pragma once
 
@@ -10,13 +10,10 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-// The last row or column of x may belong to no window.
-SEGFAST_INLINE bool is_two_by_two(const PoolAxis& axis) {
-  return axis.kernel == 2 && axis.stride == 2 && axis.padding == 0 && axis.dilation == 1 &&
-         axis.output == axis.input / 2;
-}
-SEGFAST_INLINE bool is_two_by_two(const Pooling& p) {
-  return is_two_by_two(p.rows) && is_two_by_two(p.columns);
+// None of them reaches beyond x.
+SEGFAST_INLINE bool is_tiled(const Pooling& p) {
+  return is_two_by_two(p) && p.rows.output == p.rows.input / 2 &&
+         p.columns.output == p.columns.input / 2;
 }
 
 // ---------------------------------------------------------------------------------------- planes
@@ -35,20 +32,28 @@ SEGFAST_INLINE void for_each_eight(const uint8_t* packed, int64_t windows, const
     uint16_t low;
     __builtin_memcpy(&low, packed + byte, 2);
     const uint32_t bits = low | uint32_t{byte + 2 < bytes ? packed[byte + 2] : uint8_t{0}} << 16;
-    f(first, spread<2, W>(bits >> first % 4 * 2 & 0xffff));
+    f(first, unsqueeze<2, W>(bits >> first % 4 * 2 & 0xffff));
   }
 }
 
-// Two rows of x from a row of y.
-template <typename M, typename W>
+// Two rows of x, top [W] and the one below, from a row y [Wo]. kStream: past the caches, which
+// takes whole cache lines and no group of windows twice.
+template <typename M, bool kStream, typename W>
 void spread_row(const W* y, const uint8_t* packed, const PoolAxis& columns, W* top) {
   W* const bottom = top + columns.input;
   for_each_eight<W>(packed, columns.output, [&](int64_t first, Eight<W> offset) {
     const Eight<W> value = M::template moved<kWindows>(load<kWindows>(y + first));
     const auto quarter = [&](int k) { return value & (Eight<W>)(offset == (W(k) - Eight<W>{})); };
     const auto put = [&](W* to, Eight<W> left, Eight<W> right) {
-      store<kWindows>(to, pick<0, 8, 1, 9, 2, 10, 3, 11>(left, right));
-      store<kWindows>(to + kWindows, pick<4, 12, 5, 13, 6, 14, 7, 15>(left, right));
+      const Eight<W> first_half = pick<0, 8, 1, 9, 2, 10, 3, 11>(left, right);
+      const Eight<W> second_half = pick<4, 12, 5, 13, 6, 14, 7, 15>(left, right);
+      if constexpr (kStream) {
+        stream<kWindows>(to, first_half);
+        stream<kWindows>(to + kWindows, second_half);
+      } else {
+        store<kWindows>(to, first_half);
+        store<kWindows>(to + kWindows, second_half);
+      }
     };
     put(top + 2 * first, quarter(0), quarter(1));
     put(bottom + 2 * first, quarter(2), quarter(3));
@@ -56,9 +61,9 @@ void spread_row(const W* y, const uint8_t* packed, const PoolAxis& columns, W* t
   if (columns.input % 2) top[columns.input - 1] = bottom[columns.input - 1] = 0;
 }
 
-// A row of y from two rows of x.
+// A row y [Wo] from two rows of x, top [W] and the one below.
 template <typename W>
-void choose_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W* y) {
+void gather_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W* y) {
   const W* const bottom = top + columns.input;
   const W* const next = bottom + columns.input;  // rows end before the processor sees that others
   const bool wide = columns.input * sizeof(W) >= 256;  // follow, unless they share cache lines
@@ -80,7 +85,7 @@ void choose_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W*
 
 // -------------------------------------------------------------------------------- channels_last
 
-// One quarter of a window, all its channels.
+// One quarter of a window, all its channels: y, packed, x [C].
 template <typename M, bool kStream, typename W>
 SEGFAST_INLINE void spread_quarter(const W* y, const uint8_t* packed, int mask, int wanted,
                                    int64_t channels, W* x) {
@@ -98,7 +103,7 @@ SEGFAST_INLINE void spread_quarter(const W* y, const uint8_t* packed, int mask, 
   });
 }
 
-// Two rows of x from a row of y.
+// Two rows x [2, W, C] from a row y [Wo, C], packed [Wp, C].
 template <typename M, bool kStream, typename W>
 void spread_pixels(const W* y, const uint8_t* packed, const Pooling& p, W* x) {
   const int64_t channels = p.channels, width = p.columns.input, windows = p.columns.output;

@@ -159,10 +159,13 @@ SEGFAST_INLINE void visit_channels(const Pooling& p, const W* x, int64_t ho, int
                     });
 }
 
-template <typename F>
-SEGFAST_INLINE void for_each_chunk(int64_t count, const F& f) {
-  for (int64_t begin = 0; begin < count; begin += kChunk) {
-    f(Range{begin, smaller(begin + kChunk, count)});
+// The windows of a place; x: its map.
+template <bool Last, int K, int Stride, typename W, typename Op>
+SEGFAST_INLINE void visit_place(const Pooling& p, const W* x, const Place& at, Range whole, Op op) {
+  if constexpr (Last) {
+    visit_channels<K>(p, x, at.ho, at.wo, {at.channel, at.channel + at.count}, op);
+  } else {
+    visit_columns<K, Stride>(p, x, at.ho, {at.wo, at.wo + at.count}, whole, op);
   }
 }
 

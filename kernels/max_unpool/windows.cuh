@@ -123,7 +123,7 @@ struct Axis : PoolAxis {
         by_dilation(axis.dilation) {}
 
   __device__ int64_t start(int64_t window) const { return window * stride - padding; }
-  // The taps of a window that lie inside the map.
+  // The offsets of a window, along this axis, that lie inside the map.
   __device__ Range inside(int64_t start) const {
     const int64_t begin = start < 0 ? by_dilation(dilation - 1 - start) : 0;
     const int64_t end = start < input ? by_dilation(input - start + dilation - 1) : 0;
@@ -134,12 +134,12 @@ struct Axis : PoolAxis {
     const int64_t t = position + padding;
     return {t < extent ? 0 : by_stride(t - extent) + 1, smaller(by_stride(t) + 1, output)};
   }
-  // The tap with which a window looks at a position; -1: none.
-  __device__ int64_t tap(int64_t position, int64_t window) const {
+  // The offset, along this axis, by which a window looks at a position; -1: none.
+  __device__ int64_t offset(int64_t position, int64_t window) const {
     const int64_t distance = position - start(window);
     if (distance < 0 || distance >= extent) return -1;
-    const int64_t tap = by_dilation(distance);
-    return tap * dilation == distance ? tap : -1;
+    const int64_t offset = by_dilation(distance);
+    return offset * dilation == distance ? offset : -1;
   }
 };
 
@@ -151,12 +151,12 @@ struct Maps {
   Divider by_kernel;
 
   explicit Maps(const Pooling& p)
-      : outer(p.channels_last ? p.batch : p.batch * p.channels),
-        inner(p.channels_last ? p.channels : 1),
+      : outer(segfast::maps(p)),
+        inner(segfast::inner(p)),
         rows(p.rows),
         columns(p.columns),
-        bits(offset_bits(p.rows.kernel * p.columns.kernel)),
-        bytes(packed_width(p.columns.output, bits)),
+        bits(offset_bits(p)),
+        bytes(packed_row(p)),
         by_kernel(p.columns.kernel) {}
 
   __device__ int64_t at_x(int64_t image, int64_t row, int64_t column, int64_t lane) const {
@@ -175,12 +175,11 @@ struct Maps {
   }
 };
 
-// 2x2 windows side by side: the pool of SegNet, for which most kernels have a short way.
-inline bool is_quads(const Pooling& p) {
-  const auto two = [](const PoolAxis& a) {
-    return a.kernel == 2 && a.stride == 2 && a.padding == 0 && a.dilation == 1;
-  };
-  return two(p.rows) && two(p.columns);
+// Where vectors of V channels can be loaded and stored.
+template <typename T>
+bool has_vectors(const Pooling& p, const void* x, const void* y, const uint8_t* packed) {
+  return p.channels_last && p.channels % kLanes<T> == 0 && is_aligned(x, kUnit) &&
+         is_aligned(y, kUnit) && is_aligned(packed, kLanes<T>);
 }
 
 // ------------------------------------------------------------------------------------- threads
@@ -215,6 +214,42 @@ int launch_items(void (*kernel)(Params...), const Items& items, CUstream_st* str
                  Args&&... args) {
   return launch(kernel, Grid{ceil_div(items.count, kBlock)}, dim3(kBlock), 0, stream,
                 std::forward<Args>(args)...);
+}
+
+// 2x2 windows side by side in a plane: a thread has the four of a packed byte, and the 2 x 8
+// elements of x [rows, columns] below them.
+struct Quads {
+  int64_t image, row, column, window;  // the first row and column of x; the first window
+
+  __device__ explicit Quads(const Item& item)
+      : image(item.image), row(2 * item.row), column(8 * item.column), window(4 * item.column) {}
+
+  // `fill` where x ends before.
+  template <typename T>
+  __device__ void load(const Maps& m, const T* x, int unit, T fill, T (&seen)[2][8]) const {
+    const int64_t width = m.columns.input, valid = width - column;
+    const T* from = x + m.at_x(image, row, column, 0);
+    load_row(from, unit, row < m.rows.input ? valid : 0, fill, seen[0]);
+    load_row(from + width, unit, row + 1 < m.rows.input ? valid : 0, fill, seen[1]);
+  }
+  template <typename T>
+  __device__ void store(const Maps& m, T* x, int unit, const T (&values)[2][8]) const {
+    const int64_t width = m.columns.input, valid = width - column;
+    T* to = x + m.at_x(image, row, column, 0);
+    store_row(to, unit, valid, values[0]);
+    if (row + 1 < m.rows.input) store_row(to + width, unit, valid, values[1]);
+  }
+};
+
+// kernel(maps, items, units of x and y, args...) for `rows` rows of `bytes` packed bytes in planes.
+template <typename T, typename... Params, typename... Args>
+int launch_quads(void (*kernel)(Params...), const Pooling& p, int64_t rows, int64_t bytes,
+                 const T* x, const T* y, CUstream_st* stream, Args&&... args) {
+  const Maps m(p);
+  const Items items(m.outer, rows, bytes, 1, 1);
+  const int64_t size = sizeof(T);
+  return launch_items(kernel, items, stream, m, items, row_unit(x, p.columns.input * size),
+                      row_unit(y, p.columns.output * size), std::forward<Args>(args)...);
 }
 
 // f(an element) as wide as those of the maps, where they are moved and not computed with.

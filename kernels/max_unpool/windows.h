@@ -50,8 +50,6 @@ SEGFAST_INLINE Range whole_windows(const PoolAxis& axis) {
   return {begin, larger(begin, end)};
 }
 
-SEGFAST_INLINE int64_t positions(const Pooling& p) { return p.rows.kernel * p.columns.kernel; }
-
 // ------------------------------------------------------------------------------------ elements
 
 // Elements are moved as integers of their size.
@@ -133,7 +131,7 @@ SEGFAST_INLINE uint64_t squeeze(uint64_t v, int bits) {
 }
 // And back, as words.
 template <int Bits, typename W>
-SEGFAST_INLINE Vec<W, 8> spread(uint32_t v) {
+SEGFAST_INLINE Vec<W, 8> unsqueeze(uint32_t v) {
   constexpr int B = Bits, kTop = 16 - B;
   if constexpr (sizeof(W) == 2) {  // there is no shift by lanes: up by multiplying, then down
     const uint16_t a = static_cast<uint16_t>(v), b = static_cast<uint16_t>(B == 4 ? v >> 16 : v);
@@ -167,8 +165,8 @@ SEGFAST_INLINE void squeeze_all(const uint8_t* bytes, int64_t groups, int64_t si
   }
 }
 template <int Bits, typename W>
-SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t size, int64_t groups, W base,
-                               W* offsets) {
+SEGFAST_INLINE void unsqueeze_all(const uint8_t* packed, int64_t size, int64_t groups, W base,
+                                  W* offsets) {
   const int64_t whole = size / Bits;
   for (int64_t i = 0; i < groups; ++i) {
     uint32_t v = 0;
@@ -177,7 +175,7 @@ SEGFAST_INLINE void spread_all(const uint8_t* packed, int64_t size, int64_t grou
     } else {
       for (int64_t k = size - 1; k >= Bits * i; --k) v = v << 8 | packed[k];
     }
-    store<8>(offsets + 8 * i, spread<Bits, W>(v) - base);
+    store<8>(offsets + 8 * i, unsqueeze<Bits, W>(v) - base);
   }
 }
 
@@ -197,8 +195,8 @@ void pack_row(W* offsets, int64_t count, int bits, uint8_t* packed) {
 template <typename W>
 void unpack_row(const uint8_t* packed, int64_t count, int bits, W* offsets, int base = 0) {
   const int64_t groups = divide_up(count, 8), size = packed_width(count, bits);
-  if (bits == 2) return spread_all<2>(packed, size, groups, static_cast<W>(base), offsets);
-  if (bits == 4) return spread_all<4>(packed, size, groups, static_cast<W>(base), offsets);
+  if (bits == 2) return unsqueeze_all<2>(packed, size, groups, static_cast<W>(base), offsets);
+  if (bits == 4) return unsqueeze_all<4>(packed, size, groups, static_cast<W>(base), offsets);
   for (int64_t i = 0; i < count; ++i) offsets[i] = static_cast<W>(packed[i] - base);
 }
 
@@ -216,6 +214,63 @@ template <typename W>
 void unpack_channels(const uint8_t* packed, int64_t count, int bits, int shift, W* offsets) {
   const int mask = (1 << bits) - 1;
   for (int64_t c = 0; c < count; ++c) offsets[c] = (packed[c] >> shift) & mask;
+}
+
+// ---------------------------------------------------------------------------------- rows of y
+
+// Neighbouring outputs that are handled together: columns of a row of a plane, or channels of one
+// pixel (Last).
+struct Place {
+  int64_t map;                  // plane or image
+  int64_t ho, wo, channel;      // of the first output
+  int64_t count;                // at most kChunk
+  int64_t first, first_packed;  // the first output in y, the byte of its offset in packed
+  int shift;                    // of the offset in that byte
+};
+
+// f(place) for all of the rows of y, the last first when Reverse.
+template <bool Last, bool Reverse, typename F>
+SEGFAST_INLINE void for_each_place(const Pooling& p, Range rows, const F& f) {
+  constexpr int64_t kStep = Last ? 1 : kChunk;  // columns
+  const int bits = offset_bits(p);
+  const int64_t width = p.columns.output, bytes = packed_row(p), channels = Last ? p.channels : 1;
+  const int64_t steps = divide_up(width, kStep);
+  for (int64_t n = 0; n < rows.end - rows.begin; ++n) {
+    const int64_t row = Reverse ? rows.end - 1 - n : rows.begin + n;
+    const int64_t map = row / p.rows.output, ho = row % p.rows.output;
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t wo = (Reverse ? steps - 1 - k : k) * kStep;
+      const int64_t first = (row * width + wo) * channels;
+      const int64_t byte = (row * bytes + wo * bits / 8) * channels;
+      const int shift = Last ? static_cast<int>(wo * bits % 8) : 0;
+      for (int64_t c = 0; c < channels; c += kChunk) {
+        const int64_t count = smaller(kChunk, Last ? channels - c : width - wo);
+        f(Place{map, ho, wo, c, count, first + c, byte + c, shift});
+      }
+    }
+  }
+}
+
+template <bool Last, typename W>
+SEGFAST_INLINE void pack_place(const Place& at, W* offsets, int bits, uint8_t* packed) {
+  if constexpr (Last) {
+    pack_channels(offsets, at.count, at.shift, packed + at.first_packed);
+  } else {
+    pack_row(offsets, at.count, bits, packed + at.first_packed);
+  }
+}
+template <bool Last, typename W>
+SEGFAST_INLINE void unpack_place(const Place& at, const uint8_t* packed, int bits, W* offsets) {
+  if constexpr (Last) {
+    unpack_channels(packed + at.first_packed, at.count, bits, at.shift, offsets);
+  } else {
+    unpack_row(packed + at.first_packed, at.count, bits, offsets);
+  }
+}
+
+template <typename W>
+SEGFAST_INLINE const W* map_of_x(const Pooling& p, const W* x, int64_t map) {
+  return x + map * p.rows.input * p.columns.input * inner(p);
 }
 
 }  // namespace

@@ -55,6 +55,7 @@ class MaxUnpool2d(nn.MaxUnpool2d):
         [C, H, W] with (H, W) from `output_size`, which several pools need to be undone exactly.
 
     Raises:
+        TypeError, ValueError: `kernel_size` is wrong, at construction.
         TypeError, ValueError, RuntimeError: as `segfast.ops.max_unpool2d`, when called.
 
     Example:

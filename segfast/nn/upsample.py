@@ -105,7 +105,7 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
 
     Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
     2015, section 4.2. For a factor s the kernel has k = 2 s - s mod 2 taps on each axis and
-    padding ceil((s - 1) / 2); channel c of the result starts as channel c alone, filtered by
+    padding ceil((s - 1) / 2); each channel of the result starts as that channel alone, filtered by
 
         w[i, j] = (1 - |i - c| / f) (1 - |j - c| / f),   c = (k - 1) / 2,  f = ceil(k / 2)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from segfast.kernels.max_unpool.reference import Windows
 from segfast.ops import _check
 
 MAX_POSITIONS = 256
@@ -18,13 +19,6 @@ MAP = "[N, C, H, W] or [C, H, W]"
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
 Answer = TypeVar("Answer")
-
-
-class Windows(NamedTuple):
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
 
 
 def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
@@ -43,7 +37,7 @@ def windows_of(
     kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair
 ) -> Windows:
     kernel = pair("kernel_size", kernel_size, 1)
-    windows = Windows(
+    windows = Windows.of(
         kernel,
         kernel if stride is None else pair("stride", stride, 1),
         pair("padding", padding, 0),
@@ -63,17 +57,17 @@ def windows_of(
 def _remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Its answers kept: a network asks for the same few, and small maps take less time than it."""
 
-    @functools.lru_cache(1024)
-    def cached(arguments: tuple[Any, ...], types: tuple[Any, ...]) -> Answer:  # 2 == 2.0 == True
+    @functools.lru_cache(1024, typed=True)  # 2 == 2.0 == True; typed does not look into tuples
+    def cached(types: tuple[Any, ...], *arguments: Any) -> Answer:
         return function(*arguments)
 
     @functools.wraps(function)
     def answer(*arguments: Any) -> Answer:
         if torch.compiler.is_compiling():
             return function(*arguments)
-        types = [tuple(map(type, a)) if isinstance(a, tuple) else type(a) for a in arguments]
+        types = [tuple(map(type, a)) for a in arguments if isinstance(a, tuple)]
         try:
-            return cached(arguments, tuple(types))
+            return cached(tuple(types), *arguments)
         except TypeError:  # lists and symbolic sizes have no hash; what is wrong is refused again
             return function(*arguments)
 
@@ -91,7 +85,7 @@ def pooled_size(
         raise TypeError(f"ceil_mode must be True or False, got {_check.describe(ceil_mode)}")
     size = _last_two("input_size", input_size)
     pooled = []
-    for n, k, s, p, d in zip(size, *windows, strict=True):
+    for n, (k, s, p, d) in zip(size, windows.axes, strict=True):
         room = n + 2 * p - d * (k - 1) - 1  # how far the first window can move
         count = (room + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (count - 1) * s >= n + p:
@@ -121,7 +115,7 @@ def unpooled_size(
     windows = windows_of(kernel_size, stride, padding, dilation)
     usual = [
         (n - 1) * s - 2 * p + d * (k - 1) + 1
-        for n, k, s, p, d in zip(shape[-2:], *windows, strict=True)
+        for n, (k, s, p, d) in zip(shape[-2:], windows.axes, strict=True)
     ]
     size = (usual[0], usual[1]) if output_size is None else _last_two("output_size", output_size)
     for n, middle, s in zip(size, usual, windows.stride, strict=True):

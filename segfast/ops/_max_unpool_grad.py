@@ -11,13 +11,15 @@ for the raw operator, for exported graphs. The graph keeps packed offsets and si
 
 from __future__ import annotations
 
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from segfast.ops._max_unpool_op import Size, dense
+from segfast.kernels.max_unpool.reference import Windows
+from segfast.ops._max_unpool_op import dense
 
 _ops = torch.ops.segfast
 
@@ -40,169 +42,119 @@ def _transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def _run(operator: Any, *arguments: Any) -> Any:
-    """A raw operator inside of a Function, which differentiates in its place."""
-    if _transformed():
-        return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():  # past the registered formula, written in Python
-        return operator(*arguments)
+def _forward(operator: Any) -> Any:
+    """A raw operator as the forward of a Function, which differentiates in its place."""
+
+    def forward(*arguments: Any) -> Any:
+        if _transformed():
+            return operator(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # past the registered formula, in Python
+            return operator(*arguments)
+
+    names = [argument.name for argument in operator._schema.arguments]
+    forward.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
+    )  # torch.compile counts the parameters
+    return staticmethod(forward)
+
+
+def _keep(ctx: Any, tensor: Tensor, inputs: tuple[Any, ...], tensors: int) -> None:
+    """Keeps a tensor, and the windows, which follow the input `tensors`."""
+    ctx.save_for_backward(tensor)
+    ctx.windows = inputs[tensors : tensors + len(Windows._fields)]
+    ctx.others = [None] * (len(inputs) - 1)  # gradients of all inputs but the first
 
 
 class MaxPool(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, output_size: Size,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return _run(_ops._max_pool2d.default, x, kernel, stride, padding, dilation, output_size)
+    forward = _forward(_ops._max_pool2d.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, *ctx.windows, _ = inputs
-        ctx.input_size = list(x.shape[2:])
+        _keep(ctx, output[1], inputs, 1)
+        ctx.input_size = inputs[0].shape[2:]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)  # else zeros for packed
-        ctx.save_for_backward(output[1])
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad_y is None:
-            return (None,) * 6
+            return None, *ctx.others
         (packed,) = ctx.saved_tensors
         grad_y = dense(grad_y, packed)
-        grad_x = call(MaxPoolBackward, grad_y, packed, *ctx.windows, ctx.input_size)
-        return grad_x, *[None] * 5
+        return call(MaxPoolBackward, grad_y, packed, *ctx.windows, *ctx.input_size), *ctx.others
 
 
 class MaxPoolValues(Function):
     """Keeps x and chooses again: it serves where no gradient is expected, and still gives it."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size, output_size: Size,
-    ) -> Tensor:  # fmt: skip
-        return _run(
-            _ops._max_pool2d_values.default, x, kernel, stride, padding, dilation, output_size
-        )
+    forward = _forward(_ops._max_pool2d_values.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, *ctx.geometry = inputs
-        ctx.save_for_backward(x)
+        _keep(ctx, inputs[0], inputs, 1)
+        ctx.output_size = output.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        _, packed = _run(_ops._max_pool2d.default, x.detach(), *ctx.geometry)
+        _, packed = call(MaxPool, x.detach(), *ctx.windows, *ctx.output_size)
         grad_y = dense(grad_y, packed)
-        grad_x = call(MaxPoolBackward, grad_y, packed, *ctx.geometry[:4], list(x.shape[2:]))
-        return grad_x, *[None] * 5
+        return call(MaxPoolBackward, grad_y, packed, *ctx.windows, *x.shape[2:]), *ctx.others
 
 
 class MaxPoolBackward(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        grad_y: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
-        input_size: Size,
-    ) -> Tensor:  # fmt: skip
-        return _run(
-            _ops._max_pool2d_backward.default,
-            grad_y,
-            packed,
-            kernel,
-            stride,
-            padding,
-            dilation,
-            input_size,
-        )
+    forward = _forward(_ops._max_pool2d_backward.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad_y, packed, *ctx.windows, _ = inputs
-        ctx.width = grad_y.shape[3]
-        ctx.save_for_backward(packed)
+        _keep(ctx, inputs[1], inputs, 2)
+        ctx.width = inputs[0].shape[3]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         grad = dense(grad)
-        y = call(MaxGather, grad, dense(packed, grad), *ctx.windows, ctx.width, False)
-        return y, *[None] * 6
+        packed = dense(packed, grad)
+        return call(MaxGather, grad, packed, *ctx.windows, ctx.width, False), *ctx.others
 
 
 class MaxUnpool(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        y: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
-        output_size: Size,
-    ) -> Tensor:  # fmt: skip
-        return _run(
-            _ops._max_unpool2d.default, y, packed, kernel, stride, padding, dilation, output_size
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        y, packed, *ctx.windows, _ = inputs
-        ctx.width = y.shape[3]
-        ctx.save_for_backward(packed)
+    forward = _forward(_ops._max_unpool2d.default)
+    setup_context = MaxPoolBackward.setup_context
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         grad = dense(grad)
-        y = call(MaxGather, grad, dense(packed, grad), *ctx.windows, ctx.width, True)
-        return y, *[None] * 6
+        packed = dense(packed, grad)
+        return call(MaxGather, grad, packed, *ctx.windows, ctx.width, True), *ctx.others
 
 
 class MaxGather(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor, packed: Tensor, kernel: Size, stride: Size, padding: Size, dilation: Size,
-        output_width: int, winners: bool,
-    ) -> Tensor:  # fmt: skip
-        return _run(
-            _ops._max_gather2d.default,
-            x,
-            packed,
-            kernel,
-            stride,
-            padding,
-            dilation,
-            output_width,
-            winners,
-        )
+    forward = _forward(_ops._max_gather2d.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, packed, *ctx.windows, _, ctx.winners = inputs
-        ctx.size = list(x.shape[2:])
-        ctx.save_for_backward(packed)
+        _keep(ctx, inputs[1], inputs, 2)
+        ctx.winners = inputs[-1]
+        ctx.size = inputs[0].shape[2:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         adjoint = MaxUnpool if ctx.winners else MaxPoolBackward
-        x = call(adjoint, dense(grad, packed), packed, *ctx.windows, ctx.size)
-        return x, *[None] * 7
+        grad = dense(grad, packed)
+        return call(adjoint, grad, packed, *ctx.windows, *ctx.size), *ctx.others
 
 
 class MaxUnpoolIndices(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        y: Tensor, indices: Tensor, output_size: Size,
-    ) -> Tensor:  # fmt: skip
-        return _run(_ops._max_unpool2d_indices.default, y, indices, output_size)
+    forward = _forward(_ops._max_unpool2d_indices.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -212,30 +164,25 @@ class MaxUnpoolIndices(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
         grad = dense(grad)
-        return call(MaxGatherIndices, grad, dense(indices, grad), True), None, None
+        return call(MaxGatherIndices, grad, dense(indices, grad), True), None, None, None
 
 
 class MaxGatherIndices(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor, indices: Tensor, winners: bool,
-    ) -> Tensor:  # fmt: skip
-        return _run(_ops._max_gather2d_indices.default, x, indices, winners)
+    forward = _forward(_ops._max_gather2d_indices.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, indices, winners = inputs
         if not winners:
             raise NotImplementedError("_max_gather2d_indices: gradient for winners=True only")
-        ctx.size = list(x.shape[2:])
+        ctx.size = x.shape[2:]
         ctx.save_for_backward(indices)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
-        return call(MaxUnpoolIndices, dense(grad, indices), indices, ctx.size), None, None
+        return call(MaxUnpoolIndices, dense(grad, indices), indices, *ctx.size), None, None
 
 
 for _name, _function in {

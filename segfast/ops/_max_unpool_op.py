@@ -1,9 +1,9 @@
 """The raw max_unpool operators as PyTorch sees them: schema, kernel, fake, vmap rule.
 
 They take [N, C, H, W] tensors, dense, contiguous or channels_last, all of one call alike, with the
-checked geometry as pairs of integers. The compiled kernels serve CPU and CUDA tensors where they
-are there; kernels/max_unpool/reference.py serves the rest on the tensors' own device. Gradients:
-_max_unpool_grad.py.
+checked geometry as plain integers: lists of them cost a small map a third of its call. The compiled
+kernels serve CPU and CUDA tensors where they are there; kernels/max_unpool/reference.py serves the
+rest on the tensors' own device. Gradients: _max_unpool_grad.py.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.kernels.max_unpool import reference
+from segfast.kernels.max_unpool.reference import Windows
 
 Size = Sequence[int]
 
-_WINDOWS = "int[] kernel, int[] stride, int[] padding, int[] dilation"
+_WINDOWS = ", ".join(f"int {name}" for name in Windows._fields)
+_SIZE = "SymInt height, SymInt width"  # of the result; _max_pack, _max_unpack: of the pool's input
 SCHEMAS = {
-    "_max_pool2d": f"(Tensor x, {_WINDOWS}, SymInt[] output_size) -> (Tensor, Tensor)",
-    "_max_pool2d_values": f"(Tensor x, {_WINDOWS}, SymInt[] output_size) -> Tensor",
-    "_max_pool2d_backward": f"(Tensor grad_y, Tensor packed, {_WINDOWS}, SymInt[] input_size) -> "
-    "Tensor",
-    "_max_unpool2d": f"(Tensor y, Tensor packed, {_WINDOWS}, SymInt[] output_size) -> Tensor",
-    "_max_gather2d": f"(Tensor x, Tensor packed, {_WINDOWS}, SymInt output_width, bool winners) -> "
-    "Tensor",
-    "_max_unpool2d_indices": "(Tensor y, Tensor indices, SymInt[] output_size) -> Tensor",
+    "_max_pool2d": f"(Tensor x, {_WINDOWS}, {_SIZE}) -> (Tensor, Tensor)",
+    "_max_pool2d_values": f"(Tensor x, {_WINDOWS}, {_SIZE}) -> Tensor",
+    "_max_pool2d_backward": f"(Tensor grad_y, Tensor packed, {_WINDOWS}, {_SIZE}) -> Tensor",
+    "_max_unpool2d": f"(Tensor y, Tensor packed, {_WINDOWS}, {_SIZE}) -> Tensor",
+    "_max_gather2d": f"(Tensor x, Tensor packed, {_WINDOWS}, SymInt output_width, bool winners)"
+    " -> Tensor",
+    "_max_unpool2d_indices": f"(Tensor y, Tensor indices, {_SIZE}) -> Tensor",
     "_max_gather2d_indices": "(Tensor x, Tensor indices, bool winners) -> Tensor",
-    "_max_pack": f"(Tensor indices, {_WINDOWS}, SymInt[] input_size) -> Tensor",
-    "_max_unpack": f"(Tensor packed, {_WINDOWS}, SymInt[] input_size, SymInt output_width) -> "
-    "Tensor",
+    "_max_pack": f"(Tensor indices, {_WINDOWS}, {_SIZE}) -> Tensor",
+    "_max_unpack": f"(Tensor packed, {_WINDOWS}, {_SIZE}, SymInt output_width) -> Tensor",
 }
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"segfast::{_name}", _schema)
@@ -61,6 +61,20 @@ def packed_width(width: int, kernel: Size) -> int:
     return (width * reference.bits(kernel) + 7) // 8
 
 
+def grouped(name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """A raw operator's arguments as its reference takes them: tensors, Windows, (H, W), others."""
+    schema = SCHEMAS[name]
+    count = schema.partition(")")[0].count("Tensor")
+    tensors, rest = arguments[:count], list(arguments[count:])
+    if _WINDOWS in schema:
+        eight = len(Windows._fields)
+        rest[:eight] = [Windows(*rest[:eight])]
+    if _SIZE in schema:
+        at = int(_WINDOWS in schema)
+        rest[at : at + 2] = [(rest[at], rest[at + 1])]
+    return *tensors, *rest
+
+
 # Kernels. The compiled ones register themselves when segfast._C is imported, which the first call
 # does; from then on these see the devices without one.
 def _serve(name: str) -> None:
@@ -70,7 +84,7 @@ def _serve(name: str) -> None:
     def kernel(*arguments: Any) -> Any:
         if native() is not None and compiled(name, arguments[0].device.type):
             return operator(*arguments)
-        return compute(*arguments)
+        return compute(*grouped(name, arguments))
 
     torch.library.impl(f"segfast::{name}", "default")(kernel)
 
@@ -90,35 +104,29 @@ def _fake(like: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
 
 
-def _fake_packed(like: Tensor, size: Size, kernel: Size) -> Tensor:
-    return _fake(like, (size[0], packed_width(size[1], kernel)), torch.uint8)
+def _fake_packed(like: Tensor, windows: Windows, size: Size) -> Tensor:
+    return _fake(like, (size[0], packed_width(size[1], windows.kernel)), torch.uint8)
 
 
-def _fake_pool(
-    x: Tensor, kernel: Size, s: Size, p: Size, d: Size, output_size: Size
-) -> tuple[Tensor, Tensor]:
-    return _fake(x, output_size), _fake_packed(x, output_size, kernel)
-
-
-def _fake_unpack(
-    packed: Tensor, kernel: Size, s: Size, p: Size, d: Size, input_size: Size, output_width: int
-) -> Tensor:
-    return packed.new_empty((*packed.shape[:3], output_width), dtype=torch.int64)
-
-
-FAKES: dict[str, Callable[..., Any]] = {
-    "_max_pool2d": _fake_pool,
-    "_max_pool2d_values": lambda x, k, s, p, d, output_size: _fake(x, output_size),
-    "_max_pool2d_backward": lambda grad_y, packed, k, s, p, d, size: _fake(grad_y, size),
-    "_max_unpool2d": lambda y, packed, k, s, p, d, output_size: _fake(y, output_size),
-    "_max_gather2d": lambda x, packed, k, s, p, d, width, winners: _fake(
-        x, (packed.shape[2], width)
-    ),
-    "_max_unpool2d_indices": lambda y, indices, output_size: _fake(y, output_size),
+FAKES: dict[str, Callable[..., Any]] = {  # of grouped arguments
+    "_max_pool2d": lambda x, w, size: (_fake(x, size), _fake_packed(x, w, size)),
+    "_max_pool2d_values": lambda x, w, size: _fake(x, size),
+    "_max_pool2d_backward": lambda grad_y, packed, w, size: _fake(grad_y, size),
+    "_max_unpool2d": lambda y, packed, w, size: _fake(y, size),
+    "_max_gather2d": lambda x, packed, w, width, winners: _fake(x, (packed.shape[2], width)),
+    "_max_unpool2d_indices": lambda y, indices, size: _fake(y, size),
     "_max_gather2d_indices": lambda x, indices, winners: _fake(x, indices.shape[2:]),
-    "_max_pack": lambda indices, k, s, p, d, size: _fake_packed(indices, indices.shape[2:], k),
-    "_max_unpack": _fake_unpack,
+    "_max_pack": lambda indices, w, size: _fake_packed(indices, w, indices.shape[2:]),
+    "_max_unpack": lambda packed, w, size, width: packed.new_empty(
+        (*packed.shape[:3], width), dtype=torch.int64
+    ),
 }
+
+
+def _imitate(name: str) -> None:
+    torch.library.register_fake(
+        f"segfast::{name}", lambda *arguments: FAKES[name](*grouped(name, arguments))
+    )
 
 
 # vmap: a mapped dimension is one more batch dimension.
@@ -152,4 +160,4 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
 for _name in SCHEMAS:
     _serve(_name)
     _batch(_name)
-    torch.library.register_fake(f"segfast::{_name}", FAKES[_name])
+    _imitate(_name)

@@ -174,9 +174,9 @@ def max_unpool2d(
     maps = dense(maps)
     where = dense(where, maps)
     if indices.dtype == torch.uint8:
-        x = call(MaxUnpool, maps, where, *windows, size)
+        x = call(MaxUnpool, maps, where, *windows, *size)
     else:
-        x = call(MaxUnpoolIndices, maps, where, size)
+        x = call(MaxUnpoolIndices, maps, where, *size)
     return x if y.dim() == 4 else x[0]
 
 
@@ -219,7 +219,7 @@ def unpack_indices(
     row = packed_width(pooled[1], windows.kernel)
     require_shape("packed", packed, (*packed.shape[:-2], pooled[0], row))
     maps = dense(packed if packed.dim() == 4 else packed[None])
-    indices = torch.ops.segfast._max_unpack(maps, *windows, size, pooled[1])
+    indices = torch.ops.segfast._max_unpack(maps, *windows, *size, pooled[1])
     return indices if packed.dim() == 4 else indices[0]
 
 
@@ -246,7 +246,8 @@ def pack_indices(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        RuntimeError: an index that is not in its window.
+        RuntimeError: an index that is not in its window; while a CUDA graph is recorded, which
+            cannot wait to look, such an index becomes offset 0 instead.
 
     Example:
         >>> import torch, segfast
@@ -262,7 +263,7 @@ def pack_indices(
     require_integers("indices", indices, torch.int64)
     require_shape("indices", indices, (*indices.shape[:-2], *pooled))
     maps = dense(indices if indices.dim() == 4 else indices[None])
-    packed = torch.ops.segfast._max_pack(maps, *windows, size)
+    packed = torch.ops.segfast._max_pack(maps, *windows, *size)
     return packed if indices.dim() == 4 else packed[0]
 
 
@@ -287,4 +288,4 @@ def _pool(
     windows, _, pooled = pooled_size(
         x.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode
     )
-    return dense(x if x.dim() == 4 else x[None]), (*windows, pooled)
+    return dense(x if x.dim() == 4 else x[None]), (*windows, *pooled)

@@ -13,6 +13,7 @@ from torch import Tensor
 import host_cuda
 from segfast import _native
 from segfast.kernels.max_unpool import reference
+from segfast.kernels.max_unpool.reference import Windows
 from segfast.ops._max_unpool_op import SCHEMAS
 
 LAYOUTS = pytest.mark.parametrize("layout", ["planes", "channels_last"])
@@ -29,13 +30,13 @@ class Geometry(NamedTuple):
     ceil_mode: bool = False
 
     @property
-    def windows(self) -> tuple[Pair, Pair, Pair, Pair]:
-        return self.kernel, self.stride, self.padding, self.dilation
+    def windows(self) -> Windows:
+        return Windows.of(self.kernel, self.stride, self.padding, self.dilation)
 
     def output(self) -> list[int]:
         """(Ho, Wo), as PyTorch counts windows."""
         counts = []
-        for n, k, s, p, d in zip(self.shape[2:], *self.windows, strict=True):
+        for n, (k, s, p, d) in zip(self.shape[2:], self.windows.axes, strict=True):
             room = n + 2 * p - d * (k - 1) - 1
             count = (room + (s - 1) * self.ceil_mode) // s + 1
             counts.append(count - (self.ceil_mode and (count - 1) * s >= n + p))
@@ -53,8 +54,8 @@ class Geometry(NamedTuple):
         size = size or self.shape[2:]
         axes = [
             number
-            for axis in zip(size, self.output(), *self.windows, strict=True)
-            for number in axis
+            for n, out, windows in zip(size, self.output(), self.windows.axes, strict=True)
+            for number in (n, out, *windows)
         ]
         head = self.shape[:2]
         return struct.pack("14q?3xi", *head, *axes, layout == "channels_last", DTYPES.index(dtype))
@@ -164,7 +165,7 @@ def test_pool(case: Geometry, layout: str) -> None:
     for dtype in DTYPES:
         for shift in (0, 1):
             x = placed(numbers(case.shape, dtype), layout, shift)
-            expected, offsets = reference.max_pool2d(x, *case.windows, case.output())
+            expected, offsets = reference.max_pool2d(x, case.windows, case.output())
             y = Out(case.y_shape(), dtype, layout, shift)
             packed = Out(case.packed_shape(), torch.uint8, layout, shift)
             call("pool", case.pooling(layout, dtype), x, y, packed)
@@ -186,7 +187,7 @@ def sizes(case: Geometry) -> list[tuple[int, int]]:
 def test_unpool_and_backward(case: Geometry, layout: str) -> None:
     """Bytes of a pool, and bytes that are noise."""
     _, offsets = reference.max_pool2d(
-        fractions(case.shape, torch.float32), *case.windows, case.output()
+        fractions(case.shape, torch.float32), case.windows, case.output()
     )
     for dtype in DTYPES:
         for shift, bytes_, size in zip((0, 1, 0), (offsets, *2 * [noise(offsets.shape)]),
@@ -199,14 +200,14 @@ def test_unpool_and_backward(case: Geometry, layout: str) -> None:
             ):
                 x = Out((*case.shape[:2], *size), dtype, layout, shift)
                 call(name, case.pooling(layout, dtype, size), y, packed, x)
-                assert x.equals(oracle(y, packed, *case.windows, size))
+                assert x.equals(oracle(y, packed, case.windows, size))
 
 
 @LAYOUTS
 @CASES
 def test_gather(case: Geometry, layout: str) -> None:
     pooled = fractions(case.shape, torch.float32)
-    _, offsets = reference.max_pool2d(pooled, *case.windows, case.output())
+    _, offsets = reference.max_pool2d(pooled, case.windows, case.output())
     width = case.output()[1]
     for dtype in DTYPES:
         for shift, bytes_, size in zip((0, 1, 0), (offsets, *2 * [noise(offsets.shape)]),
@@ -216,7 +217,7 @@ def test_gather(case: Geometry, layout: str) -> None:
             for winners in (0, 1):
                 y = Out(case.y_shape(), dtype, layout, shift)
                 call("gather", case.pooling(layout, dtype, size), x, packed, y, winners)
-                expected = reference.max_gather2d(x, packed, *case.windows, width, bool(winners))
+                expected = reference.max_gather2d(x, packed, case.windows, width, bool(winners))
                 assert y.equals(expected)
 
 
@@ -224,15 +225,15 @@ def test_gather(case: Geometry, layout: str) -> None:
 def test_pack_and_unpack(case: Geometry) -> None:
     size = case.shape[2:]
     x = fractions(case.shape, torch.float32)
-    _, offsets = reference.max_pool2d(x, *case.windows, case.output())
+    _, offsets = reference.max_pool2d(x, case.windows, case.output())
     pooling = case.pooling("planes", torch.float32)
     for packed in (offsets, noise(offsets.shape)):
         indices = Out(case.y_shape(), torch.int64, "planes")
         call("unpack", pooling, packed, indices)
-        expected = reference.max_unpack(packed, *case.windows, size, case.output()[1])
+        expected = reference.max_unpack(packed, case.windows, size, case.output()[1])
         assert indices.equals(expected)
 
-    indices = reference.max_unpack(offsets, *case.windows, size, case.output()[1])
+    indices = reference.max_unpack(offsets, case.windows, size, case.output()[1])
     for layout in ("planes", "channels_last"):
         pooling = case.pooling(layout, torch.float32)
         packed = Out(case.packed_shape(), torch.uint8, layout)
@@ -245,9 +246,10 @@ def test_pack_and_unpack(case: Geometry) -> None:
 def test_indices_outside_of_their_window_are_counted() -> None:
     case = Geometry((1, 2, 6, 8), (3, 2), (2, 2), (1, 0), (1, 2))
     offsets = reference.max_pool2d(
-        fractions(case.shape, torch.float32), *case.windows, case.output()
+        fractions(case.shape, torch.float32), case.windows, case.output()
     )[1]
-    right = reference.max_unpack(offsets, *case.windows, (6, 8), case.output()[1])
+    right = reference.max_unpack(offsets, case.windows, (6, 8), case.output()[1])
+    chosen = reference.unpack(offsets, case.kernel, case.output()[1])
     for at, wrong in (((0, 1, 2, 1), 0), ((0, 0, 0, 0), 47), ((0, 0, 1, 2), -1),
                       ((0, 1, 0, 2), 2**62), ((0, 0, 0, 1), -(2**63)), ((0, 0, 0, 1), 48),
                       ((0, 1, 1, 1), 8 + 3)):  # fmt: skip
@@ -258,7 +260,12 @@ def test_indices_outside_of_their_window_are_counted() -> None:
         pooling = case.pooling("planes", torch.float32)
         call("pack", pooling, indices, packed, outside)
         assert outside.tensor.item() == 6
-        call("pack", pooling, indices, packed, None)
+        offset = chosen.clone()
+        offset[at] = 0  # in place of one outside of its window
+        assert packed.equals(reference.pack(offset, case.kernel))
+        uncounted = Out(offsets.shape, torch.uint8)
+        call("pack", pooling, indices, uncounted, None)
+        assert uncounted.equals(packed.tensor)
 
 
 # ---------------------------------------------------------------------------- arbitrary indices

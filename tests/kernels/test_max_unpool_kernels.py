@@ -17,16 +17,17 @@ from torch import Tensor
 import segfast.ops  # noqa: F401  (defines the operators)
 from segfast import _native
 from segfast.kernels.max_unpool import reference
+from segfast.kernels.max_unpool.reference import Windows
 
 GEOMETRIES = {
-    "2x2/2": ((2, 2), (2, 2), (0, 0), (1, 1)),
-    "3x3/2": ((3, 3), (2, 2), (0, 0), (1, 1)),
-    "3x3/2 padded": ((3, 3), (2, 2), (1, 1), (1, 1)),
-    "3x3/3": ((3, 3), (3, 3), (0, 0), (1, 1)),
-    "3x3/1 padded": ((3, 3), (1, 1), (1, 1), (1, 1)),
-    "2x5/3x1": ((2, 5), (3, 1), (1, 2), (1, 1)),
-    "3x2/2 dilated": ((3, 2), (2, 2), (1, 0), (2, 3)),
-    "16x16/7": ((16, 16), (7, 7), (8, 8), (1, 1)),
+    "2x2/2": Windows.of((2, 2), (2, 2), (0, 0), (1, 1)),
+    "3x3/2": Windows.of((3, 3), (2, 2), (0, 0), (1, 1)),
+    "3x3/2 padded": Windows.of((3, 3), (2, 2), (1, 1), (1, 1)),
+    "3x3/3": Windows.of((3, 3), (3, 3), (0, 0), (1, 1)),
+    "3x3/1 padded": Windows.of((3, 3), (1, 1), (1, 1), (1, 1)),
+    "2x5/3x1": Windows.of((2, 5), (3, 1), (1, 2), (1, 1)),
+    "3x2/2 dilated": Windows.of((3, 2), (2, 2), (1, 0), (2, 3)),
+    "16x16/7": Windows.of((16, 16), (7, 7), (8, 8), (1, 1)),
 }
 FORMATS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -38,7 +39,7 @@ def instruction_set(request: pytest.FixtureRequest, compiled_kernels: None) -> I
 
 
 @pytest.fixture(params=GEOMETRIES)
-def windows(request: pytest.FixtureRequest) -> tuple[tuple[int, int], ...]:
+def windows(request: pytest.FixtureRequest) -> Windows:
     return GEOMETRIES[request.param]
 
 
@@ -51,9 +52,9 @@ def raw(name: str) -> Any:
     return getattr(torch.ops.segfast, name)
 
 
-def output_size(size: tuple[int, int], windows: tuple[tuple[int, int], ...]) -> list[int]:
-    sizes = zip(size, *windows, strict=True)
-    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+def output_size(size: tuple[int, int], windows: Windows) -> list[int]:
+    axes = zip(size, windows.axes, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, (k, s, p, d) in axes]
 
 
 def guarded(x: Tensor) -> Tensor:
@@ -64,14 +65,14 @@ def guarded(x: Tensor) -> Tensor:
     return block.as_strided(x.shape, x.stride(), guard).copy_(x)
 
 
-def packed_bits(windows: tuple[tuple[int, int], ...]) -> int:
-    positions = windows[0][0] * windows[0][1]
+def packed_bits(windows: Windows) -> int:
+    positions = windows.kernel_h * windows.kernel_w
     return 2 if positions <= 4 else 4 if positions <= 16 else 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_packed_bytes_are_safe(
-    instruction_set: str, windows: Any, layout: torch.memory_format, dtype: torch.dtype
+    instruction_set: str, windows: Windows, layout: torch.memory_format, dtype: torch.dtype
 ) -> None:
     """Random bytes, and sizes of x that do not belong to them, give what the reference gives."""
     generator = torch.Generator().manual_seed(0)
@@ -85,22 +86,22 @@ def test_any_packed_bytes_are_safe(
         for change in (-3, 0, 5):
             target = [n + change for n in size]
             for name in ("max_unpool2d", "max_pool2d_backward"):
-                x = raw(f"_{name}")(y, packed, *windows, target)
-                assert torch.equal(x, getattr(reference, name)(y, packed, *windows, target))
+                x = raw(f"_{name}")(y, packed, *windows, *target)
+                assert torch.equal(x, getattr(reference, name)(y, packed, windows, target))
             x = torch.randint(1, 100, (2, channels, *target), generator=generator).to(dtype)
             x = guarded(x.contiguous(memory_format=layout))
             for winners in (False, True):
                 back = raw("_max_gather2d")(x, packed, *windows, wo, winners)
-                expected = reference.max_gather2d(x, packed, *windows, wo, winners)
+                expected = reference.max_gather2d(x, packed, windows, wo, winners)
                 assert torch.equal(back, expected)
-        indices = raw("_max_unpack")(packed, *windows, size, wo)
-        assert torch.equal(indices, reference.max_unpack(packed, *windows, size, wo))
+        indices = raw("_max_unpack")(packed, *windows, *size, wo)
+        assert torch.equal(indices, reference.max_unpack(packed, windows, size, wo))
 
 
 @pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_same_bits_for_any_number_of_threads(
-    instruction_set: str, windows: Any, layout: torch.memory_format, dtype: torch.dtype
+    instruction_set: str, windows: Windows, layout: torch.memory_format, dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     size = (64, 96)
@@ -109,19 +110,19 @@ def test_same_bits_for_any_number_of_threads(
     results: list[list[Tensor]] = []
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
-        y, packed = raw("_max_pool2d")(x, *windows, [ho, wo])
-        indices = raw("_max_unpack")(packed, *windows, size, wo)
+        y, packed = raw("_max_pool2d")(x, *windows, ho, wo)
+        indices = raw("_max_unpack")(packed, *windows, *size, wo)
         results.append(
             [
                 y,
                 packed,
                 indices,
-                raw("_max_pool2d_backward")(y, packed, *windows, size),
-                raw("_max_unpool2d")(y, packed, *windows, size),
+                raw("_max_pool2d_backward")(y, packed, *windows, *size),
+                raw("_max_unpool2d")(y, packed, *windows, *size),
                 raw("_max_gather2d")(x, packed, *windows, wo, True),
-                raw("_max_unpool2d_indices")(y, indices, size),
+                raw("_max_unpool2d_indices")(y, indices, *size),
                 raw("_max_gather2d_indices")(x, indices, True),
-                raw("_max_pack")(indices, *windows, size),
+                raw("_max_pack")(indices, *windows, *size),
             ]
         )
     for other in results[1:]:
@@ -141,20 +142,20 @@ def test_large_outputs(
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(2))
     x = x.contiguous(memory_format=layout)
     kernel, stride, padding = pool
-    windows = ((kernel,) * 2, (stride,) * 2, (padding,) * 2, (1, 1))
+    windows = Windows.of((kernel,) * 2, (stride,) * 2, (padding,) * 2, (1, 1))
     expected, indices = F.max_pool2d(x, kernel, stride, padding, return_indices=True)
-    y, packed = raw("_max_pool2d")(x, *windows, expected.shape[2:])
+    y, packed = raw("_max_pool2d")(x, *windows, *expected.shape[2:])
     assert torch.equal(y, expected)
-    assert torch.equal(raw("_max_unpack")(packed, *windows, shape[1:], y.shape[3]), indices)
+    assert torch.equal(raw("_max_unpack")(packed, *windows, *shape[1:], y.shape[3]), indices)
     grad = torch.randint(-9, 9, y.shape, generator=torch.Generator().manual_seed(3)).float()
     grad = grad.contiguous(memory_format=layout)
-    found = raw("_max_pool2d_backward")(grad, packed, *windows, shape[1:])
+    found = raw("_max_pool2d_backward")(grad, packed, *windows, *shape[1:])
     expected = torch.ops.aten.max_pool2d_with_indices_backward(
-        grad, x, *(list(w) for w in windows), False, indices
+        grad, x, windows.kernel, windows.stride, windows.padding, windows.dilation, False, indices
     )
     assert torch.equal(found, expected)
     if kernel == stride:
-        unpooled = raw("_max_unpool2d")(y, packed, *windows, shape[1:])
+        unpooled = raw("_max_unpool2d")(y, packed, *windows, *shape[1:])
         assert torch.equal(unpooled, F.max_unpool2d(y, indices, 2, output_size=shape[1:]))
 
 
@@ -169,28 +170,42 @@ def test_the_gradient_of_disjoint_windows_has_no_negative_zero(
             packed = torch.zeros(
                 1, 20, 9, (18 * packed_bits(windows) + 7) // 8, dtype=torch.uint8
             ).contiguous(memory_format=layout)
-            size = [n * windows[1][0] for n in (9, 18)]
-            x = raw("_max_pool2d_backward")(y, packed, *windows, size)
+            size = [n * windows.stride_h for n in (9, 18)]
+            x = raw("_max_pool2d_backward")(y, packed, *windows, *size)
             assert int(x.signbit().sum()) == 9 * 18
-            assert int(raw("_max_unpool2d")(y, packed, *windows, size).signbit().sum()) == y.numel()
+            assert (
+                int(raw("_max_unpool2d")(y, packed, *windows, *size).signbit().sum()) == y.numel()
+            )
 
 
 def test_refusals(compiled_kernels: None) -> None:
     """What Python checks before is refused here, too: nothing out of bounds, whatever comes."""
     x = torch.randn(1, 2, 8, 8)
-    windows = ((2, 2), (2, 2), (0, 0), (1, 1))
-    y, packed = raw("_max_pool2d")(x, *windows, [4, 4])
-    with pytest.raises(RuntimeError, match="every window must begin inside x"):
-        raw("_max_pool2d")(x, *windows, [6, 4])
-    with pytest.raises(RuntimeError, match="packed must have size 1 in dimension 3, got 2"):
-        raw("_max_unpool2d")(y, packed.repeat(1, 1, 1, 2), *windows, [8, 8])
-    with pytest.raises(RuntimeError, match="256 positions"):
-        raw("_max_pool2d")(x, (17, 16), *windows[1:], [1, 1])
-    with pytest.raises(RuntimeError, match="half of the window"):
-        raw("_max_pool2d")(x, (2, 2), (2, 2), (2, 2), (1, 1), [4, 4])
-    with pytest.raises(RuntimeError, match="float32, float64, float16 or bfloat16"):
-        raw("_max_pool2d")(x.long(), *windows, [4, 4])
-    with pytest.raises(RuntimeError, match=r"^indices must lie in \[0, 64\)"):
-        raw("_max_unpool2d_indices")(y, torch.full(y.shape, 64), [8, 8])
-    with pytest.raises(RuntimeError, match=r"^indices must lie in their window"):
-        raw("_max_pack")(torch.zeros(1, 2, 4, 4, dtype=torch.long), *windows, [8, 8])
+    windows = GEOMETRIES["2x2/2"]
+    y, packed = raw("_max_pool2d")(x, *windows, 4, 4)
+    refusals = {
+        "every window must begin inside x .*6 windows, stride 2, padding 0 over 8": (
+            "_max_pool2d", x, *windows, 6, 4),
+        "packed must have size 1 in dimension 3, got 2": (
+            "_max_unpool2d", y, packed.repeat(1, 1, 1, 2), *windows, 8, 8),
+        r"packed must be \[N, C, H, W\], got 3 dimensions": (
+            "_max_unpool2d", y, packed[0], *windows, 8, 8),
+        "packed must be Byte, got Float": ("_max_unpool2d", y, packed.float(), *windows, 8, 8),
+        "indices must be Long, got Int": ("_max_unpool2d_indices", y, y.int(), 8, 8),
+        "sizes of maps must be at least 0 .*got -1": ("_max_unpool2d", y, packed, *windows, -1, 8),
+        "256 positions, got 272": ("_max_pool2d", x, 17, 16, *windows[2:], 1, 1),
+        "half of the window, 2, got 2": ("_max_pool2d", x, 2, 2, 2, 2, 2, 2, 1, 1, 4, 4),
+        r"kernel \(at most 256\), stride .*got 2, 0, 1, 0": (
+            "_max_pool2d", x, 2, 2, 0, 2, 0, 0, 1, 1, 4, 4),
+        "x must be float32, float64, float16 or bfloat16, got Long": (
+            "_max_pool2d", x.long(), *windows, 4, 4),
+        r"indices must lie in \[0, 64\)": (
+            "_max_unpool2d_indices", y, torch.full(y.shape, 64), 8, 8),
+        r"indices must lie in their window": (
+            "_max_pack", torch.zeros(1, 2, 4, 4, dtype=torch.long), *windows, 8, 8),
+        "input_size must be at least 1x1 .*got 0x8": (
+            "_max_pack", torch.zeros(1, 2, 4, 4, dtype=torch.long), *windows, 0, 8),
+    }  # fmt: skip
+    for message, (name, *arguments) in refusals.items():
+        with pytest.raises(RuntimeError, match=message):
+            raw(name)(*arguments)

@@ -239,11 +239,11 @@ def test_packed_bytes_may_hold_anything() -> None:
         y.requires_grad_()
         found = max_unpool2d(y, noise, **pool.unpooling(), output_size=x.shape)
         windows = windows_of(pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-        assert identical(found, reference.max_unpool2d(y.detach(), noise, *windows, (17, 19)))
+        assert identical(found, reference.max_unpool2d(y.detach(), noise, windows, (17, 19)))
         (gradient,) = torch.autograd.grad((found * x).sum(), y)
-        gathered = reference.max_gather2d(x, noise, *windows, y.shape[3], True)
+        gathered = reference.max_gather2d(x, noise, windows, y.shape[3], True)
         assert identical(gradient, gathered)
-        indices = reference.max_unpack(noise, *windows, (17, 19), y.shape[3])
+        indices = reference.max_unpack(noise, windows, (17, 19), y.shape[3])
         assert torch.equal(unpack_indices(noise, x.shape, *pool), indices)
 
 

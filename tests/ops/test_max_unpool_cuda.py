@@ -21,6 +21,7 @@ from segfast.ops import (
     pack_indices,
     unpack_indices,
 )
+from segfast.ops._max_unpool_geometry import windows_of
 from tests.ops.max_unpool_cases import DTYPES, LAYOUTS, Pool, distinct, identical, laid_out, maps
 
 
@@ -220,7 +221,7 @@ def test_tensors_on_two_devices_are_refused() -> None:
         with pytest.raises((ValueError, RuntimeError), match="device"):
             max_unpool2d(a, b, 2)
         with pytest.raises(RuntimeError, match="device"):
-            torch.ops.segfast._max_unpool2d(a, b, *[[2, 2]] * 2, [0, 0], [1, 1], [4, 4])
+            torch.ops.segfast._max_unpool2d(a, b, 2, 2, 2, 2, 0, 0, 1, 1, 4, 4)
 
 
 @pytest.mark.large
@@ -253,10 +254,9 @@ def test_more_than_2_to_the_31_elements(layout: str, pool: Pool) -> None:
     assert torch.equal(pack_indices(indices, shape, *pool), packed)
     del indices
     backward = torch.ops.segfast._max_pool2d_backward
-    windows = [[value] * 2 for value in (pool.kernel_size, pool.stride or pool.kernel_size,
-                                         pool.padding, pool.dilation)]  # fmt: skip
-    grad = backward(y, packed, *windows, list(shape[2:]))
-    end = backward(end_y, end_packed, *windows, list(x.shape[2:]))
+    windows = windows_of(pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    grad = backward(y, packed, *windows, *shape[2:])
+    end = backward(end_y, end_packed, *windows, *x.shape[2:])
     assert torch.equal(grad[:, :, 4 - rows :], end[:, :, 4:])
     gathered = torch.ops.segfast._max_gather2d(grad, packed, *windows, y.shape[3], True)
     end = torch.ops.segfast._max_gather2d(end, end_packed, *windows, y.shape[3], True)

@@ -77,21 +77,21 @@ def test_packing() -> None:
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_opcheck(name: str, layout: str) -> None:
     """Schema, fake (strides included), autograd, AOT with dynamic sizes, of every raw operator."""
-    windows = ((3, 3), (2, 2), (1, 1), (1, 1))
+    windows = (3, 3, 2, 2, 1, 1, 1, 1)
     x = laid_out(distinct(SIZE), layout)
     y, packed = max_pool2d_packed(x, *POOL)
     indices = laid_out(unpack_indices(packed, SIZE, *POOL), layout)
     small, large = list(y.shape[2:]), list(SIZE[2:])
     arguments = {
-        "_max_pool2d": (x, *windows, small),
-        "_max_pool2d_values": (x, *windows, small),
-        "_max_pool2d_backward": (y, packed, *windows, large),
-        "_max_unpool2d": (y, packed, *windows, large),
+        "_max_pool2d": (x, *windows, *small),
+        "_max_pool2d_values": (x, *windows, *small),
+        "_max_pool2d_backward": (y, packed, *windows, *large),
+        "_max_unpool2d": (y, packed, *windows, *large),
         "_max_gather2d": (x, packed, *windows, small[1], True),
-        "_max_unpool2d_indices": (y, indices, large),
+        "_max_unpool2d_indices": (y, indices, *large),
         "_max_gather2d_indices": (x, indices, True),
-        "_max_pack": (indices, *windows, large),
-        "_max_unpack": (packed, *windows, large, small[1]),
+        "_max_pack": (indices, *windows, *large),
+        "_max_unpack": (packed, *windows, *large, small[1]),
     }[name]
     operator = getattr(torch.ops.segfast, name).default
     torch.library.opcheck(operator, arguments)
@@ -105,8 +105,8 @@ def test_opcheck(name: str, layout: str) -> None:
 def test_gradient_of_the_raw_values() -> None:
     """Exported for inference, differentiated after all: chosen again, and right."""
     x = distinct(SIZE).requires_grad_()
-    windows = ((3, 3), (2, 2), (1, 1), (1, 1))
-    raw = torch.ops.segfast._max_pool2d_values(x, *windows, [5, 7])
+    windows = (3, 3, 2, 2, 1, 1, 1, 1)
+    raw = torch.ops.segfast._max_pool2d_values(x, *windows, 5, 7)
     theirs = POOL.pytorch(x)[0]
     weight = theirs.detach().cos()
     assert identical(

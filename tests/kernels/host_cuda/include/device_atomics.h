@@ -74,7 +74,6 @@ HOST_CUDA_ATOMIC(atomicOr, has_integer_atomics, (old | value))
 HOST_CUDA_ATOMIC(atomicXor, has_integer_atomics, (old ^ value))
 HOST_CUDA_ATOMIC(atomicExch, has_exchanges, value)
 HOST_CUDA_ATOMIC(atomicInc, has_wraps, old >= value ? 0 : old + 1)
-HOST_CUDA_ATOMIC(atomicDec, has_wraps, old == 0 || old > value ? value : old - 1)
 #undef HOST_CUDA_ATOMIC
 
 template <typename T>

@@ -106,18 +106,8 @@ unsigned __match_any_sync(unsigned mask, T value, HOST_CUDA_CALLER) {
     if (met.came >> lane & 1 && met.get(lane) == mine) same |= 1u << lane;
   return same;
 }
-template <typename T>
-unsigned __match_all_sync(unsigned mask, T value, int* all, HOST_CUDA_CALLER) {
-  const unsigned same = __match_any_sync(mask, value, file, line);
-  *all = same == mask;
-  return *all ? mask : 0;
-}
 
-inline void __threadfence_block() { host_cuda::fence(); }
 inline void __threadfence() { host_cuda::fence(); }
-inline void __threadfence_system() { host_cuda::fence(); }
-inline void __nanosleep(unsigned) { host_cuda::preempt(); }
-[[noreturn]] inline void __trap() { host_cuda::fail("__trap()"); }
 
 #undef HOST_CUDA_CALLER
 #undef HOST_CUDA_SITE

@@ -11,11 +11,6 @@
   inline name##3 make_##name##3(scalar x, scalar y, scalar z) { return {x, y, z}; } \
   inline name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 
-HOST_CUDA_VECTORS(char, signed char, 2, 4)
-HOST_CUDA_VECTORS(uchar, unsigned char, 2, 4)
-HOST_CUDA_VECTORS(short, short, 4, 8)
-HOST_CUDA_VECTORS(ushort, unsigned short, 4, 8)
-HOST_CUDA_VECTORS(int, int, 8, 16)
 HOST_CUDA_VECTORS(uint, unsigned, 8, 16)
 HOST_CUDA_VECTORS(float, float, 8, 16)
 #undef HOST_CUDA_VECTORS
