@@ -49,8 +49,21 @@ int64_t padded_rows(const LinearAttention& p) {
 // A part holds the state transposed, [E + 1, padded R].
 int64_t part(const LinearAttention& p) { return (p.values + 1) * padded_rows(p); }
 
-// Scratch of one thread. In the forward direction x and phi live in the first-level cache; backward
-// everything in the second.
+// Positions of a block. Forward, phi fits the first-level cache or nearly so; backward, all rows
+// fit the second.
+enum class Direction { forward, backward };
+
+template <typename T>
+int64_t block_width(const LinearAttention& p, Direction direction) {
+  constexpr int64_t kFirst = (48 << 10) / sizeof(T), kSecond = (320 << 10) / sizeof(T);
+  constexpr int64_t kStep = kWide * kNarrow * 64 / sizeof(T);  // whole tiles on any machine
+  const int64_t rows = padded_rows(p), forward = kFirst / rows;
+  const int64_t all = kSecond / (p.values + 3 * rows);
+  int64_t width = direction == Direction::forward || forward < all ? forward : all;
+  width = width / kStep * kStep;
+  return width < kStep ? kStep : width > 960 ? 960 : width;
+}
+
 template <typename T>
 struct Scratch {
   int64_t width;  // positions of a block
@@ -62,27 +75,15 @@ struct Scratch {
   T* weights;  // [E, padded R] the values' part of a state, transposed
   T* totals;   // [padded R] its last column + eps
 
-  static int64_t block_width(const LinearAttention& p) {
-    constexpr int64_t kFirst = (48 << 10) / sizeof(T), kSecond = (320 << 10) / sizeof(T);
-    const int64_t rows = padded_rows(p);
-    int64_t width = kFirst / rows;
-    const int64_t all = kSecond / (p.values + 3 * rows);
-    if (all < width) width = all;
-    constexpr int64_t kStep = kWide * kNarrow * 64 / sizeof(T);  // whole tiles on any machine
-    width = width / kStep * kStep;
-    return width < kStep ? kStep : width > 960 ? 960 : width;
-  }
-
   static int64_t count(const LinearAttention& p) {
-    const int64_t pitch = block_width(p) + 64 / sizeof(T);
+    const int64_t pitch = block_width<T>(p, Direction::forward) + 64 / sizeof(T);
     return (p.features + 2 * padded_rows(p) + p.values + 5) * pitch +
            (p.values + 1) * padded_rows(p);
   }
 
-  Scratch(const LinearAttention& p, void* memory) {
+  Scratch(const LinearAttention& p, Direction direction, void* memory)
+      : width(block_width<T>(p, direction)), pitch(width + 64 / sizeof(T)) {
     const int64_t rows = padded_rows(p);
-    width = block_width(p);
-    pitch = width + 64 / sizeof(T);
     T* at = static_cast<T*>(memory);
     const auto take = [&](int64_t count) {
       T* taken = at;
@@ -349,7 +350,7 @@ void state(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end, v
   by_dtype(p.dtype, [&](auto element, auto sum) {
     using T = decltype(sum);
     state_of<decltype(element), T>(p, k, v, begin, end, static_cast<T*>(part_),
-                                   Scratch<T>(p, memory));
+                                   Scratch<T>(p, Direction::forward, memory));
   });
 }
 
@@ -366,7 +367,8 @@ void read(const LinearAttention& p, Map q, const void* state_, const void* gamma
   by_dtype(p.dtype, [&](auto element, auto sum) {
     using T = decltype(sum);
     read_of<decltype(element), T>(p, q, static_cast<const T*>(state_), static_cast<const T*>(gamma),
-                                  residual, o, begin, end, Scratch<T>(p, memory));
+                                  residual, o, begin, end,
+                                  Scratch<T>(p, Direction::forward, memory));
   });
 }
 
@@ -376,7 +378,8 @@ void state_backward(const LinearAttention& p, const void* grad_state, Map k, Map
   by_dtype(p.dtype, [&](auto element, auto sum) {
     using T = decltype(sum);
     state_backward_of<decltype(element), T>(p, static_cast<const T*>(grad_state), k, v, grad_k,
-                                            grad_v, begin, end, Scratch<T>(p, memory));
+                                            grad_v, begin, end,
+                                            Scratch<T>(p, Direction::backward, memory));
   });
 }
 
@@ -385,9 +388,10 @@ void read_backward(const LinearAttention& p, Map grad_o, Map q, const void* stat
                    int64_t begin, int64_t end, void* memory) {
   by_dtype(p.dtype, [&](auto element, auto sum) {
     using T = decltype(sum);
-    read_backward_of<decltype(element), T>(
-        p, grad_o, q, static_cast<const T*>(state_), static_cast<const T*>(gamma), grad_q,
-        static_cast<T*>(part_), static_cast<T*>(grad_gamma), begin, end, Scratch<T>(p, memory));
+    read_backward_of<decltype(element), T>(p, grad_o, q, static_cast<const T*>(state_),
+                                           static_cast<const T*>(gamma), grad_q,
+                                           static_cast<T*>(part_), static_cast<T*>(grad_gamma),
+                                           begin, end, Scratch<T>(p, Direction::backward, memory));
   });
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
@@ -27,9 +28,17 @@ def call(function: type[Function], *arguments: Any) -> Any:
     return function.forward(*arguments)
 
 
-def run(operator: Any, *arguments: Any) -> Any:
-    """A raw operator inside of a Function, which differentiates in its place."""
-    if transformed():
-        return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():  # past the registered formula, written in Python
-        return operator(*arguments)
+def forward_of(operator: Any) -> Any:
+    """A raw operator as the forward of a Function, which differentiates in its place."""
+
+    def forward(*arguments: Any) -> Any:
+        if transformed():
+            return operator(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # past the registered formula, in Python
+            return operator(*arguments)
+
+    names = [argument.name for argument in operator._schema.arguments]
+    forward.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
+    )  # torch.compile counts the parameters
+    return staticmethod(forward)

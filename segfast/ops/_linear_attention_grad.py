@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from segfast.ops._function import call, run
+from segfast.ops._function import call, forward_of
 from segfast.ops._linear_attention_op import REFERENCE, rows
 
 _ops = torch.ops.segfast
@@ -21,10 +21,7 @@ _ops = torch.ops.segfast
 
 class State(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(k: Tensor, v: Tensor, feature_map: int) -> Tensor:
-        return run(_ops._linear_attention_state.default, k, v, feature_map)
+    forward = forward_of(_ops._linear_attention_state.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -38,17 +35,7 @@ class State(Function):
 
 class Read(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        q: Tensor,
-        state: Tensor,
-        gamma: Tensor | None,
-        residual: Tensor | None,
-        feature_map: int,
-        eps: float,
-    ) -> Tensor:
-        return run(_ops._linear_attention_read.default, q, state, gamma, residual, feature_map, eps)
+    forward = forward_of(_ops._linear_attention_read.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,10 +75,7 @@ def _through_reference(name: str, ctx: Any, *grads: Tensor) -> tuple[Tensor | No
 
 class StateBackward(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad: Tensor, k: Tensor, v: Tensor, feature_map: int) -> tuple[Tensor, Tensor]:
-        return run(_ops._linear_attention_state_backward.default, grad, k, v, feature_map)
+    forward = forward_of(_ops._linear_attention_state_backward.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -105,19 +89,7 @@ class StateBackward(Function):
 
 class ReadBackward(Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        grad: Tensor,
-        q: Tensor,
-        state: Tensor,
-        gamma: Tensor | None,
-        feature_map: int,
-        eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return run(
-            _ops._linear_attention_read_backward.default, grad, q, state, gamma, feature_map, eps
-        )
+    forward = forward_of(_ops._linear_attention_read_backward.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -11,51 +11,17 @@ for the raw operator, for exported graphs. The graph keeps packed offsets and si
 
 from __future__ import annotations
 
-from inspect import Parameter, Signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from segfast.kernels.max_unpool.reference import Windows
+from segfast.ops._function import call, forward_of
 from segfast.ops._max_unpool_op import dense
 
 _ops = torch.ops.segfast
-
-
-def call(function: type[Function], *arguments: Any) -> Any:
-    """`function.apply(*arguments)`, whose 60 us are saved where nothing needs them.
-
-    Only the first argument may be differentiable. Small maps take less time than that.
-    """
-    if _transformed():
-        return function.apply(*arguments)
-    needs_graph = torch.is_grad_enabled() and arguments[0].requires_grad
-    if needs_graph or forward_ad._current_level >= 0:
-        # What Function.apply ends in, without its look at the signature and for torch.func.
-        return super(Function, function).apply(*arguments)  # type: ignore[misc]
-    return function.forward(*arguments)
-
-
-def _transformed() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
-def _forward(operator: Any) -> Any:
-    """A raw operator as the forward of a Function, which differentiates in its place."""
-
-    def forward(*arguments: Any) -> Any:
-        if _transformed():
-            return operator(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():  # past the registered formula, in Python
-            return operator(*arguments)
-
-    names = [argument.name for argument in operator._schema.arguments]
-    forward.__signature__ = Signature(  # type: ignore[attr-defined]
-        [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
-    )  # torch.compile counts the parameters
-    return staticmethod(forward)
 
 
 def _keep(ctx: Any, tensor: Tensor, inputs: tuple[Any, ...], tensors: int) -> None:
@@ -67,7 +33,7 @@ def _keep(ctx: Any, tensor: Tensor, inputs: tuple[Any, ...], tensors: int) -> No
 
 class MaxPool(Function):
     generate_vmap_rule = True
-    forward = _forward(_ops._max_pool2d.default)
+    forward = forward_of(_ops._max_pool2d.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -89,7 +55,7 @@ class MaxPoolValues(Function):
     """Keeps x and chooses again: it serves where no gradient is expected, and still gives it."""
 
     generate_vmap_rule = True
-    forward = _forward(_ops._max_pool2d_values.default)
+    forward = forward_of(_ops._max_pool2d_values.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -106,7 +72,7 @@ class MaxPoolValues(Function):
 
 class MaxPoolBackward(Function):
     generate_vmap_rule = True
-    forward = _forward(_ops._max_pool2d_backward.default)
+    forward = forward_of(_ops._max_pool2d_backward.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -123,7 +89,7 @@ class MaxPoolBackward(Function):
 
 class MaxUnpool(Function):
     generate_vmap_rule = True
-    forward = _forward(_ops._max_unpool2d.default)
+    forward = forward_of(_ops._max_unpool2d.default)
     setup_context = MaxPoolBackward.setup_context
 
     @staticmethod
@@ -136,7 +102,7 @@ class MaxUnpool(Function):
 
 class MaxGather(Function):
     generate_vmap_rule = True
-    forward = _forward(_ops._max_gather2d.default)
+    forward = forward_of(_ops._max_gather2d.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,7 +120,7 @@ class MaxGather(Function):
 
 class MaxUnpoolIndices(Function):
     generate_vmap_rule = True
-    forward = _forward(_ops._max_unpool2d_indices.default)
+    forward = forward_of(_ops._max_unpool2d_indices.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -169,7 +135,7 @@ class MaxUnpoolIndices(Function):
 
 class MaxGatherIndices(Function):
     generate_vmap_rule = True
-    forward = _forward(_ops._max_gather2d_indices.default)
+    forward = forward_of(_ops._max_gather2d_indices.default)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

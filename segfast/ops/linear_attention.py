@@ -13,6 +13,7 @@ section II-A (first-order Taylor). Derivations: kernels/linear_attention/README.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -142,11 +143,7 @@ def linear_attention2d(
     tokens, qk = rows(tokens), rows(qk)
     state = call(State, qk[:, features:], tokens, index)  # [B, R, C + 1]
     ones = state[..., -1:]
-    with torch.autocast(x.device.type, enabled=False):
-        values = state[..., :-1] @ w_v.to(state.dtype).mT
-        if b_v is not None:
-            values = values + ones * b_v.to(state.dtype)
-    state = torch.cat([values, ones], -1)
+    state = torch.cat([_project(state[..., :-1], w_v, b_v, ones), ones], -1)
     scale = gamma.reshape(1).to(state.dtype).expand(x.shape[0])
     fused = residual and dtype == x.dtype
     y = call(Read, qk[:, :features], state, scale, tokens if fused else None, index, eps)
@@ -165,9 +162,21 @@ def served_by() -> dict[str, str]:
 
 def _autocast(x: Tensor) -> Tensor:
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    available = torch.amp.is_autocast_available(device)  # not on meta
+    if x.dtype == torch.float64 or not available or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
+
+
+def _project(sums: Tensor, weight: Tensor, bias: Tensor | None, ones: Tensor) -> Tensor:
+    """sums W^T + ones b^T in the precision of sums, under autocast, too."""
+    device = sums.device.type
+    quiet: Any = contextlib.nullcontext()
+    if torch.amp.is_autocast_available(device):
+        quiet = torch.autocast(device, enabled=False)
+    with quiet:
+        values = sums @ weight.to(sums.dtype).mT
+        return values if bias is None else values + ones * bias.to(sums.dtype)
 
 
 def _options(feature_map: Any, eps: Any) -> tuple[int, float]:

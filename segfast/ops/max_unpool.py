@@ -23,6 +23,7 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.ops import _check
+from segfast.ops._function import call
 from segfast.ops._max_unpool_geometry import (
     IntOrPair,
     pooled_size,
@@ -31,7 +32,7 @@ from segfast.ops._max_unpool_geometry import (
     require_shape,
     unpooled_size,
 )
-from segfast.ops._max_unpool_grad import MaxPool, MaxPoolValues, MaxUnpool, MaxUnpoolIndices, call
+from segfast.ops._max_unpool_grad import MaxPool, MaxPoolValues, MaxUnpool, MaxUnpoolIndices
 from segfast.ops._max_unpool_op import compiled, dense, packed_width
 
 
