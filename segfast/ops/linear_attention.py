@@ -115,7 +115,8 @@ def linear_attention2d(
         residual: False leaves x + away, as in ABCNet.
 
     Returns:
-        y [B, C, H, W] in the dtype of x.
+        y [B, C, H, W] in the dtype of x; under autocast attention is computed in its dtype, and x
+        added as it came.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -147,7 +148,7 @@ def linear_attention2d(
     scale = gamma.reshape(1).to(state.dtype).expand(x.shape[0])
     fused = residual and dtype == x.dtype
     y = call(Read, qk[:, :features], state, scale, tokens if fused else None, index, eps)
-    y = y.reshape(x.shape).to(x.dtype)
+    y = y.reshape(x.shape)
     return x + y if residual and not fused else y
 
 
@@ -160,12 +161,16 @@ def served_by() -> dict[str, str]:
     return {"cpu": cpu, "cuda": "reference (PyTorch)"}
 
 
-def _autocast(x: Tensor) -> Tensor:
+def _autocast_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     available = torch.amp.is_autocast_available(device)  # not on meta
     if x.dtype == torch.float64 or not available or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+        return x.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    return x.to(_autocast_dtype(x))
 
 
 def _project(sums: Tensor, weight: Tensor, bias: Tensor | None, ones: Tensor) -> Tensor:
@@ -200,7 +205,7 @@ def _require_tokens(q: Any, k: Any, v: Any) -> None:
         if x.dim() < 2 or x.shape[-1] < 1:
             raise ValueError(f"{name} must be {shape} with channels, got {_check.describe(x)}")
         _require_dtype(name, x, q)
-        if x.dtype != q.dtype:
+        if _autocast_dtype(x) != _autocast_dtype(q):
             raise TypeError(f"{name} must have the dtype of q, {q.dtype}; got {x.dtype}")
     if k.shape[-1] != q.shape[-1]:
         raise ValueError(f"k must have the channels of q, {q.shape[-1]}; got {_check.describe(k)}")

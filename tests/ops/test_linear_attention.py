@@ -1,0 +1,317 @@
+"""Linear attention: accuracy, where the published code fails, layouts, the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segfast import _native
+from segfast.kernels.linear_attention import reference
+from segfast.ops import linear_attention, linear_attention2d
+from segfast.testing import dtypes, poison_empty
+from tests.ops.linear_attention_cases import (
+    EPS,
+    Shape,
+    assert_right,
+    inputs,
+    ours,
+    theirs,
+    with_gradients,
+)
+
+MAPS = reference.FEATURE_MAPS
+feature_maps = pytest.mark.parametrize("feature_map", MAPS)
+ISAS = _native.instruction_sets() or [None]
+
+# Tiles, blocks and chunks of the kernels end in none of these sizes at once.
+SHAPES: list[Shape] = [
+    (2, 5, 7, 1, 1),
+    (1, 1, 1, 3, 5),
+    (3, 17, 33, 65, 64),
+    (2, 8, 64, 513, 700),
+    (1, 32, 256, 600, 1030),
+    (1, 130, 300, 210, 190),
+]
+
+
+# ------------------------------------------------------------------------------------- accuracy
+
+
+@feature_maps
+def test_linear_is_quadratic(feature_map: str) -> None:
+    """The oracle: sums first, or every pair of query and key."""
+    tensors = inputs((2, 6, 9, 31, 40), feature_map)
+    pairs = with_gradients(
+        lambda q, k, v, name: reference.quadratic(q, k, v, name, EPS), tensors, feature_map
+    )
+    for a, b in zip(with_gradients(theirs, tensors, feature_map), pairs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@feature_maps
+def test_reference_formulas_are_its_derivatives(feature_map: str) -> None:
+    """The backward formulas against autograd, gamma included."""
+    q, k, v, grad = inputs((2, 4, 3, 7, 8), feature_map)
+    q[:, :, 1] -= 40
+    gamma = torch.tensor([0.7, -1.3], dtype=torch.float64)
+    q, k, v, gamma = (x.requires_grad_() for x in (q, k, v, gamma))
+    state = reference.state(k, v, feature_map)
+    o = reference.read(q, state, feature_map, EPS, gamma)
+    expected = torch.autograd.grad(o, (q, k, v, gamma), grad)
+    grad_q, grad_state, grad_gamma = reference.read_backward(
+        grad, q, state, feature_map, EPS, gamma
+    )
+    grad_k, grad_v = reference.state_backward(grad_state, k, v, feature_map)
+    for a, b in zip((grad_q, grad_k, grad_v, grad_gamma), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@dtypes()
+@feature_maps
+def test_accuracy(feature_map: str, dtype: torch.dtype, shape: Shape, isa: str | None) -> None:
+    tensors = inputs(shape, feature_map, dtype)
+    if isa is None:
+        assert_right(tensors, feature_map)
+        return
+    with _native.use_instruction_set(isa):
+        assert_right(tensors, feature_map, isa=isa)
+
+
+sizes = st.integers(1, 40)
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(MAPS),
+    st.tuples(st.integers(1, 3), sizes, sizes, st.integers(1, 700), st.integers(1, 700)),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(0, 9),
+)
+def test_any_size(feature_map: str, shape: Shape, dtype: torch.dtype, seed: int) -> None:
+    assert_right(inputs(shape, feature_map, dtype, seed), feature_map)
+
+
+@dtypes(torch.float16, torch.bfloat16)
+@pytest.mark.parametrize("feature_map", ["softplus", "taylor"])
+def test_half_precision_of_large_maps(feature_map: str, dtype: torch.dtype) -> None:
+    """65536 positions: sums in half precision overflow (softplus) or lose terms (taylor)."""
+    q, k, v, grad = inputs((1, 8, 16, 65536, 65536), feature_map, dtype)
+    v = v + 1
+    assert_right([q, k, v, grad], feature_map)
+    o = ours(q, k, v, feature_map).double()
+    assert bool((o - 1).abs().max() < 0.1)  # means of v: about 1, not 0 and not infinite
+
+
+@dtypes(torch.float32, torch.float64)
+def test_features_are_accurate_in_relative_terms(dtype: torch.dtype) -> None:
+    """One key and v = 1: the state is phi(k), however small."""
+    k = torch.linspace(-80, 40, 6001, dtype=dtype).view(-1, 1, 1)
+    ones = torch.ones_like(k)
+    limit = 5e-7 if dtype == torch.float32 else 5e-15
+    for index, name in enumerate(MAPS):
+        if name in ("softplus", "elu"):
+            phi = torch.ops.segfast._linear_attention_state(k, ones, index)[:, 0, 0]
+            expected = reference.features(k.double(), name).flatten()
+            if name == "softplus":  # F.softplus of float64 loses digits far below zero
+                expected = torch.nn.functional.softplus(k.double(), threshold=100).flatten()
+            assert float(((phi - expected) / expected).abs().max()) < limit, name
+
+
+# ------------------------------------------------------------- where the published code fails
+
+
+@feature_maps
+@dtypes()
+def test_zero_queries_and_keys_are_finite(feature_map: str, dtype: torch.dtype) -> None:
+    """0 / |0| is NaN in the published taylor code; relu and identity would divide 0 by 0."""
+    q, k, v, grad = inputs((1, 4, 5, 9, 9), feature_map, dtype)
+    q[..., 2] = 0
+    k[..., 3] = 0
+    for x in with_gradients(ours, (q, k, v, grad), feature_map):
+        assert bool(x.isfinite().all())
+    assert_right([q, k, v, grad], feature_map)
+    if feature_map in ("relu", "identity"):
+        assert not ours(q, k, v, feature_map)[..., 2].any()
+    if feature_map == "taylor":  # attends to all alike
+        o = ours(q, k, v, feature_map)[..., 2].double()
+        torch.testing.assert_close(o, v.double().mean(-1), rtol=1e-2, atol=1e-2)
+
+
+@dtypes(torch.float32, torch.float64)
+@pytest.mark.parametrize("feature_map", ["softplus", "elu"])
+def test_underflow_of_a_query(feature_map: str, dtype: torch.dtype) -> None:
+    """exp(-110) is 0 in float32: numerator and denominator, but not their quotient."""
+    q, k, v, grad = inputs((1, 4, 5, 6, 9), feature_map)
+    q -= 110
+    tensors = [x.to(dtype) for x in (q, k, v, grad)]
+    oracle = with_gradients(theirs, [x.double() for x in tensors], feature_map)
+    for a, b in zip(with_gradients(ours, tensors, feature_map), oracle, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-6)
+
+
+@dtypes()
+def test_antiparallel_keys(dtype: torch.dtype) -> None:
+    """All keys opposite to the query: the taylor denominator is clamped, and its slope is 0."""
+    q = torch.full((1, 3, 2), 0.5)
+    k = torch.full((1, 3, 8), -0.5)
+    v, grad = torch.randn(1, 4, 8), torch.randn(1, 4, 2)
+    for x in with_gradients(ours, [t.to(dtype) for t in (q, k, v, grad)], "taylor"):
+        assert bool(x.isfinite().all())
+
+
+def test_short_vectors_have_no_gradient() -> None:
+    q, k, v, grad = inputs((1, 3, 4, 2, 5), "taylor")
+    q[..., 1] *= 1e-9
+    _, grad_q, _, _ = with_gradients(ours, (q, k, v, grad), "taylor")
+    assert not grad_q[..., 1].any()
+    assert bool(grad_q[..., 0].all())
+
+
+@feature_maps
+def test_nan_and_infinity_stay_where_they_are(feature_map: str) -> None:
+    q, k, v, _ = inputs((2, 4, 3, 6, 7), feature_map, torch.float32)
+    q[0, 1, 2] = float("nan")
+    v[1, 2, 3] = float("inf")
+    o = ours(q, k, v, feature_map)
+    assert bool(o[0, :, 2].isnan().all())
+    assert not o[1, 2].isfinite().any()
+    o[0, :, 2] = 0
+    o[1, 2] = 0
+    assert bool(o.isfinite().all())
+
+
+@feature_maps
+@dtypes()
+def test_empty(feature_map: str, dtype: torch.dtype) -> None:
+    for shape in ((0, 4, 5, 6, 7), (2, 4, 5, 0, 7), (2, 4, 5, 6, 0)):
+        tensors = inputs(shape, feature_map, dtype)
+        o, *gradients = with_gradients(ours, tensors, feature_map)
+        assert o.shape == (shape[0], 5, shape[3])
+        assert not o.any()
+        assert [x.shape for x in gradients] == [x.shape for x in tensors[:3]]
+        assert all(bool(x.isfinite().all()) for x in gradients)
+
+
+# -------------------------------------------------------------------------------------- layouts
+
+
+@dtypes(torch.float32, torch.bfloat16)
+def test_any_strides(dtype: torch.dtype) -> None:
+    """Positions or channels next to each other, every second one, expanded; the same result."""
+    q, k, v, _ = (x.mT for x in inputs((2, 5, 6, 30, 40), "softplus", dtype))
+    expected = linear_attention(q, k, v)
+    assert expected.stride(-2) == 1  # laid out as v
+    rows = linear_attention(q.contiguous(), k.contiguous(), v.contiguous())
+    assert rows.is_contiguous()
+    assert torch.equal(rows, expected)
+    spread = [x.repeat_interleave(2, -2)[..., ::2, :] for x in (q, k, v)]
+    assert torch.equal(linear_attention(*spread), expected)
+    shared = linear_attention(q[:1].expand(2, -1, -1), k[:1], v)
+    alone = torch.cat([linear_attention(q[:1], k[:1], v[i : i + 1]) for i in range(2)])
+    assert torch.equal(shared, alone)
+
+
+def test_heads_and_broadcasting() -> None:
+    q, k, v = torch.randn(3, 1, 20, 4), torch.randn(2, 25, 4), torch.randn(3, 2, 25, 6)
+    o = linear_attention(q, k, v, "elu")
+    assert o.shape == (3, 2, 20, 6)
+    for i in range(3):
+        for j in range(2):
+            torch.testing.assert_close(o[i, j], linear_attention(q[i, 0], k[j], v[i, j], "elu"))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("feature_map", ["softplus", "taylor"])
+def test_same_bits(feature_map: str, threads: int) -> None:
+    tensors = inputs((2, 12, 20, 3000, 2500), feature_map, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = with_gradients(ours, tensors, feature_map)
+        torch.set_num_threads(threads)
+        for _ in range(2):
+            for a, b in zip(with_gradients(ours, tensors, feature_map), one, strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(before)
+
+
+@feature_maps
+def test_every_element_is_written(feature_map: str) -> None:
+    tensors = inputs((2, 6, 7, 70, 90), feature_map, torch.float32)
+    with poison_empty():
+        for x in with_gradients(ours, tensors, feature_map):
+            assert bool(x.isfinite().all())
+
+
+# ------------------------------------------------------------------------------------ the block
+
+
+def block(x: Tensor, weights: list[Tensor], feature_map: str, residual: bool = True) -> Tensor:
+    """Three 1 x 1 convolutions and attention, nothing folded."""
+    w_q, b_q, w_k, b_k, w_v, b_v, gamma = weights
+    tokens = x.flatten(2)
+    q, k, v = (
+        w @ tokens + b[:, None] for w, b in ((w_q, b_q), (w_k, b_k), (w_v, b_v))
+    )  # [B, D, N], [B, D, N], [B, C, N]
+    o = gamma * theirs(q, k, v, feature_map)
+    return o.view(x.shape) + (x if residual else 0)
+
+
+def block_weights(channels: int, d: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((d, channels), (d,), (d, channels), (d,), (channels, channels), (channels,), (1,))
+    return [
+        (torch.randn(shape, generator=generator) / max(1, shape[-1]) ** 0.5).to(dtype)
+        for shape in shapes
+    ]
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("feature_map", ["softplus", "taylor", "relu", "elu"])
+def test_block(feature_map: str, residual: bool) -> None:
+    """The folded value projection, values and every gradient, on a map that is not square."""
+    x = torch.randn(2, 12, 9, 14, dtype=torch.float64).requires_grad_()
+    weights = [w.requires_grad_() for w in block_weights(12, 5, torch.float64)]
+    y = linear_attention2d(x, *weights, feature_map, residual=residual)
+    expected = block(x, weights, feature_map, residual)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    weight = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, (x, *weights), weight)
+    theirs_ = torch.autograd.grad(expected, (x, *weights), weight)
+    for a, b in zip(gradients, theirs_, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@dtypes(torch.float32, torch.float16, torch.bfloat16)
+def test_block_in_every_dtype_and_layout(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 16, 11, 7).to(dtype)
+    weights = block_weights(16, 4, dtype)
+    y = linear_attention2d(x, *weights)
+    assert y.dtype == dtype
+    expected = block(x.double(), [w.double() for w in weights], "softplus")
+    tolerance = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert torch.equal(linear_attention2d(channels_last, *weights), y)
+    four = [w[..., None, None] if w.dim() == 2 else w for w in weights]
+    assert torch.equal(linear_attention2d(x, *four), y)
+    no_bias = linear_attention2d(x, *(None if i in (1, 3, 5) else w for i, w in enumerate(weights)))
+    zeros = [torch.zeros_like(w) if i in (1, 3, 5) else w for i, w in enumerate(weights)]
+    torch.testing.assert_close(no_bias, linear_attention2d(x, *zeros))
+
+
+def test_block_under_autocast() -> None:
+    """Inputs in bfloat16, sums in float32, the residual as it came."""
+    x = torch.randn(1, 16, 20, 30)
+    weights = block_weights(16, 4, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = linear_attention2d(x, *weights)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, linear_attention2d(x, *weights), rtol=3e-2, atol=3e-2)
+    assert torch.equal(linear_attention2d(x, *weights[:-1], torch.zeros(1)), x)
