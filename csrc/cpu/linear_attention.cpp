@@ -49,7 +49,8 @@ void check_map(const Tensor& x, const char* name, const Tensor& like, int64_t ba
   STD_TORCH_CHECK(x.scalar_type() == like.scalar_type(), name, " has another dtype");
   STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == batch && x.size(2) == positions, name, " must be [",
                   batch, ", channels, ", positions, "]");
-  STD_TORCH_CHECK(x.stride(2) == 1 || x.size(2) <= 1, name, " must have its positions in a row");
+  STD_TORCH_CHECK(x.stride(2) == 1 || x.size(2) <= 1 || x.numel() == 0, name,
+                  " must have its positions in a row");
 }
 
 Map map_of(const Tensor& x, int64_t batch) {

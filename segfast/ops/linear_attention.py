@@ -115,8 +115,7 @@ def linear_attention2d(
         residual: False leaves x + away, as in ABCNet.
 
     Returns:
-        y [B, C, H, W] in the dtype of x; under autocast attention is computed in its dtype, and x
-        added as it came.
+        y [B, C, H, W] in the dtype of x; under autocast only attention is computed in its dtype.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -133,7 +132,8 @@ def linear_attention2d(
     weights = {"w_q": w_q, "w_k": w_k, "w_v": w_v}
     biases = {"b_q": b_q, "b_k": b_k, "b_v": b_v}
     _require_block(x, weights, biases, gamma)
-    w_q, w_k, w_v = (w.flatten(1) for w in weights.values())
+    w_q, w_k, w_v = (_autocast(w).flatten(1) for w in weights.values())
+    b_q, b_k, b_v = (None if b is None else _autocast(b) for b in biases.values())
     tokens = _autocast(x).flatten(2)  # [B, C, N]
     dtype, features = tokens.dtype, w_q.shape[0]
     qk = torch.cat([w_q, w_k]).to(dtype) @ tokens  # [B, 2 D, N]
@@ -148,7 +148,7 @@ def linear_attention2d(
     scale = gamma.reshape(1).to(state.dtype).expand(x.shape[0])
     fused = residual and dtype == x.dtype
     y = call(Read, qk[:, :features], state, scale, tokens if fused else None, index, eps)
-    y = y.reshape(x.shape)
+    y = y.reshape(x.shape).to(x.dtype)
     return x + y if residual and not fused else y
 
 
