@@ -1,6 +1,6 @@
 // Linear attention, forward and backward, block of positions by block: phi is computed into cache
 // and never written to memory. Formulas: reference.py.
-#include "features.h"
+#include "feature_maps.h"
 #include "half.h"
 #include "linear_attention.h"
 #include "products.h"
