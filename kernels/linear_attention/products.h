@@ -109,8 +109,9 @@ SEGFAST_INLINE void project_tile(const T* w, int64_t w_pitch, const T* x, int64_
 
 // Not inlined: its caller's variables would take the registers it needs.
 template <int kRows, int kVectors, typename T, typename Emit>
-__attribute__((noinline)) void project_rows(const T* w, int64_t w_pitch, const T* x, int64_t x_pitch, int64_t terms,
-                  int64_t count, const Emit& emit) {
+__attribute__((noinline)) void project_rows(const T* w, int64_t w_pitch, const T* x,
+                                            int64_t x_pitch, int64_t terms, int64_t count,
+                                            const Emit& emit) {
   constexpr int W = kLanes<T>;
   int64_t n = 0;
   const auto at = [&](int i, int64_t offset, Vec<T, W> sum)
