@@ -2,9 +2,9 @@
 
     python -m segfast._triton_resources [--sample] [--json]    # also `segfast info --kernels`
 
-No GPU is needed. Registers and spills are not in the metadata (the driver fills them in): the
 No GPU is needed. Registers and spills are not in the metadata (the driver fills them in): machine
-code goes through cuobjdump and nvdisasm, which Triton's wheel carries. `report` runs this in
+code goes through cuobjdump and nvdisasm, which Triton's wheel carries. `report` runs this in a
+process of its own, since Triton decides once per process whether it interprets or compiles.
 """
 
 from __future__ import annotations
@@ -163,6 +163,12 @@ def line(r: Resources) -> str:
 def environment() -> dict[str, str]:
     """This process's, but Triton compiles."""
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def show(options: Sequence[str]) -> int:
+    """The table, printed as it grows by a process of its own; its exit code."""
+    command = [sys.executable, "-m", "segfast._triton_resources", *options]
+    return subprocess.run(command, env=environment()).returncode
 
 
 def report(sample: bool = False) -> list[Resources]:

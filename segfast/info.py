@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import platform
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from segfast._native import instruction_sets, native, why_not_native
 from segfast._version import __version__
-from segfast.ops import dense_crf, linear_attention, max_unpool
 
+# By name: segfast.ops.linear_attention is also the function.
 _OPERATORS = {
-    "dense_crf": dense_crf,
-    "linear_attention": linear_attention,
-    "max_unpool": max_unpool,
+    name: import_module(f"segfast.ops.{name}")
+    for name in ("dense_crf", "linear_attention", "max_unpool")
 }
 
 

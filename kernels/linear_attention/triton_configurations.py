@@ -35,7 +35,8 @@ class Configuration:
     num_stages: int
 
 
-# (kernel, dtype) -> for each of ROWS: BLOCK_E, BLOCK_N, warps, stages.
+# (kernel, dtype) -> for each of ROWS: BLOCK_E, BLOCK_N, warps, stages. float32 ends at 128 rows:
+# beyond, the parts of its products do not fit the registers.
 TABLE: dict[tuple[str, str], tuple[tuple[int, int, int, int], ...]] = {
     ("state", "bfloat16"): (
         (64, 64, 4, 2),
@@ -51,13 +52,7 @@ TABLE: dict[tuple[str, str], tuple[tuple[int, int, int, int], ...]] = {
         (128, 32, 8, 2),
         (32, 32, 8, 2),
     ),
-    ("state", "float32"): (
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-    ),
+    ("state", "float32"): ((64, 32, 4, 2), (32, 32, 8, 2), (64, 32, 8, 2), (64, 16, 8, 2)),
     ("state_backward", "bfloat16"): (
         (64, 64, 4, 2),
         (64, 64, 8, 2),
@@ -72,15 +67,9 @@ TABLE: dict[tuple[str, str], tuple[tuple[int, int, int, int], ...]] = {
         (16, 32, 8, 2),
         (16, 16, 8, 2),
     ),
-    ("state_backward", "float32"): (
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-    ),
+    ("state_backward", "float32"): ((32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2)),
     ("grad_v", "bfloat16"): (
-        (16, 16, 4, 2),
+        (64, 32, 4, 2),
         (128, 64, 8, 2),
         (128, 64, 8, 2),
         (128, 32, 8, 2),
@@ -93,13 +82,7 @@ TABLE: dict[tuple[str, str], tuple[tuple[int, int, int, int], ...]] = {
         (64, 32, 8, 2),
         (32, 16, 8, 2),
     ),
-    ("grad_v", "float32"): (
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-    ),
+    ("grad_v", "float32"): ((64, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2), (64, 16, 8, 2)),
     ("read", "bfloat16"): (
         (64, 64, 4, 2),
         (128, 64, 8, 2),
@@ -114,13 +97,7 @@ TABLE: dict[tuple[str, str], tuple[tuple[int, int, int, int], ...]] = {
         (64, 32, 8, 2),
         (64, 32, 8, 2),
     ),
-    ("read", "float32"): (
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-    ),
+    ("read", "float32"): ((64, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2), (64, 16, 8, 2)),
     ("read_backward", "bfloat16"): (
         (32, 64, 4, 2),
         (64, 64, 8, 2),
@@ -135,13 +112,7 @@ TABLE: dict[tuple[str, str], tuple[tuple[int, int, int, int], ...]] = {
         (16, 32, 8, 2),
         (16, 16, 8, 1),
     ),
-    ("read_backward", "float32"): (
-        (32, 64, 4, 2),
-        (32, 64, 8, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-    ),
+    ("read_backward", "float32"): ((32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 2), (16, 32, 8, 2)),
     ("grad_state", "bfloat16"): (
         (64, 64, 4, 2),
         (128, 64, 8, 2),
@@ -156,22 +127,20 @@ TABLE: dict[tuple[str, str], tuple[tuple[int, int, int, int], ...]] = {
         (128, 32, 8, 2),
         (64, 32, 8, 2),
     ),
-    ("grad_state", "float32"): (
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-        (16, 16, 4, 2),
-    ),
+    ("grad_state", "float32"): ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (64, 16, 8, 2)),
 }
 
 
 def choose(kernel: str, dtype: str, rows: int, capability: tuple[int, int]) -> Configuration | None:
     """The tiles for a state of that many rows; None where the kernels do not serve."""
-    if dtype not in DOT or rows > ROWS[-1] or capability < OLDEST:
+    if dtype not in DOT or rows > most_rows(dtype) or capability < OLDEST:
         return None
     at = next(i for i, most in enumerate(ROWS) if rows <= most)
     return Configuration(DOT[dtype], ROWS[at], *TABLE[kernel, dtype][at])
+
+
+def most_rows(dtype: str) -> int:
+    return ROWS[len(TABLE[KERNELS[0], dtype]) - 1]
 
 
 def splits(chosen: Configuration, positions: int, programs: int, least: int = 0) -> tuple[int, int]:

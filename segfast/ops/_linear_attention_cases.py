@@ -8,7 +8,7 @@ from typing import Any
 import triton.language as tl
 
 from segfast._triton_resources import Case
-from segfast.kernels.linear_attention.triton_configurations import DOT, KERNELS, ROWS, choose
+from segfast.kernels.linear_attention.triton_configurations import ROWS, TABLE, choose
 from segfast.kernels.linear_attention.triton_features import SOFTPLUS, TAYLOR
 from segfast.kernels.linear_attention.triton_read import read_backward_kernel, read_kernel
 from segfast.kernels.linear_attention.triton_state import state_kernel, sum_splits_kernel
@@ -28,11 +28,10 @@ VARIANTS = ((SOFTPLUS, True), (TAYLOR, False))
 
 
 def cases() -> Iterator[Case]:
-    for kernel in KERNELS:
-        for dtype in DOT:
-            for rows in ROWS:
-                for feature_map, aligned in VARIANTS:
-                    yield _case(kernel, dtype, rows, feature_map, aligned)
+    for (kernel, dtype), tiles in TABLE.items():
+        for rows in ROWS[: len(tiles)]:
+            for feature_map, aligned in VARIANTS:
+                yield _case(kernel, dtype, rows, feature_map, aligned)
     types = _types(sum_splits_kernel, "fp32", {"BLOCK"}, FLOATS)
     pointers = frozenset(name for name, kind in types.items() if kind.startswith("*"))
     yield Case("sum_splits", sum_splits_kernel, types, {"BLOCK": 256}, pointers, {}, False)

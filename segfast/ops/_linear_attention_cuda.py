@@ -1,7 +1,7 @@
 """Registers the Triton kernels of linear attention for CUDA; imports them at the first call.
 
 The reference serves where they do not: no Triton, float64, a GPU older than sm_80, more than 256
-rows of the state, nothing to compute.
+rows of the state (128 in float32), nothing to compute.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segfast.kernels.linear_attention.triton_configurations import ROWS
+from segfast.kernels.linear_attention.triton_configurations import most_rows
 from segfast.ops._linear_attention_op import REFERENCE, TAYLOR
 
 _PREFIX = "_linear_attention_"
@@ -38,7 +38,9 @@ def launchers() -> ModuleType | None:
 def served_by() -> str:
     if not has_triton():
         return "reference (PyTorch): triton is not installed"
-    return f"triton_state.py, triton_read.py (up to {ROWS[-1]} features; float64: reference)"
+    half, single = most_rows("float16"), most_rows("float32")
+    limits = f"up to {half} features, {single} in float32; float64: reference"
+    return f"triton_state.py, triton_read.py ({limits})"
 
 
 def _serve(name: str, like: int) -> Callable[..., Any]:

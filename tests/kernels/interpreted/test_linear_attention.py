@@ -24,33 +24,26 @@ def run(operator: str, problem: Problem) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_feature_maps(operator: str, feature_map: str, dtype: torch.dtype) -> None:
-    problem = make((2, 5, 70, 150), feature_map, dtype)
+    problem = make((1, 5, 20, 70), feature_map, dtype)
     check(operator, run(operator, problem), problem)
 
 
-# B, D, E, N: one of everything; D that fills its tile, and does not; several splits and blocks.
-SHAPES = (
-    (1, 1, 1, 1),
-    (3, 1, 2, 7),
-    (1, 16, 3, 65),
-    (2, 31, 17, 33),
-    (1, 8, 64, 900),
-    (1, 64, 300, 70),
-)
+# B, D, E, N: one of everything; D that fills its tile; several images, blocks and splits.
+SHAPES = ((1, 1, 1, 1), (1, 16, 3, 65), (2, 9, 70, 7), (1, 3, 5, 300), (1, 40, 130, 33))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("feature_map", ["softplus", "taylor"])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_shapes(operator: str, shape: tuple[int, int, int, int]) -> None:
-    for feature_map in ("softplus", "taylor"):
-        problem = make(shape, feature_map, fused=False)
-        check(operator, run(operator, problem), problem)
+def test_shapes(operator: str, feature_map: str, shape: tuple[int, int, int, int]) -> None:
+    problem = make(shape, feature_map, fused=False)
+    check(operator, run(operator, problem), problem)
 
 
 @pytest.mark.parametrize("channels", [100, 256])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_many_channels(operator: str, channels: int) -> None:
-    problem = make((1, channels, 40, 50), "softplus")
+    problem = make((1, channels, 20, 18), "softplus")
     check(operator, run(operator, problem), problem)
 
 
@@ -63,7 +56,7 @@ def test_strides(operator: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_twice_the_same_bits(operator: str) -> None:
-    problem = make((1, 8, 64, 900), "taylor")
+    problem = make((1, 3, 5, 300), "taylor")
     for a, b in zip(run(operator, problem), run(operator, problem), strict=True):
         assert torch.equal(a, b)
 
