@@ -105,7 +105,7 @@ def _benchmark(operator: str) -> tuple[Phase, ...]:
             f"benchmark:{operator}",
             (*pytest, f"--benchmark-json={{out}}/{operator}.json"),
             most=180,
-            least=60,
+            least=50,
             modules=("pytest", "pytest_benchmark"),
             after=("build", "kernels"),
         ),
