@@ -24,25 +24,32 @@ FUNCTIONS = {
 MAPS = {"k", "v", "q", "o", "residual", "grad", "grad_k", "grad_v", "grad_q"}
 FLOATS = {"state", "partial", "gamma", "out", "last"}
 # softplus, the largest, on maps whose rows are aligned; taylor on maps of odd sizes.
-VARIANTS = ((SOFTPLUS, True), (TAYLOR, False))
+VARIANTS = ("softplus aligned", "taylor odd")
+ONES = "softplus ones"  # Triton makes a constant of every size that is 1; no gamma, no residual
 
 
 def cases() -> Iterator[Case]:
     for (kernel, dtype), tiles in TABLE.items():
         for rows in ROWS[: len(tiles)]:
-            for feature_map, aligned in VARIANTS:
-                yield _case(kernel, dtype, rows, feature_map, aligned)
-    types = _types(sum_splits_kernel, "fp32", {"BLOCK"}, FLOATS)
-    pointers = frozenset(name for name, kind in types.items() if kind.startswith("*"))
-    yield Case("sum_splits", sum_splits_kernel, types, {"BLOCK": 256}, pointers, {}, False)
+            for variant in VARIANTS:
+                yield _case(kernel, dtype, rows, variant)
+    for kernel in FUNCTIONS:
+        yield _case(kernel, "bfloat16", 1, ONES)
+    for name, constants in (
+        ("sum_splits", {"BLOCK": 256}),
+        ("sum_splits ones", {"BLOCK": 256, "gamma": None, "last": None, "size": 1, "splits": 1}),
+    ):
+        types = _types(sum_splits_kernel, "fp32", set(constants), FLOATS)
+        pointers = frozenset(name for name, kind in types.items() if kind.startswith("*"))
+        yield Case(name, sum_splits_kernel, types, constants, pointers, {}, False)
 
 
-def _case(kernel: str, dtype: str, rows: int, feature_map: Any, aligned: bool) -> Case:
+def _case(kernel: str, dtype: str, rows: int, variant: str) -> Case:
     function = FUNCTIONS[kernel]
     chosen = choose(kernel, dtype, rows, (9, 0))
     assert chosen is not None
-    constants = {
-        "FEATURES": feature_map.value,
+    constants: dict[str, Any] = {
+        "FEATURES": (TAYLOR if variant.startswith("taylor") else SOFTPLUS).value,
         "INDEX": tl.int32,
         "DOT": chosen.dot,
         "DOT_DTYPE": tl.bfloat16 if chosen.dot == "bfloat16" else tl.float32,
@@ -54,10 +61,14 @@ def _case(kernel: str, dtype: str, rows: int, feature_map: Any, aligned: bool) -
         constants["state"] = None
     if "KEYS" in function.arg_names:
         constants["KEYS"] = kernel in ("state_backward", "grad_v")
+    if variant == ONES:
+        constants |= dict.fromkeys({"gamma", "residual"} & set(function.arg_names))
+        sizes = _types(function, "bf16", set(constants), FLOATS)
+        constants |= {name: 1 for name, kind in sizes.items() if kind == "i32"}
     short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[dtype]
     types = _types(function, short, set(constants), FLOATS)
     multiples = {name for name, kind in types.items() if kind.startswith("*")}
-    if aligned:
+    if variant.endswith("aligned"):
         multiples |= {
             name
             for name in types
@@ -65,8 +76,7 @@ def _case(kernel: str, dtype: str, rows: int, feature_map: Any, aligned: bool) -
         }
     tile = f"{chosen.block_r}x{chosen.block_e}x{chosen.block_n}"
     options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
-    name = f"{kernel} {dtype} {tile} warps {chosen.num_warps} stages {chosen.num_stages}"
-    name += " softplus aligned" if aligned else " taylor odd"
+    name = f"{kernel} {dtype} {tile} warps {chosen.num_warps} stages {chosen.num_stages} {variant}"
     return Case(name, function, types, constants, frozenset(multiples), options, True)
 
 
