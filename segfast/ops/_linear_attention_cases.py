@@ -26,6 +26,7 @@ FLOATS = {"state", "partial", "gamma", "out", "last"}
 # softplus, the largest, on maps whose rows are aligned; taylor on maps of odd sizes.
 VARIANTS = ("softplus aligned", "taylor odd")
 ONES = "softplus ones"  # Triton makes a constant of every size that is 1; no gamma, no residual
+WIDE = "softplus wide aligned"  # offsets in int64
 
 
 def cases() -> Iterator[Case]:
@@ -35,6 +36,7 @@ def cases() -> Iterator[Case]:
                 yield _case(kernel, dtype, rows, variant)
     for kernel in FUNCTIONS:
         yield _case(kernel, "bfloat16", 1, ONES)
+        yield _case(kernel, "bfloat16", 32, WIDE)
     for name, constants in (
         ("sum_splits", {"BLOCK": 256}),
         ("sum_splits ones", {"BLOCK": 256, "gamma": None, "last": None, "size": 1, "splits": 1}),
@@ -50,7 +52,7 @@ def _case(kernel: str, dtype: str, rows: int, variant: str) -> Case:
     assert chosen is not None
     constants: dict[str, Any] = {
         "FEATURES": (TAYLOR if variant.startswith("taylor") else SOFTPLUS).value,
-        "INDEX": tl.int32,
+        "INDEX": tl.int64 if variant == WIDE else tl.int32,
         "DOT": chosen.dot,
         "DOT_DTYPE": tl.bfloat16 if chosen.dot == "bfloat16" else tl.float32,
         "BLOCK_R": chosen.block_r,

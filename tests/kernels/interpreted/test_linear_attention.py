@@ -55,6 +55,15 @@ def test_strides(operator: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
+def test_offsets_beyond_2_to_the_31(operator: str) -> None:
+    """One channel, so that a map with such strides takes no memory."""
+    problem = make((1, 1, 1, 20), "softplus", fused=False)
+    for x in (problem.q, problem.k, problem.v, problem.grad):
+        x.as_strided_(x.shape, (1 << 33, 1 << 31, 1))
+    check(operator, run(operator, problem), problem)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_twice_the_same_bits(operator: str) -> None:
     problem = make((1, 3, 5, 300), "taylor")
     for a, b in zip(run(operator, problem), run(operator, problem), strict=True):
