@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from segfast.cli.files import require_extra
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -14,14 +16,29 @@ def add_parser(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="compile the Triton kernels for sm_80, sm_90, sm_100; show what they take (minutes)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.kernels:
+        return kernels(as_json=args.json)
     from segfast.info import info
 
     facts = info()
     print(json.dumps(facts, indent=2) if args.json else "\n".join(readable(facts)))
     return 0
+
+
+def kernels(as_json: bool) -> int:
+    """Prints a line per kernel and target; 1 where one spills or takes too much."""
+    from segfast import _triton_resources
+
+    require_extra("triton", "triton", "triton")
+    return _triton_resources.show(["--json"] if as_json else [])
 
 
 def readable(facts: Mapping[str, Any], indent: int = 0) -> list[str]:

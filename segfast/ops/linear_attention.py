@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.kernels.linear_attention.reference import FEATURE_MAPS
-from segfast.ops import _check
+from segfast.ops import _check, _linear_attention_cuda
 from segfast.ops._function import call
 from segfast.ops._linear_attention_grad import Read, State
 from segfast.ops._linear_attention_op import compiled, rows
@@ -158,7 +158,7 @@ def served_by() -> dict[str, str]:
     cpu = "reference (PyTorch)"
     if module is not None and compiled("_linear_attention_state", "cpu"):
         cpu = f"linear_attention_cpu.cpp ({module.instruction_set()})"
-    return {"cpu": cpu, "cuda": "reference (PyTorch)"}
+    return {"cpu": cpu, "cuda": _linear_attention_cuda.served_by()}
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:

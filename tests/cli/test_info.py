@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+
+import pytest
 
 import segfast
 from segfast.cli.info import readable
@@ -20,6 +23,13 @@ def test_readable_names_every_fact(run: Run) -> None:
         if isinstance(value, str):
             assert value in printed
     assert "dense crf" in printed
+
+
+def test_kernels_need_triton(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    outcome = run("info", "--kernels")
+    assert outcome.code == 2
+    assert 'triton is not installed: pip install "segfast[triton]"' in outcome.err
 
 
 def test_readable_layout() -> None:

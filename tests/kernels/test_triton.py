@@ -1,0 +1,83 @@
+"""Triton's kernels without a GPU: interpreted against the oracle; compiled for three targets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from segfast import _triton_resources as resources
+
+ROOT = Path(__file__).parents[2]
+INTERPRETED = ROOT / "tests/kernels/interpreted"
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(INTERPRETED.glob("test_*.py")), ids=lambda path: path.stem)
+def test_interpreted(path: Path) -> None:
+    """Runs the file in a process of its own: Triton interprets or compiles for all of a process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "ignore::DeprecationWarning", str(path)],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@needs_triton
+@pytest.mark.slow
+def test_configurations_stay_in_registers() -> None:
+    """Each on one target or more; `segfast info --kernels` looks at all of them."""
+    found = resources.report(sample=True)
+    names = {r.name for r in found}
+    configurations = {" ".join(name.split()[:7]) for name in names}
+    assert len(configurations) > 50
+    assert {r.target for r in found} == set(resources.SHARED_KIB)
+    assert not [resources.line(r) for r in found if r.problem]
+
+
+USAGE = """
+Resource usage:
+ Function state_kernel:
+  REG:255 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:992 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+CODE = """
+        /*0990*/                   LDGSTS.E.BYPASS.LTC128B.128 [R159], desc[UR12][R8.64], P5 ;
+        /*0a10*/                   STL [R1+0x4], R23 ;
+        /*0b20*/                   LDL.LU R23, [R1+0x4] ;
+        /*1650*/                   HGMMA.64x32x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*1660*/                   UTCHMMA gdesc[UR12], gdesc[UR14], tmem[UR9] ;
+"""
+
+
+def case(matrix: bool = True) -> resources.Case:
+    return resources.Case("state", None, {}, {}, frozenset(), {}, matrix)
+
+
+def test_the_tools_are_read() -> None:
+    found = resources.read(case(), 90, USAGE, CODE, 4096)
+    numbers = (found.registers, found.stack, found.local, found.shared)
+    assert numbers == (255, 16, 0, 4096)
+    assert (found.matrix, found.copies, found.spills) == (2, 1, 2)
+    assert found.problem == "stack 16, spills 2"
+
+
+def test_problems_are_seen() -> None:
+    fine = "REG:32 STACK:0 SHARED:0 LOCAL:0"
+    assert resources.read(case(matrix=False), 80, fine, "", 0).problem == ""
+    assert resources.read(case(), 80, fine, "", 0).problem == "no matrix instructions"
+    large = resources.read(case(), 80, fine, "HMMA", 200 * 1024)
+    assert large.problem == "shared memory above 163 KiB"
+    assert resources.read(case(), 90, fine, "HMMA", 200 * 1024).problem == ""
+    assert resources.read(case(), 90, "nothing", "", 0).problem
