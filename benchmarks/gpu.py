@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-OPERATORS = ("max_unpool", "dense_crf")  # newest first
+OPERATORS = ("linear_attention", "max_unpool", "dense_crf")  # newest first
 BUDGET = 540  # seconds
 NO_GPU = 3
 NO_TESTS = 5  # pytest's exit code when everything was deselected
@@ -88,7 +88,7 @@ def _checks(operator: str) -> tuple[Phase, ...]:
             f"tests:{operator}",
             tests,
             most=150,
-            least=40,
+            least=35,
             modules=("pytest",),
             after=("build", "kernels"),
         ),
@@ -105,7 +105,7 @@ def _benchmark(operator: str) -> tuple[Phase, ...]:
             f"benchmark:{operator}",
             (*pytest, f"--benchmark-json={{out}}/{operator}.json"),
             most=180,
-            least=60,
+            least=50,
             modules=("pytest", "pytest_benchmark"),
             after=("build", "kernels"),
         ),
