@@ -120,7 +120,9 @@ def repeated(once: Job, workload: Workload) -> Job:
     """`workload.repeat` calls, the device waited for; returns the last result."""
 
     def job() -> Any:
+        result = None
         for _ in range(workload.repeat):
+            del result  # of two calls, one result at a time: peak memory is asked for
             result = once()
         if workload.device == "cuda":
             torch.cuda.synchronize()
@@ -142,7 +144,7 @@ def measure(
         try:
             passed += suite.gates(workload, {name: suite.prepare(name, workload)})
         except Exception as error:
-            missing[name] = f"failed here: {str(error).splitlines()[0] if str(error) else error!r}"
+            missing[name] = "failed here: " + (str(error) or repr(error)).splitlines()[0]
     for name in workload.providers:
         if name not in missing:
             jobs[name] = suite.prepare(name, workload)

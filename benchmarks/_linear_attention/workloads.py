@@ -58,7 +58,7 @@ class Workload(_measure.Workload):
     @property
     def repeat(self) -> int:
         elements = self.batch * self.channels * self.positions
-        return max(1, (200_000_000 if self.device == "cuda" else 2_000_000) // elements)
+        return max(1, min(50, (200_000_000 if self.device == "cuda" else 2_000_000) // elements))
 
     @property
     def bytes_moved(self) -> int:

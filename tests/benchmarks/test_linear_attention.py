@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import _measure, report
+from benchmarks import _common, _measure, report
 from benchmarks._gate import WrongResult
 from benchmarks._linear_attention import gates, providers
 from benchmarks._linear_attention.workloads import (
@@ -155,45 +156,63 @@ def test_another_function_does_not_pass_for_this_one() -> None:
 # ------------------------------------------------------------------------------------------ rows
 
 
-class Disabled:
-    """pytest-benchmark's fixture under --benchmark-disable."""
+class Fixture:
+    """As much of pytest-benchmark's fixture as is used."""
 
-    stats = None
+    def __init__(self) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.stats: Any = None
 
-    def pedantic(self, job: Any, setup: Any, **_: Any) -> None:
-        setup()
-        job()
+    def pedantic(self, job: Any, setup: Any, rounds: int, **_: Any) -> None:
+        data = []
+        for _ in range(rounds):
+            setup()
+            data.append(_common.timed(job))
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=data))
 
 
-def test_others_kernels_that_fail_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def _broken(*arguments: Any) -> torch.Tensor:
+    raise RuntimeError("no make_block_ptr\nin this version")
+
+
+def _doubled(*arguments: Any) -> torch.Tensor:
+    return 2 * providers.einsum(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("attend", "needs", "reason"),
+    [
+        (_broken, "", "failed here: no make_block_ptr"),
+        (_doubled, "", "failed here: flash-bla against float64, tiny, result: max"),
+        (_doubled, "no_such_module", "no_such_module is not installed here"),
+        (providers.einsum, "", None),
+    ],
+)
+def test_others_kernels_that_fail_are_left_out(
+    attend: Any, needs: str, reason: str | None,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """Where another project's kernels do not run here or are wrong, the rest is still measured."""
-    workload = dataclasses.replace(tiny("forward", "softplus"), providers=(*PLAIN, "flash-bla"))
-    calls = []
-
-    def broken(*arguments: Any) -> torch.Tensor:
-        calls.append(1)
-        raise RuntimeError("no make_block_ptr")
-
-    def off(*arguments: Any) -> torch.Tensor:
-        calls.append(1)
-        return 2 * providers.einsum(*arguments)
-
-    def prepare(name: str, w: Workload) -> Any:
-        return providers.prepare(name, w, inputs_of(w))
-
-    suite = _measure.Suite("a", "", providers.PROVIDERS, prepare, gates.run_gates)
-    for attend in (broken, off):
-        functions = providers.Functions(attend, providers.convolved(attend))
-        foreign = _measure.Provider(functions, str, foreign=True)
-        monkeypatch.setitem(providers.PROVIDERS, "flash-bla", foreign)
-        calls.clear()
-        _measure.measure(suite, workload, 1, Disabled(), None)
-        assert calls
-        needy = dataclasses.replace(foreign, needs="no_such_module_anywhere")
-        monkeypatch.setitem(providers.PROVIDERS, "flash-bla", needy)
-        calls.clear()
-        _measure.measure(suite, workload, 1, Disabled(), None)
-        assert not calls
+    functions = providers.Functions(attend, providers.convolved(attend))
+    foreign = _measure.Provider(functions, str, needs=needs, foreign=True)
+    monkeypatch.setitem(providers.PROVIDERS, "flash-bla", foreign)
+    names = (*PLAIN, "flash-bla")
+    workload = dataclasses.replace(
+        tiny("forward", "softplus"), providers=names, allocator="default"
+    )
+    suite = _measure.Suite(
+        "linear_attention",
+        "",
+        providers.PROVIDERS,
+        lambda name, w: providers.prepare(name, w, inputs_of(w)),
+        gates.run_gates,
+    )
+    benchmark = Fixture()
+    _measure.measure(suite, workload, 1, benchmark, capsys)
+    info = benchmark.extra_info
+    assert [row["name"] for row in info["providers"]] == list(PLAIN if reason else names)
+    assert info["absent"].get("flash-bla", "").startswith(reason or "")
+    assert bool(info["absent"]) == bool(reason)
 
 
 def measured(peer: float, served_by: str = "linear_attention_cpu.cpp") -> list[dict[str, Any]]:
