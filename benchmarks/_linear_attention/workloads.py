@@ -154,7 +154,9 @@ def _cpu() -> list[Workload]:
                 rows.append(add(f"{name}-batch4", op, shape=four, **batch))
                 if main:
                     rows.append(add(f"{name}-users", op, shape=one, **users))
-                for dtype in (torch.bfloat16, torch.float16) if level == 2 else ():
+                # MANet's block of PyTorch takes seconds in half precision.
+                halves = level == 2 and (core or network == "maresu")
+                for dtype in (torch.bfloat16, torch.float16) if halves else ():
                     kind = str(dtype).removeprefix("torch.")
                     rows.append(add(f"{name}-{kind}", op, shape=one, dtype=dtype, detail=True))
     return rows

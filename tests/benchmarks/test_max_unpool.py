@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import _measure, report
+from benchmarks._gate import WrongResult
 from benchmarks._max_unpool import gates, providers
 from benchmarks._max_unpool.workloads import (
     BY_NAME,
@@ -126,7 +127,7 @@ def test_every_operation_can_fail_its_gate(operation: str) -> None:
             last[-1], torch.tensor(torch.inf))  # fmt: skip
         return flat
 
-    with pytest.raises(gates.WrongResult, match=r"tiny: segfast differs.*nothing was timed"):
+    with pytest.raises(WrongResult, match=r"tiny: segfast differs.*nothing was timed"):
         gates.run_gates(workload, {"segfast": wrong, "torch": right})
 
 
