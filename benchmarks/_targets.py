@@ -6,19 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+SMALLEST_MB = 0.1  # less cannot be told from nothing
+
 
 @dataclass(frozen=True)
 class Target:
     """A promise of one row at one number of threads.
 
-    of "time" or "memory": the peer needs at least `ratio` times ours. of "copy": our traffic is at
-    least `ratio` of the bandwidth of a copy; no peer.
+    of "time", "memory" or "extra memory" (beyond the results): the peer needs at least `ratio`
+    times ours. of "copy": our traffic is at least `ratio` of the bandwidth of a copy; no peer.
     """
 
     peer: str
     threads: int
     ratio: float
     of: str = "time"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A promise of several rows together: the geometric mean of a peer's times over ours.
+
+    Rows that carry an equal promise belong together; `rows` says how many they are.
+    """
+
+    name: str
+    peer: str
+    threads: int
+    ratio: float
+    rows: int
 
 
 def judge(
@@ -45,13 +61,39 @@ def judge(
             measured = ours["gb_per_s"] / copy_gb_s if copy_gb_s else None
         elif peer is not None and target.of == "time":
             measured = peer["ratio"]
+        elif target.of == "extra memory":
+            theirs = None if peer is None else peer.get("extra_mb")
+            if theirs is not None and ours.get("extra_mb") is not None:
+                measured = theirs / max(ours["extra_mb"], SMALLEST_MB)
         elif peer is not None and peer["peak_mb"] and ours["peak_mb"]:
             measured = peer["peak_mb"] / ours["peak_mb"]
         met = None if measured is None else measured >= target.ratio
-        if "reference" in ours["served_by"] or ours["served_by"].lower().startswith("torch"):
+        if served_by_torch(ours["served_by"]):
             met = None if met is None else False  # PyTorch's own speed meets no promise
         found.append(
             {"peer": target.peer, "of": target.of, "at_least": target.ratio}
             | {"measured": measured, "met": met}
         )
     return found
+
+
+def contributions(
+    means: Sequence[Mean], threads: int, rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What a row adds to each of its means of this thread count; the report averages.
+
+    Args:
+        rows: as for `judge`.
+    """
+    ratios = {row["name"]: row["ratio"] for row in rows}
+    return [
+        {"name": mean.name, "peer": mean.peer, "at_least": mean.ratio, "rows": mean.rows}
+        | {"measured": ratios.get(mean.peer), "ours": not served_by_torch(rows[0]["served_by"])}
+        for mean in means
+        if mean.threads == threads
+    ]
+
+
+def served_by_torch(kernel: str) -> bool:
+    """Whether what serves a row is PyTorch itself."""
+    return "reference" in kernel or kernel.lower().startswith("torch")

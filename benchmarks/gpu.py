@@ -88,7 +88,7 @@ def _checks(operator: str) -> tuple[Phase, ...]:
             f"tests:{operator}",
             tests,
             most=150,
-            least=40,
+            least=35,
             modules=("pytest",),
             after=("build", "kernels"),
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -145,7 +146,41 @@ def promises(rows: Sequence[Row]) -> str:
                 f"- {row['workload']}, {row['threads']} thread(s), {target['of']}: {said}: "
                 f"**{verdict}**"
             )
+    for mean in geometric_means(rows):
+        verdict = {True: "met", False: "MISSED", None: "not measured"}[mean["met"]]
+        lines.append(
+            f"- geometric mean over {mean['found']} of {mean['rows']} rows, {mean['name']}, "
+            f"{mean['threads']} thread(s), time: {mean['peer']} needs {number(mean['measured'])}x "
+            f"ours, promised >= {number(mean['at_least'])}x: **{verdict}**"
+        )
     return "\n".join(lines)
+
+
+def geometric_means(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The promises over several rows (`_targets.Mean`): measured and met.
+
+    Nothing is measured while a row of a mean is absent or lacks the peer; nothing is met where
+    PyTorch itself served one.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        for part in row.get("means", ()):
+            key = (part["name"], part["peer"], row["threads"], part["at_least"], part["rows"])
+            groups.setdefault(key, []).append(part)
+    found = []
+    for (name, peer, threads, at_least, count), parts in groups.items():
+        ratios = [part["measured"] for part in parts if part["measured"] is not None]
+        measured = None
+        if len(ratios) == count:
+            measured = math.exp(math.fsum(map(math.log, ratios)) / count)
+        met = None
+        if measured is not None:
+            met = measured >= at_least and all(part["ours"] for part in parts)
+        found.append(
+            {"name": name, "peer": peer, "threads": threads, "at_least": at_least, "rows": count}
+            | {"found": len(ratios), "measured": measured, "met": met}
+        )
+    return found
 
 
 def header(rows: Sequence[Row]) -> str:
@@ -177,7 +212,8 @@ def header(rows: Sequence[Row]) -> str:
 def summary(row: Row) -> str:
     """One row as it is printed while a benchmark runs."""
     absent = "\n".join(f"absent: {n}: {why}" for n, why in row.get("absent", {}).items())
-    return "\n".join(part for part in (table([row]), promises([row]), absent) if part)
+    alone = {key: value for key, value in row.items() if key != "means"}
+    return "\n".join(part for part in (table([row]), promises([alone]), absent) if part)
 
 
 def markdown(rows: Sequence[Row], title: str, plot: str | None) -> str:

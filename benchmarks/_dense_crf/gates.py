@@ -6,28 +6,12 @@ import functools
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks._dense_crf.providers import PROVIDERS, absent, filter_inputs
 from benchmarks._dense_crf.workloads import BY_NAME, Inputs, Workload, at, crop, inputs_of
+from benchmarks._gate import gate
 from segfast.kernels.dense_crf import reference
-
-
-class WrongResult(AssertionError):
-    """Two providers disagree, so nothing is timed."""
-
-
-def gate(name: str, actual: Any, expected: Any, limit: float) -> dict[str, Any]:
-    """max |actual - expected| must not exceed `limit`; NaN never passes."""
-    actual, expected = (torch.as_tensor(each).double() for each in (actual, expected))
-    if actual.shape != expected.shape:
-        shapes = f"{tuple(actual.shape)} and {tuple(expected.shape)}"
-        raise WrongResult(f"{name}: shapes {shapes} differ; nothing was timed")
-    error = float((actual - expected).abs().max())
-    if not error <= limit:
-        raise WrongResult(f"{name}: max |difference| {error:.3g} > {limit:.3g}; nothing was timed")
-    return {"name": name, "max_abs": error, "limit": limit}
 
 
 def _oracle(workload: Workload, inputs: Inputs, method: str, spatial: str) -> Tensor:

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import Job
+from benchmarks._gate import WrongResult
 from benchmarks._max_unpool.workloads import Workload
 from segfast.ops import unpack_indices
-
-
-class WrongResult(AssertionError):
-    """A provider differs from PyTorch, so nothing is timed."""
 
 
 def tensors(workload: Workload, result: Any) -> list[Tensor]:

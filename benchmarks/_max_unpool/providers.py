@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 import segfast
 from benchmarks._common import Job
 from benchmarks._max_unpool.workloads import Workload
+from benchmarks._measure import Provider, repeated
 from segfast import ops
 
 Maps = list[Tensor]
@@ -92,27 +92,9 @@ def _job(functions: Functions, compile_: bool, workload: Workload, maps: Maps) -
 
 
 def prepare(name: str, workload: Workload, maps: Maps) -> Job:
-    """`workload.repeat` times the operation, the device waited for; returns the last result."""
+    """`workload.repeat` times the operation; returns the last result."""
     provider = PROVIDERS[name]
-    once = _job(provider.functions, provider.compiled, workload, maps)
-
-    def job() -> Any:
-        for _ in range(workload.repeat):
-            result = once()
-        if workload.device == "cuda":
-            torch.cuda.synchronize()
-        return result
-
-    return job
-
-
-@dataclass(frozen=True)
-class Provider:
-    """Who computes, and what serves it on a device."""
-
-    functions: Functions
-    served_by: Callable[[str], str]
-    compiled: bool = False
+    return repeated(_job(provider.functions, provider.compiled, workload, maps), workload)
 
 
 def _segfast_serves(device: str) -> str:
@@ -124,13 +106,3 @@ PROVIDERS = {
     "torch": Provider(TORCH, lambda device: f"torch {torch.__version__}"),
     "torch-compile": Provider(TORCH, lambda device: f"inductor, torch {torch.__version__}", True),
 }
-
-
-def absent(name: str) -> str | None:
-    """None when the provider can run here, else why not."""
-    if PROVIDERS[name].compiled:
-        if shutil.which("c++") is None:
-            return "torch.compile needs a C++ compiler"
-        if " " in torch.__file__:
-            return "torch.compile cannot link torch in a path with a space"
-    return None

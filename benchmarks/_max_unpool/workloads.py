@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import _measure
 from benchmarks._targets import Target
 
 Shape = tuple[int, int, int, int]
@@ -16,7 +17,7 @@ OPERATIONS = ("pool", "unpool", "pool-backward", "unpool-backward", "forward", "
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(_measure.Workload):
     """One line of the table below.
 
     operation: "pool" (with indices), "unpool", their backwards alone; "forward": pools all the
@@ -24,23 +25,12 @@ class Workload:
         before (scaled), and all gradients.
     maps: shapes [N, C, H, W] of the pool's inputs.
     pool: kernel size, stride, padding.
-    memory: ask for peak memory, in fresh processes.  detail: one of many, not in the plot.
     """
 
-    name: str
     operation: str
     maps: tuple[Shape, ...]
     layout: str  # "nchw" or "nhwc" (channels_last)
-    providers: tuple[str, ...] = ("segfast", "torch")
     pool: tuple[int, int, int] = (2, 2, 0)
-    threads: tuple[int, ...] = (2,)
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    allocator: str = "warm"
-    memory: bool = False
-    detail: bool = False
-    seconds: float = 1.0  # of timing
-    targets: tuple[Target, ...] = ()
 
     @property
     def size(self) -> str:

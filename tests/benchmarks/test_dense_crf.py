@@ -24,6 +24,7 @@ from benchmarks._dense_crf.workloads import (
     crop,
     inputs_of,
 )
+from benchmarks._gate import WrongResult
 from benchmarks._targets import Target, judge
 from segfast.kernels.dense_crf import reference
 
@@ -126,7 +127,7 @@ def test_gate_passes_what_agrees() -> None:
     ],
 )
 def test_gate_fails_what_does_not(actual: list[float], message: str) -> None:
-    with pytest.raises(gates.WrongResult, match=r"name: .*nothing was timed") as error:
+    with pytest.raises(WrongResult, match=r"name: .*nothing was timed") as error:
         gates.gate("name", actual, [1.0, 2.0], limit=1e-5)
     assert message in str(error.value)
 
@@ -167,7 +168,7 @@ def test_every_provider_can_fail_its_gate(
     names = together if name in together else (name,)
     tiny = dataclasses.replace(workload, providers=names), inputs
     monkeypatch.setitem(PROVIDERS, name, spoilt(PROVIDERS[name], 1e-3))
-    with pytest.raises(gates.WrongResult, match=rf"{name}.*nothing was timed"):
+    with pytest.raises(WrongResult, match=rf"{name}.*nothing was timed"):
         gates.run_gates(*tiny)
 
 
@@ -177,7 +178,7 @@ def test_every_filter_can_fail_its_gate(name: str, monkeypatch: pytest.MonkeyPat
     inputs = inputs_of(row)
     assert len(gates.run_gates(row, inputs)) == 3
     monkeypatch.setitem(PROVIDERS, name, spoilt(PROVIDERS[name], 0.1))
-    with pytest.raises(gates.WrongResult, match=rf"{name}.*nothing was timed"):
+    with pytest.raises(WrongResult, match=rf"{name}.*nothing was timed"):
         gates.run_gates(row, inputs)
 
 
@@ -189,14 +190,14 @@ def test_nothing_is_timed_behind_a_closed_gate(
     from benchmarks import dense_crf
 
     def closed(name: str) -> list[dict[str, Any]]:
-        raise gates.WrongResult(f"{name}: wrong; nothing was timed")
+        raise WrongResult(f"{name}: wrong; nothing was timed")
 
     class Untouched:
         def __getattr__(self, name: str) -> Any:
             raise AssertionError(f"benchmark.{name} was used")
 
     monkeypatch.setattr(dense_crf, "gates", closed)
-    with pytest.raises(gates.WrongResult, match="small: wrong"):
+    with pytest.raises(WrongResult, match="small: wrong"):
         dense_crf.test_dense_crf(BY_NAME["small"], 1, Untouched(), capsys)
 
 

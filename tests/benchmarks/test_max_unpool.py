@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import _measure, report
+from benchmarks._gate import WrongResult
 from benchmarks._max_unpool import gates, providers
 from benchmarks._max_unpool.workloads import (
     BY_NAME,
@@ -126,7 +127,7 @@ def test_every_operation_can_fail_its_gate(operation: str) -> None:
             last[-1], torch.tensor(torch.inf))  # fmt: skip
         return flat
 
-    with pytest.raises(gates.WrongResult, match=r"tiny: segfast differs.*nothing was timed"):
+    with pytest.raises(WrongResult, match=r"tiny: segfast differs.*nothing was timed"):
         gates.run_gates(workload, {"segfast": wrong, "torch": right})
 
 
@@ -151,11 +152,8 @@ def test_small_maps_are_repeated_within_a_round(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_row_arithmetic() -> None:
-    pytest.importorskip("pytest_benchmark")
-    from benchmarks import max_unpool
-
     workload = dataclasses.replace(tiny("pool"), maps=((1, 64, 100, 125),))  # 5 calls a round
-    row = max_unpool._row(workload, [0.4, 0.4, 0.4], [0.1, 0.1, 0.1])
+    row = _measure.figures(workload, [0.4, 0.4, 0.4], [0.1, 0.1, 0.1])
     assert row["ms"] == pytest.approx(80)
     assert row["ratio"] == pytest.approx(4)
     assert row["gb_per_s"] == pytest.approx(workload.bytes_moved / 0.08 / 1e9)
