@@ -47,6 +47,11 @@ int64_t padded_rows(const LinearAttention& p) {
   return (state_rows(p) + kQuad - 1) / kQuad * kQuad;
 }
 
+// Rows of phi to multiply: a row or two beyond whole quads cost less by themselves than as a quad.
+SEGFAST_INLINE int64_t gram_columns(const LinearAttention& p) {
+  return state_rows(p) % kQuad <= 2 ? state_rows(p) : padded_rows(p);
+}
+
 // A part holds the state transposed, [E + 1, padded R].
 int64_t part(const LinearAttention& p) { return (p.values + 1) * padded_rows(p); }
 

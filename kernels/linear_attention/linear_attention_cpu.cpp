@@ -13,7 +13,7 @@ namespace {
 template <typename S, typename T>
 void state_of(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end, T* part_,
               const Scratch<T>& s) {
-  const int64_t rows = padded_rows(p);
+  const int64_t rows = padded_rows(p), columns = gram_columns(p);
   clear(part_, part(p));
   for_each_block(begin, end, s.width, [&](int64_t first, int64_t count) {
     Features<T> b = s.block(p, count);
@@ -28,8 +28,8 @@ void state_of(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end
       }
     }
     if (values == s.values) load_block<S>(v, p.values, first, b, s.values);
-    gram(b.phi, s.pitch, rows, values, pitch, p.values, b.width, part_, rows);
-    gram(b.phi, s.pitch, rows, s.ones, 0, 1, b.width, part_ + p.values * rows, rows);
+    gram(b.phi, s.pitch, columns, values, pitch, p.values, b.width, part_, rows);
+    gram(b.phi, s.pitch, columns, s.ones, 0, 1, b.width, part_ + p.values * rows, rows);
   });
 }
 
@@ -152,7 +152,7 @@ void read_backward_of(const LinearAttention& p, Map grad_o, Map q, const T* stat
                       const Scratch<T>& s) {
   constexpr int W = kLanes<T>;
   using V = Vec<T, W>;
-  const int64_t rows = padded_rows(p);
+  const int64_t rows = padded_rows(p), columns = gram_columns(p);
   const T factor = gamma != nullptr ? *gamma : T(1);
   transpose_values(p, state, s);
   add_eps(p, state, s);
@@ -187,11 +187,11 @@ void read_backward_of(const LinearAttention& p, Map grad_o, Map q, const T* stat
     for (int w = 0; w < W; ++w) total += dots[w];
     features_backward(b, s.grad);
     store_block<S>(grad_q, p.features, first, b, s.grad);
-    gram(b.phi, s.pitch, rows, s.denominator, 0, 1, b.width, part_ + p.values * rows, rows);
+    gram(b.phi, s.pitch, columns, s.denominator, 0, 1, b.width, part_ + p.values * rows, rows);
     for (int64_t r = 0; r < state_rows(p); ++r) {
       for (int64_t n = 0; n < b.width; ++n) b.phi_row(r)[n] *= s.scale[n];
     }
-    gram(b.phi, s.pitch, rows, s.values, s.pitch, p.values, b.width, part_, rows);
+    gram(b.phi, s.pitch, columns, s.values, s.pitch, p.values, b.width, part_, rows);
   });
   *grad_gamma = total;
 }

@@ -10,11 +10,11 @@ namespace {
 constexpr int kQuad = 4;  // rows of features that are taken together; blocks are padded to it
 
 // sums[i] += the lanes of v[i].
-template <typename T, int N>
-SEGFAST_INLINE void add_lanes(const Vec<T, N> (&v)[kQuad], T* sums) {
-  T lanes[kQuad][N];
-  for (int i = 0; i < kQuad; ++i) store<N>(lanes[i], v[i]);
-  if constexpr (N >= kQuad) {
+template <int kColumns, typename T, int N>
+SEGFAST_INLINE void add_lanes(const Vec<T, N> (&v)[kColumns], T* sums) {
+  T lanes[kColumns][N];
+  for (int i = 0; i < kColumns; ++i) store<N>(lanes[i], v[i]);
+  if constexpr (kColumns == kQuad && N >= kQuad) {
     Vec<T, kQuad> rows[kQuad];
 #pragma GCC unroll 4
     for (int i = 0; i < kQuad; ++i) {
@@ -25,7 +25,7 @@ SEGFAST_INLINE void add_lanes(const Vec<T, N> (&v)[kQuad], T* sums) {
     const auto add = [](Vec<T, kQuad> a, Vec<T, kQuad> b) { return a + b; };
     store<kQuad>(sums, load<kQuad>(sums) + reduce_rows<T, kQuad>(rows, add));
   } else {
-    for (int i = 0; i < kQuad; ++i) {
+    for (int i = 0; i < kColumns; ++i) {
       T sum = 0;
       for (int n = 0; n < N; ++n) sum += lanes[i][n];
       sums[i] += sum;
@@ -33,37 +33,43 @@ SEGFAST_INLINE void add_lanes(const Vec<T, N> (&v)[kQuad], T* sums) {
   }
 }
 
-// out[b, a] += sum_n x[a, n] y[b, n] for kQuad rows of x and kRows of y, n in [0, count).
-template <int kRows, typename T>
+// out[b, a] += sum_n x[a, n] y[b, n] for kColumns rows of x and kRows of y, n in [0, count).
+template <int kColumns, int kRows, typename T>
 SEGFAST_INLINE void gram_tile(const T* x, int64_t x_pitch, const T* y, int64_t y_pitch,
                               int64_t count, T* out, int64_t out_pitch) {
   constexpr int W = kLanes<T>;
-  Vec<T, W> sum[kRows][kQuad] = {};
+  Vec<T, W> sum[kRows][kColumns] = {};
   for (int64_t n = 0; n < count; n += W) {
     Vec<T, W> b[kRows];
 #pragma GCC unroll 8
     for (int j = 0; j < kRows; ++j) b[j] = load<W>(y + j * y_pitch + n);
 #pragma GCC unroll 4
-    for (int i = 0; i < kQuad; ++i) {
+    for (int i = 0; i < kColumns; ++i) {
       const Vec<T, W> a = load<W>(x + i * x_pitch + n);
 #pragma GCC unroll 8
       for (int j = 0; j < kRows; ++j) sum[j][i] += a * b[j];
     }
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < kRows; ++j) add_lanes<T, W>(sum[j], out + j * out_pitch);
+  for (int j = 0; j < kRows; ++j) add_lanes<kColumns, T, W>(sum[j], out + j * out_pitch);
 }
 
+// (Taylor's last row of features, all ones, often stands alone: D is a multiple of kQuad.)
 template <int kRows, typename T>
-void gram_rows(const T* x, int64_t x_pitch, int64_t x_rows, const T* y, int64_t y_pitch,
-               int64_t count, T* out, int64_t out_pitch) {
-  for (int64_t a = 0; a < x_rows; a += kQuad) {
-    gram_tile<kRows>(x + a * x_pitch, x_pitch, y, y_pitch, count, out + a, out_pitch);
+__attribute__((noinline)) void gram_rows(const T* x, int64_t x_pitch, int64_t x_rows, const T* y,
+                                         int64_t y_pitch, int64_t count, T* out,
+                                         int64_t out_pitch) {
+  int64_t a = 0;
+  for (; a + kQuad <= x_rows; a += kQuad) {
+    gram_tile<kQuad, kRows>(x + a * x_pitch, x_pitch, y, y_pitch, count, out + a, out_pitch);
+  }
+  for (; a < x_rows; ++a) {
+    gram_tile<1, kRows>(x + a * x_pitch, x_pitch, y, y_pitch, count, out + a, out_pitch);
   }
 }
 
 //   out[b, a] += sum_n x[a, n] y[b, n]
-// x [x_rows, count], a multiple of kQuad of rows; y [y_rows, count]; count a multiple of the lanes.
+// x [x_rows, count], y [y_rows, count]; count a multiple of the lanes.
 template <typename T>
 void gram(const T* x, int64_t x_pitch, int64_t x_rows, const T* y, int64_t y_pitch, int64_t y_rows,
           int64_t count, T* out, int64_t out_pitch) {
