@@ -28,7 +28,7 @@ demo: build ## install, build, refine a labelling of a photograph: demo-output/d
 
 test: lint types build peer ## install, build, pass every check and test (PYTEST_ARGS="-k lattice")
 	@echo "==> tests"
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+	@$(RUN) -m pytest --numprocesses 2 $(PYTEST_ARGS)
 
 setup: $(VENV)/developer ## virtual environment .venv with all tools, versions of constraints.txt
 

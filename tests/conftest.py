@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 # Threads that wait spin: with other programs on the machine that takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
+# Benchmarks that tests start are processes of their own: pytest-benchmark need not be off there.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 import pytest
 import torch
