@@ -81,13 +81,14 @@ void check_state(const LinearAttention& p, const Tensor& state, const Tensor& li
   check_tensor(state, sum_type(like), like.size(0) * state_rows(p) * (p.values + 1), "state");
 }
 
-// Positions are cut by their number alone, never by that of threads.
+// Positions are cut by the problem's size alone, never by the number of threads.
 struct Chunks {
-  static constexpr int64_t kLeast = 512, kMost = 32;
+  static constexpr int64_t kMost = 32, kLarge = 1 << 18;
   int64_t length, count;
 
-  explicit Chunks(int64_t positions) {
-    length = std::max(kLeast, (positions + kMost - 1) / kMost);
+  Chunks(const LinearAttention& p, int64_t positions) {
+    const int64_t least = p.features * p.values > kLarge ? 128 : 512;
+    length = std::max(least, (positions + kMost - 1) / kMost);
     count = std::max<int64_t>(1, (positions + length - 1) / length);
   }
 };
@@ -95,7 +96,7 @@ struct Chunks {
 // work(batch element, chunk, begin, end, scratch), in any order on any thread.
 template <typename Work>
 void for_each_chunk(const LinearAttention& p, int64_t batch, int64_t positions, const Work& work) {
-  const Chunks chunks(positions);
+  const Chunks chunks(p, positions);
   for_each_item(batch * chunks.count, [&] {
     return [&, scratch = make_buffer<char>(kernels().scratch(p))](int64_t item) {
       const int64_t b = item / chunks.count, c = item % chunks.count;
@@ -131,7 +132,7 @@ Tensor linear_attention_state(const Tensor& k, const Tensor& v, int64_t feature_
   check_map(k, "k", k, batch, positions);
   check_map(v, "v", k, batch, positions);
   Tensor state = empty_state(p, k);
-  const Chunks chunks(positions);
+  const Chunks chunks(p, positions);
   const int64_t part = kernels().part(p) * static_cast<int64_t>(state.element_size());
   const auto parts = make_buffer<char>(batch * chunks.count * part);
   for_each_chunk(p, batch, positions,
@@ -215,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_read_backward(const Tensor& 
   Tensor grad_q = torch::stable::new_empty(q, std::vector<int64_t>{batch, q.size(1), positions});
   Tensor grad_state = empty_state(p, q);
   Tensor grad_gamma = torch::stable::new_empty(q, std::vector<int64_t>{batch}, sum_type(q));
-  const Chunks chunks(positions);
+  const Chunks chunks(p, positions);
   const int64_t size = static_cast<int64_t>(sums.element_size());
   const int64_t part = kernels().part(p) * size;
   const auto parts = make_buffer<char>(batch * chunks.count * part);

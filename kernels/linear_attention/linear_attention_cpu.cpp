@@ -33,17 +33,21 @@ void state_of(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end
   });
 }
 
+constexpr int64_t kTile = 16;  // columns that are transposed together: their lines stay in cache
+
 template <typename T>
 void merge_parts(const LinearAttention& p, const T* parts, int64_t count, int64_t begin,
                  int64_t end, T* state) {
   const int64_t rows = padded_rows(p), size = part(p);
-  for (int64_t e = begin; e < end; ++e) {
+  for_each_block(begin, end, kTile, [&](int64_t first, int64_t columns) {
     for (int64_t r = 0; r < state_rows(p); ++r) {
-      T sum = 0;
-      for (int64_t i = 0; i < count; ++i) sum += parts[i * size + e * rows + r];
-      state[r * (p.values + 1) + e] = sum;
+      for (int64_t e = first; e < first + columns; ++e) {
+        T sum = 0;
+        for (int64_t i = 0; i < count; ++i) sum += parts[i * size + e * rows + r];
+        state[r * (p.values + 1) + e] = sum;
+      }
     }
-  }
+  });
 }
 
 // totals = S_1 + eps
@@ -104,11 +108,13 @@ void read_of(const LinearAttention& p, Map q, const T* state, const T* gamma, Ma
 template <typename T>
 void transpose_values(const LinearAttention& p, const T* state, const Scratch<T>& s) {
   const int64_t rows = padded_rows(p);
-  for (int64_t e = 0; e < p.values; ++e) {
+  for_each_block(0, p.values, kTile, [&](int64_t first, int64_t columns) {
     for (int64_t r = 0; r < rows; ++r) {
-      s.weights[e * rows + r] = r < state_rows(p) ? state[r * (p.values + 1) + e] : 0;
+      for (int64_t e = first; e < first + columns; ++e) {
+        s.weights[e * rows + r] = r < state_rows(p) ? state[r * (p.values + 1) + e] : 0;
+      }
     }
-  }
+  });
 }
 
 // grad [R] = state's values times s.values [E]
