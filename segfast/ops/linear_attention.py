@@ -134,14 +134,14 @@ def linear_attention2d(
     _require_block(x, weights, biases, gamma)
     w_q, w_k, w_v = (_autocast(w).flatten(1) for w in weights.values())
     b_q, b_k, b_v = (None if b is None else _autocast(b) for b in biases.values())
-    tokens = _autocast(x).flatten(2)  # [B, C, N]
+    tokens = rows(_autocast(x).flatten(2))  # [B, C, N]
     dtype, features = tokens.dtype, w_q.shape[0]
     qk = torch.cat([w_q, w_k]).to(dtype) @ tokens  # [B, 2 D, N]
     if b_q is not None or b_k is not None:
         zeros = w_q.new_zeros(features)
         both = torch.cat([zeros if b is None else b for b in (b_q, b_k)])
         qk = qk + both.to(dtype)[:, None]
-    tokens, qk = rows(tokens), rows(qk)
+    qk = rows(qk)
     state = call(State, qk[:, features:], tokens, index)  # [B, R, C + 1]
     ones = state[..., -1:]
     state = torch.cat([_project(state[..., :-1], w_v, b_v, ones), ones], -1)
