@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 
 # Threads that wait spin: with other programs on the machine that takes ten times as long.
@@ -35,6 +36,15 @@ def restored_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def inductor() -> None:
+    """Skips the test, saying why, where torch.compile cannot make programs."""
+    if shutil.which("c++") is None:
+        pytest.skip("inductor needs a C++ compiler")
+    if " " in torch.__file__:
+        pytest.skip("inductor cannot link torch in a path with a space")
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_compiled_and_exported(case: Case) -> None:
 
 
 @EACH
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler", "inductor")
 def test_inductor(case: Case) -> None:
     module, x = case.build(torch.float32), maps(2, 16, 4, 6, dtype=torch.float32)
     run = torch.compile(module, fullgraph=True)

@@ -84,6 +84,7 @@ def test_opcheck(feature_map: int, grad: bool) -> None:
         torch.library.opcheck(operator, leaves)
 
 
+@pytest.mark.usefixtures("inductor")
 def test_inductor() -> None:
     q, k, v = (x.float().requires_grad_() for x in tokens())
 

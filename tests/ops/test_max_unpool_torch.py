@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
@@ -199,8 +198,7 @@ def test_autocast_keeps_the_dtype(dtype: torch.dtype) -> None:
     assert {y.dtype, again.dtype, by_indices.dtype, max_pool2d(x, *POOL).dtype} == {dtype}
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.skipif(" " in torch.__file__, reason="inductor cannot link torch in such a path")
+@pytest.mark.usefixtures("inductor")
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
 def test_inductor(layout: str) -> None:
     """Encoder and decoder step with gradients, compiled once, against eager."""
