@@ -136,7 +136,7 @@ def linear_attention2d(
     b_q, b_k, b_v = (None if b is None else _autocast(b) for b in biases.values())
     tokens = rows(_autocast(x).flatten(2))  # [B, C, N]
     dtype, features = tokens.dtype, w_q.shape[0]
-    qk = torch.cat([w_q, w_k]).to(dtype) @ tokens  # [B, 2 D, N]
+    qk = _project_queries(tokens, torch.cat([w_q, w_k]))  # [B, 2 D, N]
     if b_q is not None or b_k is not None:
         zeros = w_q.new_zeros(features)
         both = torch.cat([zeros if b is None else b for b in (b_q, b_k)])
@@ -171,6 +171,15 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
 
 def _autocast(x: Tensor) -> Tensor:
     return x.to(_autocast_dtype(x))
+
+
+def _project_queries(tokens: Tensor, weight: Tensor) -> Tensor:
+    """weight tokens in the dtype of tokens: [2 D, C], [B, C, N] -> [B, 2 D, N]."""
+    dtype = tokens.dtype
+    if tokens.device.type == "cpu" and dtype.itemsize < 4:  # PyTorch's products of halves are slow
+        with torch.autocast("cpu", enabled=False):
+            return (weight.float() @ tokens.float()).to(dtype)
+    return weight.to(dtype) @ tokens
 
 
 def _project(sums: Tensor, weight: Tensor, bias: Tensor | None, ones: Tensor) -> Tensor:
