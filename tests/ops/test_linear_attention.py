@@ -48,6 +48,7 @@ def test_linear_is_quadratic(feature_map: str) -> None:
         lambda q, k, v, name: reference.quadratic(q, k, v, name, EPS), tensors, feature_map
     )
     for a, b in zip(with_gradients(theirs, tensors, feature_map), pairs, strict=True):
+        # float64: some hundred sums of 1e-16 each, in two orders
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
@@ -66,6 +67,7 @@ def test_reference_formulas_are_its_derivatives(feature_map: str) -> None:
     )
     grad_k, grad_v = reference.state_backward(grad_state, k, v, feature_map)
     for a, b in zip((grad_q, grad_k, grad_v, grad_gamma), expected, strict=True):
+        # float64, two formulas; q - 40 makes both cancel some digits
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
@@ -139,6 +141,7 @@ def test_zero_queries_and_keys_are_finite(feature_map: str, dtype: torch.dtype) 
         assert not ours(q, k, v, feature_map)[..., 2].any()
     if feature_map == "taylor":  # attends to all alike
         o = ours(q, k, v, feature_map)[..., 2].double()
+        # (o is rounded to the dtype: bfloat16 keeps 2^-9)
         torch.testing.assert_close(o, v.double().mean(-1), rtol=1e-2, atol=1e-2)
 
 
