@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segfast.ops import max_pool2d, max_pool2d_packed, max_unpool2d
-from segfast.ops._max_unpool_geometry import IntOrPair, pair, require_map
+from segfast.ops._check import IntOrPair, pair
+from segfast.ops._max_unpool_geometry import require_map
 from segfast.ops._max_unpool_op import packed_width
 
 

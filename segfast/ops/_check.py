@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Pair = tuple[int, int]
+IntOrPair = int | Sequence[int]
+
 LARGEST = 1e308  # what a float holds, also as the limit of integers
 
 
@@ -41,6 +44,18 @@ def require_count(name: str, value: object, minimum: int = 0) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     if value >= 2**31:
         raise ValueError(f"{name} must be below 2^31, got {value}")
+
+
+def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
+    if isinstance(value, int) and not isinstance(value, bool):
+        pair = (value, value)
+    elif isinstance(value, (tuple, list)) and len(value) == 2:
+        pair = (value[0], value[1])
+    else:
+        raise TypeError(f"{name} must be an integer or two of them, got {describe(value)}")
+    require_count(name, pair[0], minimum)
+    require_count(name, pair[1], minimum)
+    return pair
 
 
 def not_negative(name: str, value: object) -> float:

@@ -28,6 +28,14 @@ def call(function: type[Function], *arguments: Any) -> Any:
     return function.forward(*arguments)
 
 
+def compiled(name: str, device: str) -> bool:
+    """Whether a compiled kernel is registered for a kind of device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"segfast::{name}", key
+    )
+
+
 def forward_of(operator: Any) -> Any:
     """A raw operator as the forward of a Function, which differentiates in its place."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.kernels.linear_attention import reference
+from segfast.ops._function import compiled
 
 _QUERY = "Tensor q, Tensor state, Tensor? gamma"
 SCHEMAS = {
@@ -33,14 +34,6 @@ for _name, _schema in SCHEMAS.items():
 def rows(x: Tensor) -> Tensor:
     """x [B, C, N] with positions next to each other: x itself, or a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def compiled(name: str, device: str) -> bool:
-    """Whether a compiled kernel is registered for a kind of device."""
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"segfast::{name}", key
-    )
 
 
 # Kernels. The compiled ones register themselves when segfast._C is imported, which the first call

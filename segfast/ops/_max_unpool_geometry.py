@@ -11,26 +11,13 @@ from torch import Tensor
 
 from segfast.kernels.max_unpool.reference import Windows
 from segfast.ops import _check
+from segfast.ops._check import IntOrPair, Pair, pair
 
 MAX_POSITIONS = 256
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAP = "[N, C, H, W] or [C, H, W]"
 
-Pair = tuple[int, int]
-IntOrPair = int | Sequence[int]
 Answer = TypeVar("Answer")
-
-
-def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
-    if isinstance(value, int) and not isinstance(value, bool):
-        pair = (value, value)
-    elif isinstance(value, (tuple, list)) and len(value) == 2:
-        pair = (value[0], value[1])
-    else:
-        raise TypeError(f"{name} must be an integer or two of them, got {_check.describe(value)}")
-    _check.require_count(name, pair[0], minimum)
-    _check.require_count(name, pair[1], minimum)
-    return pair
 
 
 def windows_of(

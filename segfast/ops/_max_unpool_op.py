@@ -17,6 +17,8 @@ from torch import Tensor
 from segfast._native import native
 from segfast.kernels.max_unpool import reference
 from segfast.kernels.max_unpool.reference import Windows
+from segfast.ops._function import compiled
+from segfast.ops._layout import channels_last, dense
 
 Size = Sequence[int]
 
@@ -36,24 +38,6 @@ SCHEMAS = {
 }
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"segfast::{_name}", _schema)
-
-
-def channels_last(x: Tensor) -> bool:
-    """Whether PyTorch's operators would give their result for x in channels_last."""
-    return x.stride(1) == 1 and reference.memory_format(x) == torch.channels_last
-
-
-def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """x without gaps, in its own memory format or in that of `like`; x itself where it is so."""
-    if like is None:
-        like = x
-    if like.stride(1) != 1:  # the usual cases first: this is part of every call
-        return x.contiguous()
-    if like is x and x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    if not channels_last(like):
-        return x.contiguous()
-    return x.movedim(1, 3).contiguous().movedim(3, 1)  # contiguous(channels_last) fails in vmap
 
 
 def packed_width(width: int, kernel: Size) -> int:
@@ -87,14 +71,6 @@ def _serve(name: str) -> None:
         return compute(*grouped(name, arguments))
 
     torch.library.impl(f"segfast::{name}", "default")(kernel)
-
-
-def compiled(name: str, device: str) -> bool:
-    """Whether a compiled kernel is registered for a kind of device."""
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"segfast::{name}", key
-    )
 
 
 # Fakes: shapes, dtypes and memory formats only.

@@ -23,9 +23,10 @@ from torch import Tensor
 from segfast._native import native
 from segfast.kernels.linear_attention.reference import FEATURE_MAPS
 from segfast.ops import _check, _linear_attention_cuda
-from segfast.ops._function import call
+from segfast.ops._autocast import autocast, autocast_dtype
+from segfast.ops._function import call, compiled
 from segfast.ops._linear_attention_grad import Read, State
-from segfast.ops._linear_attention_op import compiled, rows
+from segfast.ops._linear_attention_op import rows
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -73,7 +74,7 @@ def linear_attention(
     """
     index, eps = _options(feature_map, eps)
     _require_tokens(q, k, v)
-    q, k, v = (_autocast(x) for x in (q, k, v))
+    q, k, v = (autocast(x) for x in (q, k, v))
     lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     queries, keys, values = (
         rows(x.mT.expand(*lead, *x.mT.shape[-2:]).reshape(math.prod(lead), *x.mT.shape[-2:]))
@@ -132,9 +133,9 @@ def linear_attention2d(
     weights = {"w_q": w_q, "w_k": w_k, "w_v": w_v}
     biases = {"b_q": b_q, "b_k": b_k, "b_v": b_v}
     _require_block(x, weights, biases, gamma)
-    w_q, w_k, w_v = (_autocast(w).flatten(1) for w in weights.values())
-    b_q, b_k, b_v = (None if b is None else _autocast(b) for b in biases.values())
-    tokens = rows(_autocast(x).flatten(2))  # [B, C, N]
+    w_q, w_k, w_v = (autocast(w).flatten(1) for w in weights.values())
+    b_q, b_k, b_v = (None if b is None else autocast(b) for b in biases.values())
+    tokens = rows(autocast(x).flatten(2))  # [B, C, N]
     dtype, features = tokens.dtype, w_q.shape[0]
     qk = _project_queries(tokens, torch.cat([w_q, w_k]))  # [B, 2 D, N]
     if b_q is not None or b_k is not None:
@@ -159,18 +160,6 @@ def served_by() -> dict[str, str]:
     if module is not None and compiled("_linear_attention_state", "cpu"):
         cpu = f"linear_attention_cpu.cpp ({module.instruction_set()})"
     return {"cpu": cpu, "cuda": _linear_attention_cuda.served_by()}
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    available = torch.amp.is_autocast_available(device)  # not on meta
-    if x.dtype == torch.float64 or not available or not torch.is_autocast_enabled(device):
-        return x.dtype
-    return torch.get_autocast_dtype(device)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    return x.to(_autocast_dtype(x))
 
 
 def _project_queries(tokens: Tensor, weight: Tensor) -> Tensor:
@@ -214,7 +203,7 @@ def _require_tokens(q: Any, k: Any, v: Any) -> None:
         if x.dim() < 2 or x.shape[-1] < 1:
             raise ValueError(f"{name} must be {shape} with channels, got {_check.describe(x)}")
         _require_dtype(name, x, q)
-        if _autocast_dtype(x) != _autocast_dtype(q):
+        if autocast_dtype(x) != autocast_dtype(q):
             raise TypeError(f"{name} must have the dtype of q, {q.dtype}; got {x.dtype}")
     if k.shape[-1] != q.shape[-1]:
         raise ValueError(f"k must have the channels of q, {q.shape[-1]}; got {_check.describe(k)}")

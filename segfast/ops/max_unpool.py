@@ -23,7 +23,8 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.ops import _check
-from segfast.ops._function import call
+from segfast.ops._function import call, compiled
+from segfast.ops._layout import dense
 from segfast.ops._max_unpool_geometry import (
     IntOrPair,
     pooled_size,
@@ -33,7 +34,7 @@ from segfast.ops._max_unpool_geometry import (
     unpooled_size,
 )
 from segfast.ops._max_unpool_grad import MaxPool, MaxPoolValues, MaxUnpool, MaxUnpoolIndices
-from segfast.ops._max_unpool_op import compiled, dense, packed_width
+from segfast.ops._max_unpool_op import packed_width
 
 
 def max_pool2d(

@@ -1,0 +1,18 @@
+"""What autocast does to an argument, as it does to matmul's and convolution's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    available = torch.amp.is_autocast_available(device)  # not on meta
+    if x.dtype == torch.float64 or not available or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def autocast(x: Tensor) -> Tensor:
+    return x.to(autocast_dtype(x))

@@ -1,0 +1,24 @@
+"""Memory formats of maps [N, C, H, W]: which one, and tensors without gaps in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether PyTorch's operators would give their result for x in channels_last."""
+    return x.stride(1) == 1 and torch._prims_common.suggest_memory_format(x) == torch.channels_last
+
+
+def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """x without gaps, in its own memory format or in that of `like`; x itself where it is so."""
+    if like is None:
+        like = x
+    if like.stride(1) != 1:  # the usual cases first: this is part of every call
+        return x.contiguous()
+    if like is x and x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    if not channels_last(like):
+        return x.contiguous()
+    return x.movedim(1, 3).contiguous().movedim(3, 1)  # contiguous(channels_last) fails in vmap
