@@ -14,7 +14,7 @@ from segfast._version import __version__
 # (Imported by name: an operator's function may have the name of its module, and hide it.)
 _OPERATORS = {
     name: import_module(f"segfast.ops.{name}")
-    for name in ("dense_crf", "linear_attention", "max_unpool")
+    for name in ("dense_crf", "dilated_conv", "linear_attention", "max_unpool")
 }
 
 

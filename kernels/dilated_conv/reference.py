@@ -11,6 +11,7 @@ Each is bilinear, and the three are each other's derivatives.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def grad_weight(
     return weight.flatten(0, 1)
 
 
-_Index = tuple[object, ...]
+_Index = Any
 
 
 def _live_taps(geometry: Geometry) -> Iterator[tuple[int, int, _Index, _Index]]:

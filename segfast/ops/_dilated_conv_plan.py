@@ -1,0 +1,50 @@
+"""Which kernel serves a dilated convolution, and why: a pure function of sizes, no tensors.
+
+Kernels: "direct" (C++: one input channel per group, or few), "dense" (C++: products of matrices
+over rectangles), "triton" (the same on a GPU), "torch" (PyTorch's own). What a rule says was
+measured by benchmarks/tune.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, NamedTuple
+
+from segfast.kernels.dilated_conv.geometry import Geometry
+
+Direction = Literal["forward", "grad_input", "grad_weight"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
+
+
+class Problem(NamedTuple):
+    """A dilated convolution without its numbers."""
+
+    device: str  # "cpu", "cuda"
+    dtype: str  # "float32"
+    channels_last: bool
+    batch: int
+    groups: int
+    in_channels: int  # of a group
+    out_channels: int  # of a group
+    geometry: Geometry
+
+    def multiplications(self) -> int:
+        """Products of numbers, those with padding included."""
+        return self._channel_pairs() * self.geometry.pairs()
+
+    def live_multiplications(self) -> int:
+        return self._channel_pairs() * self.geometry.live_pairs()
+
+    def _channel_pairs(self) -> int:
+        return self.batch * self.groups * self.in_channels * self.out_channels
+
+
+class Plan(NamedTuple):
+    kernel: str
+    why: str
+
+
+@functools.lru_cache(1024)
+def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> Plan:
+    """The kernel for one direction, of those that are `available` ("torch" always is)."""
+    return Plan("torch", "no kernel of ours is faster there")
