@@ -8,6 +8,7 @@ computes, _dilated_conv_plan.py says. Gradients: _dilated_conv_grad.py.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.ops import _dilated_conv_cpu
 from segfast.ops._dilated_conv_plan import Direction, Plan, Problem, plan
 from segfast.ops._layout import channels_last, dense
 
@@ -49,6 +51,7 @@ SCHEMAS = {
 }
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"segfast::{_name}", _schema)
+_dilated_conv_cpu.define(SCHEMAS)
 
 
 # ------------------------------------------------------------------------------ kernels
@@ -70,7 +73,7 @@ def problem(x: Tensor, weight_shape: Sequence[int], geometry: Geometry, groups: 
 
 def available(device: str) -> frozenset[str]:
     """The kernels that are there for a kind of device."""
-    return frozenset({"torch"})
+    return frozenset({"torch", *(_dilated_conv_cpu.families() if device == "cpu" else ())})
 
 
 def choose(direction: Direction, problem: Problem) -> Plan:
@@ -162,6 +165,10 @@ def _torch_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
 KERNELS["torch", "forward"] = _torch_conv
 KERNELS["torch", "grad_input"] = _torch_grad_input
 KERNELS["torch", "grad_weight"] = _torch_grad_weight
+for _family in _dilated_conv_cpu.FAMILIES:
+    KERNELS[_family, "forward"] = functools.partial(_dilated_conv_cpu.conv, _family)
+    KERNELS[_family, "grad_input"] = functools.partial(_dilated_conv_cpu.grad_input, _family)
+    KERNELS[_family, "grad_weight"] = functools.partial(_dilated_conv_cpu.grad_weight, _family)
 
 _SERVE: tuple[Callable[..., Tensor], ...] = (_conv, _grad_input, _grad_weight)
 for _name, _function in zip(SCHEMAS, _SERVE, strict=True):

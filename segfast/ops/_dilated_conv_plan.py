@@ -47,4 +47,20 @@ class Plan(NamedTuple):
 @functools.lru_cache(1024)
 def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> Plan:
     """The kernel for one direction, of those that are `available` ("torch" always is)."""
+    if "direct" in available and serves_direct(problem):
+        return Plan("direct", "few channels in a group")
+    if "dense" in available and serves_dense(problem):
+        return Plan("dense", "no products with padding")
     return Plan("torch", "no kernel of ours is faster there")
+
+
+def serves_direct(problem: Problem) -> bool:
+    """Whether the direct kernels can compute it."""
+    if problem.channels_last:
+        return problem.in_channels == problem.out_channels == 1
+    return problem.groups > 1 and problem.in_channels <= 8
+
+
+def serves_dense(problem: Problem) -> bool:
+    """Whether the dense kernels can compute it."""
+    return problem.groups == 1 and not problem.channels_last

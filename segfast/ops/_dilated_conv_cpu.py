@@ -1,0 +1,59 @@
+"""The C++ kernels of dilated convolution, called as the raw operators that they implement.
+
+Two families, "direct" and "dense", implement the three operators of _dilated_conv_op.py each, for
+dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv.cpp registers them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segfast._native import native
+from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.ops._function import compiled
+
+FAMILIES = ("direct", "dense")
+
+
+def define(schemas: dict[str, str]) -> None:
+    for name, schema in schemas.items():
+        for family in FAMILIES:
+            plain = schema.replace("SymInt", "int")
+            torch.library.define(f"segfast::{operator_of(family, name)}", plain)
+
+
+def operator_of(family: str, name: str) -> str:
+    """_dilated_conv_grad_input -> _dilated_conv_direct_grad_input"""
+    return name.replace("_dilated_conv", f"_dilated_conv_{family}")
+
+
+def families() -> list[str]:
+    """Those that were compiled."""
+    if native() is None:
+        return []
+    return [f for f in FAMILIES if compiled(operator_of(f, "_dilated_conv"), "cpu")]
+
+
+def conv(
+    family: str, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Any
+) -> Tensor:
+    size = geometry.rows.output, geometry.columns.output
+    operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv"))
+    return operator(x, weight, bias, *size, *strides)  # type: ignore[no-any-return]
+
+
+def grad_input(
+    family: str, grad: Tensor, weight: Tensor, geometry: Geometry, strides: Any
+) -> Tensor:
+    size = geometry.rows.input, geometry.columns.input
+    operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv_grad_input"))
+    return operator(grad, weight, *size, *strides)  # type: ignore[no-any-return]
+
+
+def grad_weight(family: str, grad: Tensor, x: Tensor, geometry: Geometry, strides: Any) -> Tensor:
+    size = geometry.rows.taps, geometry.columns.taps
+    operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv_grad_weight"))
+    return operator(grad, x, *size, *strides)  # type: ignore[no-any-return]
