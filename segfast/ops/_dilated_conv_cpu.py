@@ -42,7 +42,7 @@ def conv(
 ) -> Tensor:
     size = geometry.rows.output, geometry.columns.output
     operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv"))
-    return operator(x, weight, bias, *size, *strides)  # type: ignore[no-any-return]
+    return operator(x, weight, bias, *size, *strides)
 
 
 def grad_input(
@@ -50,10 +50,10 @@ def grad_input(
 ) -> Tensor:
     size = geometry.rows.input, geometry.columns.input
     operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv_grad_input"))
-    return operator(grad, weight, *size, *strides)  # type: ignore[no-any-return]
+    return operator(grad, weight, *size, *strides)
 
 
 def grad_weight(family: str, grad: Tensor, x: Tensor, geometry: Geometry, strides: Any) -> Tensor:
     size = geometry.rows.taps, geometry.columns.taps
     operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv_grad_weight"))
-    return operator(grad, x, *size, *strides)  # type: ignore[no-any-return]
+    return operator(grad, x, *size, *strides)
