@@ -58,7 +58,9 @@ def test_is_its_formula(case: Case, dtype: torch.dtype, shape: tuple[int, ...]) 
         y = module(x)
     for found in (y, module(x)):
         assert found.dtype == dtype
-        if dtype == torch.float64:  # which is the oracle: only the order of summation differs
+        if dtype == torch.float64:
+            # Which is the oracle: only the order of summation differs. Energies of some hundreds,
+            # sums of 126 products, are known to 1e-13, and so is what the softmax makes of them.
             torch.testing.assert_close(found, oracle, rtol=1e-12, atol=1e-12)
         else:
             assert_as_good_as(found, oracle, baseline, terms=max(16, shape[2] * shape[3]))
@@ -77,12 +79,13 @@ def test_gradients_are_those_of_the_formula(case: Case) -> None:
         if not (fused and f is module):
             squares = sum(g.square().sum() for g in firsts[-1])
             seconds.append(torch.autograd.grad(squares, inputs, allow_unused=True))
-    torch.testing.assert_close(*firsts, rtol=1e-9, atol=1e-11)
+    assert_same(*firsts)
     if fused:
         with pytest.raises(RuntimeError, match=r"derivative .* is not implemented"):
             torch.autograd.grad(firsts[0][0].sum(), x)
     else:
-        torch.testing.assert_close(*seconds, rtol=1e-8, atol=1e-9)
+        # They reach 1e5, which is known to 1e-11; that of the keys' bias is 0, and only rounding.
+        torch.testing.assert_close(*seconds, rtol=1e-11, atol=1e-9)
 
 
 @EACH
@@ -180,8 +183,8 @@ def test_compiled_and_exported(case: Case) -> None:
 @pytest.mark.usefixtures("fresh_compiler", "inductor")
 def test_inductor(case: Case) -> None:
     module, x = case.build(torch.float32), maps(2, 16, 4, 6, dtype=torch.float32)
-    run = torch.compile(module, fullgraph=True)
-    torch.testing.assert_close(run(x), module(x), rtol=1e-5, atol=1e-5)
+    run, oracle = torch.compile(module, fullgraph=True), case.build()(x.double())
+    assert_as_good_as(run(x), oracle, module(x), terms=4 * 6)
 
 
 @EACH
