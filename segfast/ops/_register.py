@@ -27,7 +27,11 @@ def serve(name: str, compute: Callable[..., Any]) -> None:
     torch.library.impl(f"segfast::{name}", "default")(kernel)
 
 
-def batch(name: str, laid_out: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _as_it_is(x: Tensor, first: Tensor) -> Tensor:
+    return x
+
+
+def batch(name: str, laid_out: Callable[[Tensor, Tensor], Tensor] = _as_it_is) -> None:
     """vmap: a mapped dimension is one more batch dimension, the first of every tensor.
 
     laid_out(x, first): x in memory as the operator takes it beside its first tensor.
@@ -37,7 +41,7 @@ def batch(name: str, laid_out: Callable[[Tensor, Tensor], Tensor]) -> None:
     def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
         size = info.batch_size
         folded = [
-            _fold(x, dim, size) if isinstance(x, Tensor) else x
+            fold(x, dim, size) if isinstance(x, Tensor) else x
             for x, dim in zip(arguments, in_dims, strict=True)
         ]
         result = operator(*(laid_out(x, folded[0]) if isinstance(x, Tensor) else x for x in folded))
@@ -50,7 +54,7 @@ def batch(name: str, laid_out: Callable[[Tensor, Tensor], Tensor]) -> None:
     torch.library.register_vmap(f"segfast::{name}", rule)
 
 
-def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
+def fold(x: Tensor, dim: int | None, size: int) -> Tensor:
     """[B, ...] with a mapped dimension (or none) -> [size * B, ...]."""
     mapped = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return mapped.flatten(0, 1)
