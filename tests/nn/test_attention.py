@@ -195,6 +195,13 @@ def test_inductor(case: Case) -> None:
 
 
 @EACH
+def test_shapes_without_memory(case: Case) -> None:
+    x = torch.empty(2, 16, 5, 8, device="meta", dtype=torch.float16)
+    y = case.build(torch.float16).to("meta")(x)
+    assert (y.device, y.dtype, y.shape) == (x.device, x.dtype, x.shape)
+
+
+@EACH
 def test_state_round_trip(case: Case) -> None:
     module, x = case.build(), maps(1, 16, 4, 6)
     sizes = [] if case.cls is ChannelAttention2d else [16]
