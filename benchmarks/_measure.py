@@ -210,16 +210,20 @@ def _memory(suite: Suite, workload: Workload, provider: str, threads: int) -> di
 
 def figures(workload: Workload, seconds: list[float], ours: list[float]) -> dict[str, Any]:
     """Times and rates of one provider. Lists hold seconds per round."""
-    low, median, high = (s / workload.repeat for s in _common.quantiles(seconds))
+    row, moved = times(seconds, ours, workload.repeat), workload.bytes_moved
+    return row | {"gb_per_s": None if moved is None else moved / row["ms"] / 1e6}
+
+
+def times(seconds: list[float], ours: list[float], calls: int = 1) -> dict[str, Any]:
+    """Times of one provider. Lists hold seconds per round of `calls` calls."""
+    low, median, high = (1e3 * s / calls for s in _common.quantiles(seconds))
     ratio_low, ratio, ratio_high = _common.ratio(seconds, ours)
-    moved = workload.bytes_moved
     return {
-        "ms": 1e3 * median,
-        "ms_q20": 1e3 * low,
-        "ms_q80": 1e3 * high,
+        "ms": median,
+        "ms_q20": low,
+        "ms_q80": high,
         "rounds": len(seconds),
         "ratio": ratio,  # this provider's time over ours
         "ratio_q20": ratio_low,
         "ratio_q80": ratio_high,
-        "gb_per_s": None if moved is None else moved / median / 1e9,
     }

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from segfast.ops import _check
 from segfast.ops._autocast import autocast_dtype
 from segfast.ops._check import IntOrPair, Pair, pair
 from segfast.ops._dilated_conv_op import Strides
-
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def require_channels(
@@ -49,11 +46,7 @@ def require_channels(
     for name, value in {"x": x, "weight": weight, "bias": bias}.items():
         if value is None:
             continue
-        if value.dtype not in DTYPES:
-            raise TypeError(
-                f"{name} must be float32, float64, float16 or bfloat16, got "
-                f"{_check.describe(value)}"
-            )
+        _check.require_dtype(name, value)
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device}, expected {x.device}, where x is")
         if autocast_dtype(value) != autocast_dtype(x):

@@ -14,7 +14,6 @@ from segfast.ops import _check
 from segfast.ops._check import IntOrPair, Pair, pair
 
 MAX_POSITIONS = 256
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAP = "[N, C, H, W] or [C, H, W]"
 
 Answer = TypeVar("Answer")
@@ -128,10 +127,7 @@ def _last_two(name: str, size: Sequence[int]) -> Pair:
 
 def require_map(name: str, x: Tensor) -> None:
     _check.require_floating(name, x, MAP)
-    if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{name} must be float32, float64, float16 or bfloat16, got {_check.describe(x)}"
-        )
+    _check.require_dtype(name, x)
     _require_sizes(name, x, MAP)
 
 
