@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,14 +68,18 @@ class Case:
         return x, weight, bias, grad
 
 
-def random_cases(count: int, seed: int, *, largest: int = 12) -> Iterator[Case]:
+def random_cases(count: int, seed: int, *, largest: int = 12) -> list[Case]:
     """Cases with at least one output, small and mean."""
+    return list(itertools.islice(_random_cases(seed, largest), count))
+
+
+def _random_cases(seed: int, largest: int) -> Iterator[Case]:
     draw = random.Random(seed)
 
     def pair(least: int, most: int) -> Pair:
         return draw.randint(least, most), draw.randint(least, most)
 
-    while count:
+    while True:
         case = Case(
             batch=draw.choice((0, 1, 1, 2, 3)),
             groups=draw.choice((1, 1, 1, 2, 5)),
@@ -88,7 +93,6 @@ def random_cases(count: int, seed: int, *, largest: int = 12) -> Iterator[Case]:
             seed=draw.randrange(10**6),
         )
         if min(case.outputs) >= 1:
-            count -= 1
             yield case
 
 
@@ -97,23 +101,28 @@ def check(
     dtype: torch.dtype,
     actual: tuple[Tensor, Tensor, Tensor],  # y and the gradients of x and the weight
     inputs: tuple[Tensor, Tensor, Tensor, Tensor],  # of `dtype`: x, weight, bias, grad
+    baselines: tuple[Tensor | None, ...] = (None, None, None),
 ) -> None:
-    """Three results against the oracle, with the reference in `dtype` for a baseline."""
+    """Three results against the oracle.
+
+    Baselines are the results rounded once to `dtype`, which is harder than PyTorch's own, unless
+    others are given.
+    """
     truths = _results(case, *(t.double() for t in inputs))
     sizes = _results(case, *(t.double().abs() for t in inputs))  # sums of the summands' magnitudes
-    baselines = _results(case, *(t if t.itemsize > 2 else t.float() for t in inputs))
+    rounded = _results(case, *(t if t.itemsize > 2 else t.float() for t in inputs))
     taps = case.kernel[0] * case.kernel[1]
     positions = case.batch * case.outputs[0] * case.outputs[1]
     terms = (case.in_channels * taps + 1, case.out_channels * taps, positions)
     names = ("y", "grad_x", "grad_weight")
-    for name, got, truth, size, baseline, count in zip(
-        names, actual, truths, sizes, baselines, terms, strict=True
+    for name, got, truth, size, once, given, count in zip(
+        names, actual, truths, sizes, rounded, baselines, terms, strict=True
     ):
         magnitude = size if size.numel() else None
         assert_as_good_as(
             got,
             truth,
-            baseline.to(dtype),
+            once.to(dtype) if given is None else given,
             terms=max(1, count),
             magnitude=magnitude,
             label=f"{name} of {case}",
