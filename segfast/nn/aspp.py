@@ -204,7 +204,8 @@ def _per_row(scale: Tensor) -> Tensor:
 
 def _separable(x: Tensor, conv: Any, scale: Tensor, shift: Tensor) -> Tensor:
     """relu(scale (conv x) + shift) of a 1 x 1 or separable convolution without bias."""
-    *before, pointwise = conv if isinstance(conv, SeparableDilatedConv2d) else [conv]
+    steps: list[Any] = list(conv) if isinstance(conv, SeparableDilatedConv2d) else [conv]
+    *before, pointwise = steps
     for step in before:
         x = step(x)
     return F.conv2d(x, pointwise.weight * _per_row(scale), shift).relu_()
