@@ -322,10 +322,10 @@ def test_v2_memory_format_copies_and_compiler() -> None:
 
 
 def test_presets_of_v2() -> None:
-    assert {"S": (2, 4, 8, 12), "L": (6, 12, 18, 24)} == ASPP_RATES
+    assert ASPP_RATES == {"S": (2, 4, 8, 12), "L": (6, 12, 18, 24)}
     assert ASPPv2(4, 2).rates == ASPP_RATES["L"]
     assert ASPPv2(4, 2, [3, 9]).rates == (3, 9)
-    with pytest.raises(ValueError, match="^rates must be one of S, L; got str 'M'"):
+    with pytest.raises(ValueError, match=r"^rates must be one of S, L; got str 'M'"):
         ASPPv2(4, 2, "M")
-    with pytest.raises(ValueError, match="^classes must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^classes must be at least 1, got 0"):
         ASPPv2(4, 0)

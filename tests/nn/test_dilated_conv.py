@@ -1,4 +1,4 @@
-"""DilatedConv2d is nn.Conv2d; separable convolutions; rates for the stages of a residual network."""
+"""DilatedConv2d is nn.Conv2d; separable convolutions; atrous rates for residual stages."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_stages_that_are_refused(
 
 def test_a_refused_stage_is_not_changed() -> None:
     stage = nn.Sequential(nn.Conv2d(4, 4, 3, 2), nn.AvgPool2d(2))
-    with pytest.raises(ValueError, match="^1 has a stride and is no convolution"):
+    with pytest.raises(ValueError, match=r"^1 has a stride and is no convolution"):
         dilate_stage(stage, (2, 2))
     assert type(stage[0]) is nn.Conv2d
     assert stage[0].stride == (2, 2)
