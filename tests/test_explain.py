@@ -168,6 +168,8 @@ def test_plan_is_the_planners(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[0][:7] == ("cpu", "float16", True, 3, 4, 2, 2)
     assert found.served_by == "kernel of forward, kernel of grad_input, kernel of grad_weight"
     assert "  grad_weight: kernel of grad_weight (a test)" in str(found)
+    explain(ops.dilated_conv2d, x, weight, groups=4, device="cuda:1")
+    assert asked[-1] == asked[0]._replace(device="cuda")
     found = explain(ops.dilated_conv_transpose2d, x, weight, groups=4)
     assert {d: p.kernel for d, p in found.convolutions[0].kernels.items()} == {
         "forward": "kernel of grad_input",

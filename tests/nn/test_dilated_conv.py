@@ -39,6 +39,7 @@ def assert_same(actual: Any, expected: Any) -> None:
 # ------------------------------------------------------------------------------ DilatedConv2d
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of PyTorch's
 @pytest.mark.parametrize("options", GEOMETRIES, ids=str)
 def test_is_conv2d(options: dict[str, Any]) -> None:
     """Values, gradients, initial state and description; batched or not."""
@@ -159,6 +160,7 @@ def test_refusals(call: Any, error: type[Exception], message: str) -> None:
         call()
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("options", GEOMETRIES, ids=str)
 def test_from_conv(options: dict[str, Any]) -> None:
     conv = build(nn.Conv2d, **options).eval()
@@ -304,6 +306,7 @@ def test_a_convolution_may_be_a_block() -> None:
     stage = nn.Sequential(nn.Conv2d(4, 4, (3, 5), 2, padding=1, padding_mode="reflect"))
     dilate_stage(stage, [3])
     assert stage[0].padding == (3, 6)
+    assert stage[0].padding_mode == "reflect"
     assert stage(torch.ones(1, 4, 11, 13)).shape == (1, 4, 11, 13)
 
 
