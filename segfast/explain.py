@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -190,12 +192,22 @@ def _recorded(
     if isinstance(op, nn.Module):
         state = {**dict(op.named_parameters()), **dict(op.named_buffers())}
         state = tree_map_only(Tensor, fake, state)
-        with torch.no_grad(), mode, recorder:
-            torch.func.functional_call(op, state, args, kwargs)  # op itself stays as it is
-    else:
-        with torch.no_grad(), mode, recorder:
-            op(*args, **kwargs)
+        op = functools.partial(torch.func.functional_call, op, state)  # op itself stays as it is
+        args, kwargs = (args, kwargs), {}
+    with torch.no_grad(), mode, recorder, _as_if_compiling():
+        op(*args, **kwargs)
     return tuple(recorder.found)
+
+
+@contextlib.contextmanager
+def _as_if_compiling() -> Iterator[None]:
+    """Our operators decide inside the raw ones, and take no short cuts to what serves."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True  # as torch.export does when it is not strict
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 class _Recorder(TorchDispatchMode):

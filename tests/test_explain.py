@@ -229,6 +229,15 @@ def test_arguments_are_refused_as_by_the_operator() -> None:
         explain(ASPP(4), meta(1, 4, 9, 9))
 
 
+def test_nothing_is_left_behind() -> None:
+    """Calls afterwards take their short cuts again, also when one was refused."""
+    explain(ContextModule(4), meta(1, 4, 9, 9))
+    assert not torch.compiler.is_compiling()
+    with pytest.raises(ValueError, match="smaller than the kernel"):
+        explain(DilatedConv2d(4, 4, 3), meta(1, 4, 1, 1))
+    assert not torch.compiler.is_compiling()
+
+
 def test_it_is_exported() -> None:
     assert segfast.explain is explain
     assert "explain" in segfast.__all__
