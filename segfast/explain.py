@@ -30,6 +30,8 @@ class Convolution:
     x: Shape  # [N, C, H, W]
     weight: Shape
     y: Shape  # [N, O, Ho, Wo]
+    dtype: str  # "float32"
+    channels_last: bool
     strides: Strides
     transposed: bool
     rectangles: int  # of outputs with the same live taps
@@ -51,6 +53,7 @@ class Convolution:
             "groups": _either(groups, groups, usual=1),
         }
         named = [f"{name} {value}" for name, value in facts.items() if value]
+        named += [self.dtype, *(["channels_last"] if self.channels_last else [])]
         served: dict[Plan, list[Direction]] = {}
         for direction, plan in self.kernels.items():
             served.setdefault(plan, []).append(direction)
@@ -250,6 +253,8 @@ class _Recorder(TorchDispatchMode):
             tuple(x.shape),
             tuple(weight.shape),
             tuple(y.shape),
+            facts.dtype,
+            facts.channels_last,
             strides,
             transposed,
             len(geometry.rectangles()),

@@ -168,6 +168,7 @@ def test_plan_is_the_planners(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[0][:7] == ("cpu", "float16", True, 3, 4, 2, 2)
     assert found.served_by == "kernel of forward, kernel of grad_input, kernel of grad_weight"
     assert "  grad_weight: kernel of grad_weight (a test)" in str(found)
+    assert "-> [3, 8, 7, 7], groups 4, float16, channels_last\n" in str(found)
     explain(ops.dilated_conv2d, x, weight, groups=4, device="cuda:1")
     assert asked[-1] == asked[0]._replace(device="cuda")
     found = explain(ops.dilated_conv_transpose2d, x, weight, groups=4)
