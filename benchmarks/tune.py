@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _common
-from benchmarks._dilated_conv.workloads import Workload, _CPU, inputs_of
+from benchmarks._dilated_conv.workloads import _CPU, Workload, inputs_of
 from segfast.ops import _dilated_conv_op as op
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, plan
 

@@ -113,8 +113,9 @@ class ASPP(nn.Module):
             parts = [_separable(x, c, a, b) for c, (a, b) in zip(convs, factors, strict=True)]
             y = torch.cat(parts, 1)
         else:
-            weights, rates = [c.weight for c in convs], [c.dilation[0] for c in convs]
-            y = atrous_pyramid2d(x, weights, None, rates, scale, shift, "relu")
+            weights, biases = [c.weight for c in convs], [c.bias for c in convs]
+            rates = [c.dilation[0] for c in convs]
+            y = atrous_pyramid2d(x, weights, biases, rates, scale, shift, "relu")
         # [P_y, P_p] [y, p] = P_y y + P_p p, and p is the same at every position.
         scale, shift = folded([self.project[1]])
         project: Any = self.project[0]
