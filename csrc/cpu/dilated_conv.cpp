@@ -19,7 +19,7 @@ namespace {
 using MaybeTensor = std::optional<Tensor>;
 
 constexpr int64_t kMostSize = int64_t{1} << 31;  // positions, strides, channels: products fit
-constexpr int64_t kBlock = 32768;                // elements read that are worth a thread's turn
+constexpr int64_t kBlock = 65536;                // elements that are worth a thread's turn
 
 // The last seven arguments of each operator.
 struct Strides {

@@ -122,37 +122,35 @@ void correlate_row(const DilatedConv& p, const Correlation& c, const Line& rows,
   }
 }
 
-// Target rows [begin, end) of all maps.
+// Items are (map, block of channels, target row).
 template <typename S, typename T>
 void correlate_rows(const DilatedConv& p, bool of_gradient, const S* sources, const T* weights,
                     const S* bias, S* targets, int64_t begin, int64_t end, Arena* arena) {
   const Scratch<S, T> s(p, of_gradient, arena);
   const Correlation& c = s.c;
-  const int64_t map = c.source_rows * c.source_columns * p.groups;
+  const int64_t blocks = channel_blocks(p);
   const int64_t source_row = c.source_columns * p.groups, target_row = c.target_columns * p.groups;
   for (int64_t g = 0; g < p.groups; ++g) s.bias[g] = bias == nullptr ? T(0) : widen(bias[g]);
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t row = item % c.target_rows, position = row / c.rows.count;
+    const int64_t row = item % c.target_rows;
+    const int64_t map = item / c.target_rows / blocks, position = row / c.rows.count;
+    const Channels channels = channels_of(p, item / c.target_rows % blocks);
+    const int64_t at = channels.begin, count = channels.count;
     const Line& rows = c.rows.line[row % c.rows.count];
     const Span live = live_taps(rows, position);
-    const S* x = sources + item / c.target_rows * map;
-    S* y = targets + item * target_row;
-    for (int64_t b = 0; b < channel_blocks(p); ++b) {
-      const Channels channels = channels_of(p, b);
-      const int64_t at = channels.begin, count = channels.count;
-      if constexpr (kSameType<S, T>) {
-        correlate_row(p, c, rows, live, position, false, x + at, p.groups, weights + at,
-                      s.bias + at, y + at, p.groups, count, s.terms);
-      } else {
-        for (int64_t i = live.first_tap; i < live.last_tap; ++i) {
-          const S* from = x + (position * rows.step + rows.tap[i].first) * source_row + at;
-          stage_pixels(from, c.source_columns, p.groups, count,
-                       s.source + (i - live.first_tap) * c.source_columns * count);
-        }
-        correlate_row(p, c, rows, live, position, true, s.source, count, weights + at, s.bias + at,
-                      s.target, count, count, s.terms);
-        unstage_pixels(s.target, c.target_columns, p.groups, count, y + at);
+    const S* x = sources + map * c.source_rows * source_row + at;
+    S* y = targets + (map * c.target_rows + row) * target_row + at;
+    if constexpr (kSameType<S, T>) {
+      correlate_row(p, c, rows, live, position, false, x, p.groups, weights + at, s.bias + at, y,
+                    p.groups, count, s.terms);
+    } else {
+      for (int64_t i = live.first_tap; i < live.last_tap; ++i) {
+        stage_pixels(x + (position * rows.step + rows.tap[i].first) * source_row, c.source_columns,
+                     p.groups, count, s.source + (i - live.first_tap) * c.source_columns * count);
       }
+      correlate_row(p, c, rows, live, position, true, s.source, count, weights + at, s.bias + at,
+                    s.target, count, count, s.terms);
+      unstage_pixels(s.target, c.target_columns, p.groups, count, y);
     }
   }
 }
@@ -161,7 +159,8 @@ void correlate_rows(const DilatedConv& p, bool of_gradient, const S* sources, co
 
 int64_t items(const DilatedConv& p, Direction direction) {
   if (direction == Direction::grad_weight) return pixels_grad_weight_items(p);
-  return p.batch * (direction == Direction::forward ? p.rows.output : p.rows.input);
+  const int64_t rows = direction == Direction::forward ? p.rows.output : p.rows.input;
+  return p.batch * channel_blocks(p) * rows;
 }
 
 int64_t scratch(const DilatedConv& p, Direction direction) {

@@ -126,11 +126,12 @@ void grad_weight_of(const DilatedConv& p, const S* grads, const S* maps, T* part
       for (int64_t c = 0; c < count; ++c) part[t * p.groups + c] = 0;
     }
     const int64_t last = smaller(p.batch * p.rows.output, (chunk + 1) * chunks.rows);
-    for (int64_t row = chunk * chunks.rows; row < last; ++row) {
-      const int64_t position = row % p.rows.output;
+    for (int64_t k = chunk * chunks.rows; k < last; ++k) {
+      const int64_t map = k / p.rows.output;
+      const int64_t position = k % p.rows.output;
       const Span live = live_taps(s.rows, position);
-      const S* x = maps + row / p.rows.output * p.rows.input * x_row + at;
-      const S* g = grads + row * p.columns.output * p.groups + at;
+      const S* x = maps + map * p.rows.input * x_row + at;
+      const S* g = grads + (map * p.rows.output + position) * p.columns.output * p.groups + at;
       if constexpr (kSameType<S, T>) {
         add_row(p, s, live, position, false, g, x, p.groups, count, part);
       } else {
