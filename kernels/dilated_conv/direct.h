@@ -27,8 +27,8 @@ struct DirectKernels {
   int64_t (*parts)(const DilatedConv& p);
   void (*grad_weight)(const DilatedConv& p, const void* grad, const void* x, void* sums,
                       int64_t begin, int64_t end, void* scratch);
-  // weight [G O, C, kh, kw] = parts added up in their order.
-  void (*merge)(const DilatedConv& p, const void* sums, void* weight);
+  // weight [G O, C, kh, kw] = parts added up in their order, which leaves nothing of use in sums.
+  void (*merge)(const DilatedConv& p, void* sums, void* weight);
 };
 
 #define SEGFAST_DECLARE_KERNELS(isa)        \

@@ -12,7 +12,7 @@ int64_t pixels_grad_weight_items(const DilatedConv&);
 int64_t pixels_grad_weight_scratch(const DilatedConv&);
 void pixels_grad_weight(const DilatedConv&, const void*, const void*, void*, int64_t, int64_t,
                         void*);
-void pixels_merge(const DilatedConv&, const void*, void*);
+void pixels_merge(const DilatedConv&, void*, void*);
 
 namespace {
 

@@ -7,7 +7,7 @@ namespace SEGFAST_ISA {
 namespace {
 
 constexpr int kMostTaps = 6;             // whose sums, two vectors each, stay in registers
-constexpr int64_t kItems = 64;           // to share among threads, where there is work for them
+constexpr int64_t kItems = 32;           // to share among threads, where there is work for them
 constexpr int64_t kMostAdded = 1 << 14;  // positions summed one after the other
 
 // Rows of all maps, cut by the problem's size alone.
@@ -172,18 +172,17 @@ void pixels_grad_weight(const DilatedConv& p, const void* grad, const void* x, v
   });
 }
 
-void pixels_merge(const DilatedConv& p, const void* sums, void* weight) {
+void pixels_merge(const DilatedConv& p, void* sums, void* weight) {
   by_dtype(p.dtype, [&](auto element, auto sum) {
     using T = decltype(sum);
-    const T* from = static_cast<const T*>(sums);
+    T* total = static_cast<T*>(sums);  // [kh kw, G], as each part
     auto* to = static_cast<decltype(element)*>(weight);
     const int64_t parts = pixels_parts(p), part = taps(p) * p.groups;
-    for (int64_t g = 0; g < p.groups; ++g) {
-      for (int64_t t = 0; t < taps(p); ++t) {
-        T total = 0;
-        for (int64_t k = 0; k < parts; ++k) total += from[k * part + t * p.groups + g];
-        narrow(total, to + g * taps(p) + t);
-      }
+    for (int64_t k = 1; k < parts; ++k) {
+      for (int64_t i = 0; i < part; ++i) total[i] += total[k * part + i];
+    }
+    for (int64_t t = 0; t < taps(p); ++t) {
+      for (int64_t g = 0; g < p.groups; ++g) narrow(total[t * p.groups + g], to + g * taps(p) + t);
     }
   });
 }

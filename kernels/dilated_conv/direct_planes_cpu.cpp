@@ -185,7 +185,7 @@ void grad_input(const DilatedConv& p, const void* grad, const void* weights, voi
 
 int64_t parts(const DilatedConv&) { return 1; }
 
-void merge(const DilatedConv& p, const void* sums, void* weight) {
+void merge(const DilatedConv& p, void* sums, void* weight) {
   by_dtype(p.dtype, [&](auto element, auto sum) {
     const auto* from = static_cast<const decltype(sum)*>(sums);
     auto* to = static_cast<decltype(element)*>(weight);
