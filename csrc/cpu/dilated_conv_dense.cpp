@@ -1,0 +1,148 @@
+// segfast::_dilated_conv_dense and its gradients: checks, memory, threads; the arithmetic is in
+// kernels/dilated_conv.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "csrc/buffer.h"
+#include "csrc/check.h"
+#include "csrc/parallel.h"
+#include "dispatch.h"
+#include "kernels/dilated_conv/dense.h"
+
+namespace segfast {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+const DenseKernels& kernels() { return dispatch<DenseKernels>(SEGFAST_TABLES(dense_kernels)); }
+
+Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    default:
+      STD_TORCH_CHECK(false, "maps must be float32, float64, float16 or bfloat16");
+  }
+}
+
+int64_t sum_bytes(const Tensor& x) { return x.scalar_type() == ScalarType::Double ? 8 : 4; }
+
+int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+const char* image(const Tensor& x, int64_t n) {
+  return static_cast<const char*>(x.const_data_ptr()) +
+         n * (x.numel() / x.size(0)) * static_cast<int64_t>(x.element_size());
+}
+
+void check_map(const Tensor& x, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(x.dim() == 4, name, " must have four dimensions");
+  check_tensor(x, like.scalar_type(), x.numel(), name);
+}
+
+// Stride, padding, dilation: each vertical, horizontal.
+struct Strides {
+  int64_t sh, sw, ph, pw, dh, dw;
+};
+
+// input [N, C, H, W], output [N, O, Ho, Wo], kernel [kh, kw]
+DilatedConv problem(const Tensor& like, int64_t in, int64_t out, const int64_t (&input)[2],
+                    const int64_t (&output)[2], const int64_t (&kernel)[2], const Strides& s,
+                    int64_t groups) {
+  STD_TORCH_CHECK(groups == 1, "the dense kernels have no groups, got ", groups);
+  STD_TORCH_CHECK(s.sh >= 1 && s.sw >= 1 && s.dh >= 1 && s.dw >= 1, "strides must be positive");
+  STD_TORCH_CHECK(in >= 1 && out >= 1 && kernel[0] >= 1 && kernel[1] >= 1, "nothing may be 0");
+  STD_TORCH_CHECK(input[0] >= 1 && input[1] >= 1 && output[0] >= 1 && output[1] >= 1,
+                  "maps must have positions");
+  return {dtype_of(like),
+          like.size(0),
+          1,
+          in,
+          out,
+          {input[0], output[0], kernel[0], s.sh, s.ph, s.dh},
+          {input[1], output[1], kernel[1], s.sw, s.pw, s.dw}};
+}
+
+// Packed weights of a convolution or its transpose.
+Buffer<char> pack(const DenseConv& p, const Tensor& weight) {
+  const int64_t channels = result_channels(p), padded = round_up(channels, kChannelStep);
+  auto packed = make_buffer<char>(padded * taps(p.conv) * source_channels(p) * sum_bytes(weight));
+  for_each_item(padded / kChannelStep, [&] {
+    return [&](int64_t item) {
+      const int64_t begin = item * kChannelStep;
+      kernels().pack_weight(p, weight.const_data_ptr(), begin,
+                            std::min(channels, begin + kChannelStep), packed.get());
+    };
+  });
+  return packed;
+}
+
+// Channels [begin, end) of a block of an image's result.
+void convolve(const DenseConv& p, const Tensor& source, const Tensor& weight,
+              const DenseFinish& finish, const Tensor& result) {
+  const auto packed = pack(p, weight);
+  const auto blocks = dense_blocks(p);
+  const int64_t channels = result_channels(p);
+  const int64_t groups = (channels + kBlockChannels - 1) / kBlockChannels;
+  const int64_t count = static_cast<int64_t>(blocks.size());
+  for_each_item(source.size(0) * count * groups, [&] {
+    return [&, scratch = make_buffer<char>(kernels().conv_scratch(p))](int64_t item) {
+      const int64_t begin = item % groups * kBlockChannels, n = item / groups / count;
+      kernels().conv(p, blocks[item / groups % count], begin,
+                     std::min(channels, begin + kBlockChannels), image(source, n), packed.get(),
+                     finish, const_cast<char*>(image(result, n)), scratch.get());
+    };
+  });
+}
+
+// x [N, C, H, W], weight [O, C, kh, kw] -> y [N, O, height, width]
+Tensor dilated_conv_dense(const Tensor& x, const Tensor& weight, MaybeTensor bias, int64_t height,
+                          int64_t width, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh,
+                          int64_t dw, int64_t groups) {
+  check_map(x, x, "x");
+  check_map(weight, x, "weight");
+  STD_TORCH_CHECK(weight.size(1) == x.size(1), "weight must have the channels of x");
+  const int64_t out = weight.size(0);
+  if (bias) check_tensor(*bias, x.scalar_type(), out, "bias");
+  const DenseConv p{problem(x, x.size(1), out, {x.size(2), x.size(3)}, {height, width},
+                            {weight.size(2), weight.size(3)}, {sh, sw, ph, pw, dh, dw}, groups),
+                    false};
+  Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), out, height, width});
+  if (x.size(0) == 0) return y;
+  convolve(p, x, weight, {bias ? bias->const_data_ptr() : nullptr, nullptr, nullptr, false}, y);
+  return y;
+}
+
+// grad [N, O, Ho, Wo], weight [O, C, kh, kw] -> grad_x [N, C, height, width]
+Tensor dilated_conv_dense_grad_input(const Tensor& grad, const Tensor& weight, int64_t height,
+                                     int64_t width, int64_t sh, int64_t sw, int64_t ph, int64_t pw,
+                                     int64_t dh, int64_t dw, int64_t groups) {
+  check_map(grad, grad, "grad");
+  check_map(weight, grad, "weight");
+  STD_TORCH_CHECK(weight.size(0) == grad.size(1), "weight must have the channels of grad");
+  const int64_t in = weight.size(1);
+  const DenseConv p{problem(grad, in, grad.size(1), {height, width}, {grad.size(2), grad.size(3)},
+                            {weight.size(2), weight.size(3)}, {sh, sw, ph, pw, dh, dw}, groups),
+                    true};
+  Tensor x = torch::stable::new_empty(grad, std::vector<int64_t>{grad.size(0), in, height, width});
+  if (grad.size(0) == 0) return x;
+  convolve(p, grad, weight, {nullptr, nullptr, nullptr, false}, x);
+  return x;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
+  m.impl("_dilated_conv_dense", TORCH_BOX(&dilated_conv_dense));
+  m.impl("_dilated_conv_dense_grad_input", TORCH_BOX(&dilated_conv_dense_grad_input));
+}
+
+}  // namespace segfast
