@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 
 #include "csrc/buffer.h"
@@ -35,8 +36,6 @@ Dtype dtype_of(const Tensor& x) {
 }
 
 int64_t sum_bytes(const Tensor& x) { return x.scalar_type() == ScalarType::Double ? 8 : 4; }
-
-int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 const char* image(const Tensor& x, int64_t n) {
   return static_cast<const char*>(x.const_data_ptr()) +
@@ -138,11 +137,80 @@ Tensor dilated_conv_dense_grad_input(const Tensor& grad, const Tensor& weight, i
   return x;
 }
 
+// grad [N, O, Ho, Wo], x [N, C, H, W] -> grad_weight [O, C, height, width]
+Tensor dilated_conv_dense_grad_weight(const Tensor& grad, const Tensor& x, int64_t height,
+                                      int64_t width, int64_t sh, int64_t sw, int64_t ph, int64_t pw,
+                                      int64_t dh, int64_t dw, int64_t groups) {
+  check_map(grad, grad, "grad");
+  check_map(x, grad, "x");
+  const int64_t images = x.size(0), in = x.size(1), out = grad.size(1);
+  STD_TORCH_CHECK(grad.size(0) == images, "grad must have the batch of x");
+  const DenseConv p{problem(x, in, out, {x.size(2), x.size(3)}, {grad.size(2), grad.size(3)},
+                            {height, width}, {sh, sw, ph, pw, dh, dw}, groups),
+                    false};
+  Tensor weight = torch::stable::new_empty(x, std::vector<int64_t>{out, in, height, width});
+  if (images == 0) return torch::stable::fill_(weight, 0.0);
+
+  // Work is cut into blocks of weights and, where those are few, into parts of the positions; the
+  // gradient is packed for as many images at a time as a buffer holds.
+  constexpr int64_t kItems = 32, kPackedBytes = 64 << 20;
+  const auto blocks = weight_blocks(p);
+  const int64_t count = static_cast<int64_t>(blocks.size()), element = sum_bytes(x);
+  const int64_t step = weight_output_rows(p), chunks = round_up(p.conv.rows.output, step) / step;
+  const int64_t padded = round_up(out, kChannelStep);
+  const int64_t packed_image = padded * p.conv.rows.output * p.conv.columns.output * element;
+  const int64_t together = std::clamp<int64_t>(kPackedBytes / packed_image, 1, images);
+  const int64_t parts = std::clamp<int64_t>(kItems / count, 1, together * chunks);
+  int64_t sums_bytes = 0, scratch_bytes = 0;
+  for (const WeightBlock& b : blocks) {
+    sums_bytes = std::max(sums_bytes, taps(p.conv) * weight_rows(b) * weight_pitch(b) * element);
+    scratch_bytes = std::max(scratch_bytes, kernels().weight_scratch(p, b));
+  }
+  const auto packed = make_buffer<char>(together * packed_image);
+  const auto sums = make_buffer<char>(count * parts * sums_bytes);
+  for (int64_t first = 0; first < images; first += together) {
+    const int64_t here = std::min(together, images - first),
+                  groups_of_channels = padded / kChannelStep;
+    for_each_item(here * groups_of_channels, [&] {
+      return [&](int64_t item) {
+        const int64_t n = item / groups_of_channels,
+                      begin = item % groups_of_channels * kChannelStep;
+        kernels().pack_grad(p, image(grad, first + n), begin, std::min(out, begin + kChannelStep),
+                            packed.get() + n * packed_image);
+      };
+    });
+    for_each_item(count * parts, [&] {
+      return [&, scratch = make_buffer<char>(scratch_bytes)](int64_t item) {
+        const int64_t part = item % parts;
+        const WeightBlock& b = blocks[item / parts];
+        const int64_t used = taps(p.conv) * weight_rows(b) * weight_pitch(b) * element;
+        char* to = sums.get() + item / parts * parts * sums_bytes + part * used;
+        if (first == 0) std::memset(to, 0, used);
+        const int64_t all = here * chunks;
+        for (int64_t u = all * part / parts; u < all * (part + 1) / parts; ++u) {
+          const int64_t n = u / chunks, row = u % chunks * step;
+          kernels().add_weight(p, b, {row, std::min(p.conv.rows.output, row + step)},
+                               image(x, first + n), packed.get() + n * packed_image, to,
+                               scratch.get());
+        }
+      };
+    });
+  }
+  for_each_item(count, [&] {
+    return [&](int64_t item) {
+      kernels().merge_weight(p, blocks[item], sums.get() + item * parts * sums_bytes, parts,
+                             weight.mutable_data_ptr());
+    };
+  });
+  return weight;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
   m.impl("_dilated_conv_dense", TORCH_BOX(&dilated_conv_dense));
   m.impl("_dilated_conv_dense_grad_input", TORCH_BOX(&dilated_conv_dense_grad_input));
+  m.impl("_dilated_conv_dense_grad_weight", TORCH_BOX(&dilated_conv_dense_grad_weight));
 }
 
 }  // namespace segfast

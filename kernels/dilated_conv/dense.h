@@ -67,6 +67,28 @@ struct DenseFinish {
   bool relu;
 };
 
+// A block of weights whose gradient is summed in cache, as [taps, weight_rows, weight_pitch]. in
+// begins at a multiple of kWeightRows, out at one of kChannelStep.
+struct WeightBlock {
+  Range in, out;
+};
+constexpr int64_t kWeightRows = 12;        // a multiple of the rows of any tile
+constexpr int64_t kWeightPositions = 384;  // of the output, about, that are multiplied at once
+
+static constexpr int64_t round_up(int64_t count, int64_t step) {
+  return (count + step - 1) / step * step;
+}
+static constexpr int64_t weight_rows(const WeightBlock& b) {
+  return round_up(b.in.end - b.in.begin, kWeightRows);
+}
+static constexpr int64_t weight_pitch(const WeightBlock& b) {
+  return round_up(b.out.end - b.out.begin, kChannelStep) + 16;  // rows must not meet in the cache
+}
+
+std::vector<WeightBlock> weight_blocks(const DenseConv& p);
+// Rows of the output that are multiplied at once.
+int64_t weight_output_rows(const DenseConv& p);
+
 struct DenseKernels {
   // packed: the weights of result channels [begin, end), begin a multiple of kChannelStep, within
   // [padded channels, taps, source channels] sums. weight [out, in, taps].
@@ -79,6 +101,18 @@ struct DenseKernels {
   void (*conv)(const DenseConv& p, const DenseBlock& block, int64_t begin, int64_t end,
                const void* source, const void* packed, const DenseFinish& finish, void* result,
                void* scratch);
+
+  // packed: an image's gradient of output channels [begin, end), begin a multiple of kChannelStep,
+  // within [padded channels, positions] sums.
+  void (*pack_grad)(const DenseConv& p, const void* grad, int64_t begin, int64_t end, void* packed);
+  // Bytes of scratch that `add_weight` needs.
+  int64_t (*weight_scratch)(const DenseConv& p, const WeightBlock& block);
+  // sums += the share of an image's rows `outputs`, at most weight_output_rows; x: the image's.
+  void (*add_weight)(const DenseConv& p, const WeightBlock& block, Range outputs, const void* x,
+                     const void* packed_grad, void* sums, void* scratch);
+  // A block of weight [out, in, taps] = `count` parts of sums, one after another, added in order.
+  void (*merge_weight)(const DenseConv& p, const WeightBlock& block, const void* parts,
+                       int64_t count, void* weight);
 };
 
 #define SEGFAST_DECLARE_KERNELS(isa)       \

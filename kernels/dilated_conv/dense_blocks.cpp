@@ -56,4 +56,27 @@ std::vector<DenseBlock> dense_blocks(const DenseConv& p) {
   return blocks;
 }
 
+std::vector<WeightBlock> weight_blocks(const DenseConv& p) {
+  constexpr int64_t kSums = 64 << 10;  // of a block: half of a second-level cache
+  const int64_t in = p.conv.in_channels, out = p.conv.out_channels, all = taps(p.conv);
+  int64_t width = std::min(kBlockChannels, round_up(out, kChannelStep));
+  while (width > kChannelStep && width * all * kWeightRows > kSums) {
+    width = round_up(width / 2, kChannelStep);
+  }
+  const int64_t most = 8 * kWeightRows;
+  const int64_t height =
+      std::clamp(kSums / (width * all) / kWeightRows * kWeightRows, kWeightRows, most);
+  std::vector<WeightBlock> blocks;
+  for (int64_t c = 0; c < in; c += height) {
+    for (int64_t o = 0; o < out; o += width) {
+      blocks.push_back({{c, std::min(in, c + height)}, {o, std::min(out, o + width)}});
+    }
+  }
+  return blocks;
+}
+
+int64_t weight_output_rows(const DenseConv& p) {
+  return std::clamp<int64_t>(kWeightPositions / p.conv.columns.output, 1, p.conv.rows.output);
+}
+
 }  // namespace segfast
