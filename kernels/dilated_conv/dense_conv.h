@@ -10,12 +10,13 @@ namespace {
 
 constexpr int64_t kTerms = 256;  // of a product: a right panel of them fits the first-level cache
 constexpr int64_t kMostPanels = (kBlockPositions + kRows - 1) / kRows;
-constexpr int64_t kPitch = kBlockChannels + 16;  // of the sums: rows must not meet in the cache
+constexpr int64_t kMostPitch = kBlockChannels + 16;
 
 // What a block is computed in.
 template <typename T>
 struct ConvScratch {
-  T sums[(kBlockPositions + 1) * kPitch];  // [positions, channels]; the last row is for nobody
+  int64_t pitch;                               // of sums: rows must not meet in the cache
+  T sums[(kBlockPositions + 1) * kMostPitch];  // [positions, channels]; the last row is for nobody
   T panels[kMostPanels * (kTerms * kRows + kPanelSlack)];
   int64_t row[kBlockPositions], column[kBlockPositions];  // of every position of the block
   int64_t results[kBlockPositions];                       // their places in a plane of the result
@@ -31,7 +32,8 @@ struct ConvScratch {
 };
 
 template <typename T>
-void locate(const DenseConv& p, const DenseBlock& b, ConvScratch<T>* s) {
+void locate(const DenseConv& p, const DenseBlock& b, int64_t channels, ConvScratch<T>* s) {
+  s->pitch = round_up(channels, kChannelStep) + 16;
   const int64_t width = b.columns.end - b.columns.begin;
   int64_t row = b.rows.begin + b.first / width, column = b.columns.begin + b.first % width;
   for (int64_t n = 0; n < b.count; ++n) {
@@ -60,12 +62,12 @@ void choose_positions(const DenseConv& p, const DenseBlock& b, int64_t i, int64_
     const int64_t source = source_of(p, *s, i, j, n);
     if (source < 0) continue;
     s->sources[live] = source;
-    s->targets[live++] = n * kPitch;
+    s->targets[live++] = n * s->pitch;
   }
   s->live = live;
   for (; live % kRows != 0; ++live) {
     s->sources[live] = s->sources[live - 1];
-    s->targets[live] = kBlockPositions * kPitch;
+    s->targets[live] = b.count * s->pitch;
   }
   for (int64_t q = 0; q * kRows < live; ++q) {
     const int64_t first = q * kRows, left = s->live - first;
@@ -77,58 +79,60 @@ void choose_positions(const DenseConv& p, const DenseBlock& b, int64_t i, int64_
   }
 }
 
-// sums += the taps chosen, over the positions chosen.
+// sums += channels [first, first + terms) of the taps chosen, over the positions chosen.
 template <typename S, typename T>
-void add_taps(const DenseConv& p, int64_t begin, int64_t end, const S* source, const T* packed,
-              ConvScratch<T>* s) {
+void add_taps(const DenseConv& p, int64_t begin, int64_t end, int64_t first, int64_t terms,
+              const S* source, const T* packed, ConvScratch<T>* s) {
   const int64_t channels = source_channels(p), panel_terms = taps(p.conv) * channels;
   const int64_t plane = source_size(p, p.conv.rows) * source_size(p, p.conv.columns);
   const int64_t panels = (s->live + kRows - 1) / kRows;
-  for (int64_t first = 0; first < channels && panels > 0; first += kTerms) {
-    const int64_t terms = channels - first < kTerms ? channels - first : kTerms;
-    const int64_t pitch = s->tap_count * terms * kRows + kPanelSlack;
-    for (int64_t u = 0; u < s->tap_count; ++u) {
-      s->runs[u] = {u * terms, s->tap[u] * channels + first};
-      gather_panels(source + first * plane, source + channels * plane, plane, terms, s->sources,
-                    s->together, panels, s->shift[u], s->panels + u * terms * kRows, pitch);
-    }
-    for (int64_t o = begin; o < end; o += kPanel<T>) {
-      const int vectors = panel_vectors<T>(o, result_channels(p));
-      const T* right = packed + o * panel_terms;
-      for (int64_t q = 0; q < panels; ++q) {
-        add_product(vectors, s->panels + q * pitch, 1, right, s->runs, s->tap_count, terms,
-                    s->sums + o - begin, s->targets + q * kRows);
-      }
+  const int64_t pitch = s->tap_count * terms * kRows + kPanelSlack;
+  for (int64_t u = 0; u < s->tap_count; ++u) {
+    s->runs[u] = {u * terms, s->tap[u] * channels + first};
+    gather_panels(source + first * plane, source + channels * plane, plane, terms, s->sources,
+                  s->together, panels, s->shift[u], s->panels + u * terms * kRows, pitch);
+  }
+  for (int64_t o = begin; o < end; o += kPanel<T>) {
+    const int vectors = panel_vectors<T>(o, result_channels(p));
+    const T* right = packed + o * panel_terms;
+    for (int64_t q = 0; q < panels; ++q) {
+      add_product(vectors, s->panels + q * pitch, 1, right, s->runs, s->tap_count, terms,
+                  s->sums + o - begin, s->targets + q * kRows);
     }
   }
+  s->tap_count = 0;
+}
+
+// sums += all that is live, channels [first, first + terms).
+template <typename S, typename T>
+void add_channels(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end,
+                  int64_t first, int64_t terms, const S* source, const T* packed,
+                  ConvScratch<T>* s) {
+  const int64_t most = b.uniform ? kTerms / terms : 1;
+  s->tap_count = 0;
+  for (int64_t i = 0; i < p.conv.rows.taps; ++i) {
+    for (int64_t j = 0; j < p.conv.columns.taps; ++j) {
+      const int64_t at = b.uniform ? source_of(p, *s, i, j, 0) : 0;
+      if (at < 0) continue;
+      if (s->tap_count == 0) choose_positions(p, b, i, j, s);
+      if (s->live == 0) continue;
+      s->shift[s->tap_count] = b.uniform ? at - s->sources[0] : 0;
+      s->tap[s->tap_count] = i * p.conv.columns.taps + j;
+      if (++s->tap_count == most) add_taps(p, begin, end, first, terms, source, packed, s);
+    }
+  }
+  if (s->tap_count > 0) add_taps(p, begin, end, first, terms, source, packed, s);
 }
 
 template <typename S, typename T>
 void add_block(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end, const S* source,
                const T* packed, ConvScratch<T>* s) {
-  const int64_t most = kTerms / (source_channels(p) < kTerms ? source_channels(p) : kTerms);
-  s->tap_count = 0;
-  for (int64_t i = 0; i < p.conv.rows.taps; ++i) {
-    for (int64_t j = 0; j < p.conv.columns.taps; ++j) {
-      const int64_t tap = i * p.conv.columns.taps + j;
-      if (!b.uniform) {
-        choose_positions(p, b, i, j, s);
-        s->tap[0] = tap, s->shift[0] = 0, s->tap_count = 1;
-        add_taps(p, begin, end, source, packed, s);
-        continue;
-      }
-      const int64_t first = source_of(p, *s, i, j, 0);
-      if (first < 0) continue;
-      if (s->tap_count == 0) choose_positions(p, b, i, j, s);
-      s->tap[s->tap_count] = tap;
-      s->shift[s->tap_count] = first - s->sources[0];
-      if (++s->tap_count == most) {
-        add_taps(p, begin, end, source, packed, s);
-        s->tap_count = 0;
-      }
-    }
+  const int64_t channels = source_channels(p);
+  // Channels outside, taps inside: neighbouring taps read the same lines of the source.
+  for (int64_t first = 0; first < channels; first += kTerms) {
+    const int64_t terms = channels - first < kTerms ? channels - first : kTerms;
+    add_channels(p, b, begin, end, first, terms, source, packed, s);
   }
-  if (b.uniform && s->tap_count > 0) add_taps(p, begin, end, source, packed, s);
 }
 
 // Vectors of what is added to and multiplied with the sums, per channel.
@@ -151,18 +155,17 @@ void conv_of(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end
   constexpr int W = kLanes<T>;
   const int64_t channels = end - begin;
   const int64_t plane = result_size(p, p.conv.rows) * result_size(p, p.conv.columns);
-  T bias[kPitch], scale[kPitch], shift[kPitch];
+  T bias[kMostPitch], scale[kMostPitch], shift[kMostPitch];
   const S* given = static_cast<const S*>(finish.bias);
-  for (int64_t o = 0; o < kPitch; ++o) {
+  locate(p, b, channels, s);
+  for (int64_t o = 0; o < s->pitch; ++o) {
     const bool there = o < channels;
     bias[o] = there && given != nullptr ? widen(given[begin + o]) : T(0);
     if (finish.scale) scale[o] = there ? static_cast<const T*>(finish.scale)[begin + o] : T(0);
     if (finish.shift) shift[o] = there ? static_cast<const T*>(finish.shift)[begin + o] : T(0);
   }
-  locate(p, b, s);
-  for (int64_t n = 0; n <= kBlockPositions; ++n) {
-    if (n > b.count && n < kBlockPositions) continue;
-    for (int64_t o = 0; o < kPitch; ++o) s->sums[n * kPitch + o] = bias[o];
+  for (int64_t n = 0; n <= b.count; ++n) {
+    for (int64_t o = 0; o < s->pitch; ++o) s->sums[n * s->pitch + o] = bias[o];
   }
   add_block(p, b, begin, end, source, packed, s);
 
@@ -172,11 +175,11 @@ void conv_of(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end
     const int64_t there = channels - o < W ? channels - o : W;
     S* to = result + (begin + o) * plane;
     for (int64_t n = 0; n < b.count; n += W) {
-      const T* from = s->sums + n * kPitch + o;
+      const T* from = s->sums + n * s->pitch + o;
       const int64_t at = s->results[n], left = b.count - n < W ? b.count - n : W;
       if (left == W && s->results[n + W - 1] == at + W - 1) {
         transpose<T, W>(
-            [&](int i) { return factors.template apply<W>(load<W>(from + i * kPitch), o); },
+            [&](int i) { return factors.template apply<W>(load<W>(from + i * s->pitch), o); },
             [&](int j, Vec<T, W> row) {
               if (j >= there) return;
               if constexpr (sizeof(S) == sizeof(T)) {
@@ -188,7 +191,7 @@ void conv_of(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end
         continue;
       }
       for (int64_t i = 0; i < left; ++i) {
-        const Vec<T, W> row = factors.template apply<W>(load<W>(from + i * kPitch), o);
+        const Vec<T, W> row = factors.template apply<W>(load<W>(from + i * s->pitch), o);
         T lanes[W];
         store<W>(lanes, row);
         for (int64_t j = 0; j < there; ++j) narrow(lanes[j], to + j * plane + s->results[n + i]);

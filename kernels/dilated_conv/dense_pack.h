@@ -83,6 +83,8 @@ template <typename T>
 constexpr int kCopied = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 constexpr int64_t kPanelSlack = 16;  // for the last row; it also keeps panels apart in the cache
 
+constexpr int64_t kAhead = 8;            // channels that are fetched ahead: no prefetcher sees them coming
+
 // Left panels of a map's channels at `count` positions:
 //   panel q, row k, r:  map[k, positions[q kRows + r] + shift]
 // positions lie a multiple of kRows; together[q]: whether a panel's lie next to each other.
@@ -96,6 +98,7 @@ void gather_panels(const S* map, const S* map_end, int64_t plane, int64_t channe
     T* at = to;
     for (int64_t q = 0; q < count; ++q, at += pitch) {
       const int64_t* where = positions + q * kRows;
+      __builtin_prefetch(from + kAhead * plane + where[0]);
       if (together[q] && where[0] <= readable) {
 #pragma GCC unroll 4
         for (int i = 0; i < kCopied<T>; i += kLanes<T>) {
