@@ -247,6 +247,21 @@ def copy_bandwidth(threads: int, device: str = "cpu") -> float:
     return 2 * 4 * source.numel() / seconds / 1e9
 
 
+@functools.cache
+def product_rate(threads: int, device: str, dtype: torch.dtype) -> float:
+    """GFLOP/s of PyTorch's product of two large matrices: what a peak is worth here."""
+    size = 8192 if device == "cuda" else 1024
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def multiply() -> None:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    multiply()
+    return 2 * size**3 / statistics.median(timed(multiply) for _ in range(5)) / 1e9
+
+
 def load_average() -> float | None:
     """Mean number of runnable processes over the last minute: how noisy the machine was."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

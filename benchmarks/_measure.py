@@ -56,6 +56,11 @@ class Workload:
         return None
 
     @property
+    def flops(self) -> int | None:
+        """Additions and multiplications of one call that no algorithm here can leave out."""
+        return None
+
+    @property
     def result_bytes(self) -> int | None:
         """What one call must hold at its end; memory beyond it is extra. None: not told apart."""
         return None
@@ -63,14 +68,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Provider:
-    """Who computes, and what serves it on a device.
+    """Who computes, and what serves it.
 
     compiled: by torch.compile.  needs: a module.  foreign: others' kernels; where they fail here,
     or fail their gate, the row goes without them and says so.
     """
 
     functions: Any
-    served_by: Callable[[str], str]
+    served_by: Callable[[Any], str]  # of a workload
     compiled: bool = False
     needs: str = ""
     foreign: bool = False
@@ -156,12 +161,15 @@ def measure(
         if not samples:  # --benchmark-disable: the gates and one run each were all
             return
         copy = _common.copy_bandwidth(threads, workload.device)
+        product = None
+        if workload.flops is not None:
+            product = _common.product_rate(threads, workload.device, workload.dtype)
 
     names = list(jobs)
     rows = []
     for name in names:
         row = figures(workload, samples[name], samples[names[0]])
-        row |= {"name": name, "served_by": suite.providers[name].served_by(workload.device)}
+        row |= {"name": name, "served_by": suite.providers[name].served_by(workload)}
         memory = _memory(suite, workload, name, threads)
         row |= {"peak_mb": memory["mb"], "peak_how": memory["how"]}
         if workload.result_bytes is not None:
@@ -182,6 +190,7 @@ def measure(
         notes=suite.notes,
         load_average=_common.load_average(),
         copy_gb_s=copy,
+        product_gflop_s=product,
         gates=passed,
         absent=missing,
         providers=rows,
@@ -210,16 +219,23 @@ def _memory(suite: Suite, workload: Workload, provider: str, threads: int) -> di
 
 def figures(workload: Workload, seconds: list[float], ours: list[float]) -> dict[str, Any]:
     """Times and rates of one provider. Lists hold seconds per round."""
-    low, median, high = (s / workload.repeat for s in _common.quantiles(seconds))
+    row, moved, flops = times(seconds, ours, workload.repeat), workload.bytes_moved, workload.flops
+    return row | {
+        "gb_per_s": None if moved is None else moved / row["ms"] / 1e6,
+        "gflop_per_s": None if flops is None else flops / row["ms"] / 1e6,
+    }
+
+
+def times(seconds: list[float], ours: list[float], calls: int = 1) -> dict[str, Any]:
+    """Times of one provider. Lists hold seconds per round of `calls` calls."""
+    low, median, high = (1e3 * s / calls for s in _common.quantiles(seconds))
     ratio_low, ratio, ratio_high = _common.ratio(seconds, ours)
-    moved = workload.bytes_moved
     return {
-        "ms": 1e3 * median,
-        "ms_q20": 1e3 * low,
-        "ms_q80": 1e3 * high,
+        "ms": median,
+        "ms_q20": low,
+        "ms_q80": high,
         "rounds": len(seconds),
         "ratio": ratio,  # this provider's time over ours
         "ratio_q20": ratio_low,
         "ratio_q80": ratio_high,
-        "gb_per_s": None if moved is None else moved / median / 1e9,
     }

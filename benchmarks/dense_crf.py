@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _common, report
+from benchmarks import _common, _measure, report
 from benchmarks._dense_crf.gates import gates
 from benchmarks._dense_crf.providers import PROVIDERS, absent
 from benchmarks._dense_crf.workloads import BY_NAME, WORKLOADS, Workload, at, inputs_of
@@ -116,16 +116,9 @@ def _row(
     workload: Workload, seconds: list[float], part: list[float] | None, ours: list[float]
 ) -> dict[str, Any]:
     """Times, rates and parts of one provider. Lists hold seconds per round."""
-    low, median, high = _common.quantiles(seconds)
-    ratio_low, ratio, ratio_high = _common.ratio(seconds, ours)
-    row: dict[str, Any] = {
-        "ms": 1e3 * median,
-        "ms_q20": 1e3 * low,
-        "ms_q80": 1e3 * high,
-        "rounds": len(seconds),
-        "ratio": ratio,  # this provider's time over ours
-        "ratio_q20": ratio_low,
-        "ratio_q80": ratio_high,
+    row = _measure.times(seconds, ours)
+    median = row["ms"] / 1e3
+    row |= {
         "pixels_per_s": workload.pixels / median,
         "gb_per_s": None,
         "gpairs_per_s": None,

@@ -94,6 +94,9 @@ def cells(row: Row, provider: Row, first: bool) -> list[str]:
     rate = "-"
     if provider.get("gpairs_per_s") is not None:
         rate = f"{number(provider['gpairs_per_s'])} Gpair/s"
+    elif provider.get("gflop_per_s") is not None:
+        share = provider["gflop_per_s"] / row["product_gflop_s"]
+        rate = f"{number(provider['gflop_per_s'])} GFLOP/s ({100 * share:.0f} % of a product)"
     elif provider.get("gb_per_s") is not None:
         share = provider["gb_per_s"] / row["copy_gb_s"] if row.get("copy_gb_s") else None
         rate = f"{number(provider['gb_per_s'])} GB/s"

@@ -6,15 +6,38 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "dtype.h"
+
 namespace segfast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline Dtype dtype_of(ScalarType dtype, const char* name) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ",
+                      torch::headeronly::toString(dtype));
+  }
+}
+
+inline void check_dtype(const Tensor& t, ScalarType dtype, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", torch::headeronly::toString(dtype),
+                  ", got ", torch::headeronly::toString(t.scalar_type()));
+}
+
 inline void check_tensor(const Tensor& t, ScalarType dtype, int64_t numel, const char* name) {
   STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+  check_dtype(t, dtype, name);
   STD_TORCH_CHECK(t.numel() == numel, name, " must have ", numel, " elements, got ", t.numel());
 }
 

@@ -98,22 +98,6 @@ inline std::string name_of(const Device& device) {
   return name + ":" + std::to_string(device.index());
 }
 
-inline Dtype dtype_of(ScalarType dtype, const char* name) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    default:
-      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ",
-                      torch::headeronly::toString(dtype));
-  }
-}
-
 struct Call {
   Pooling p{};
   ScalarType scalar;
@@ -166,8 +150,7 @@ inline Sizes Call::sizes_of_map(const Tensor& t, const char* name) const {
 inline void Call::check(const Tensor& t, ScalarType dtype, const Sizes& sizes,
                         const char* name) const {
   const Sizes found = sizes_of_map(t, name);
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", torch::headeronly::toString(dtype),
-                  ", got ", torch::headeronly::toString(t.scalar_type()));
+  check_dtype(t, dtype, name);
   for (int d = 0; d < 4; ++d) {
     STD_TORCH_CHECK(found[d] == sizes[d], name, " must have size ", sizes[d], " in dimension ", d,
                     ", got ", found[d]);

@@ -34,24 +34,15 @@ struct MaxUnpoolOperators {
     return y;
   }
 
-  // y [N, C, Ho, Wo] -> x [N, C, height, width]
-  static Tensor pool_backward(const Tensor& y, const Tensor& packed, int64_t kh, int64_t kw,
-                              int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh,
-                              int64_t dw, int64_t height, int64_t width) {
+  // y [N, C, Ho, Wo] -> x [N, C, height, width]; compute: On::pool_backward or On::unpool
+  template <auto compute>
+  static Tensor from_windows(const Tensor& y, const Tensor& packed, int64_t kh, int64_t kw,
+                             int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw,
+                             int64_t height, int64_t width) {
     const Call call =
         unpool_call(On::kType, y, packed, {kh, kw, sh, sw, ph, pw, dh, dw}, {height, width});
     Tensor x = call.empty_x();
-    if (x.numel() > 0) On::pool_backward(call, call.in_order(y), call.in_order(packed), x);
-    return x;
-  }
-
-  static Tensor unpool(const Tensor& y, const Tensor& packed, int64_t kh, int64_t kw, int64_t sh,
-                       int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw, int64_t height,
-                       int64_t width) {
-    const Call call =
-        unpool_call(On::kType, y, packed, {kh, kw, sh, sw, ph, pw, dh, dw}, {height, width});
-    Tensor x = call.empty_x();
-    if (x.numel() > 0) On::unpool(call, call.in_order(y), call.in_order(packed), x);
+    if (x.numel() > 0) compute(call, call.in_order(y), call.in_order(packed), x);
     return x;
   }
 
@@ -108,9 +99,9 @@ struct MaxUnpoolOperators {
   static void implement(Library& library) {
     library.impl("_max_pool2d", TORCH_BOX(&pool));
     library.impl("_max_pool2d_values", TORCH_BOX(&pool_values));
-    library.impl("_max_pool2d_backward", TORCH_BOX(&pool_backward));
+    library.impl("_max_pool2d_backward", TORCH_BOX(&from_windows<&On::pool_backward>));
     library.impl("_max_gather2d", TORCH_BOX(&gather));
-    library.impl("_max_unpool2d", TORCH_BOX(&unpool));
+    library.impl("_max_unpool2d", TORCH_BOX(&from_windows<&On::unpool>));
     library.impl("_max_unpool2d_indices", TORCH_BOX(&unpool_indices));
     library.impl("_max_gather2d_indices", TORCH_BOX(&gather_indices));
     library.impl("_max_pack", TORCH_BOX(&pack));

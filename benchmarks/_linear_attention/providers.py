@@ -135,12 +135,12 @@ def prepare(name: str, workload: Workload, inputs: Inputs) -> Job:
     return repeated(once(provider.functions, workload, inputs, provider.compiled), workload)
 
 
-def _segfast_serves(device: str) -> str:
-    return str(segfast.info()["served_by"]["linear_attention"][device])
+def _segfast_serves(workload: Workload) -> str:
+    return str(segfast.info()["served_by"]["linear_attention"][workload.device])
 
 
-def _torch_serves(what: str) -> Callable[[str], str]:
-    return lambda device: f"torch {torch.__version__}, {what}"
+def _torch_serves(what: str) -> Callable[[Workload], str]:
+    return lambda workload: f"torch {torch.__version__}, {what}"
 
 
 PROVIDERS = {
@@ -158,7 +158,7 @@ PROVIDERS = {
     ),
     "flash-bla": Provider(
         Functions(flash_bla, convolved(flash_bla)),
-        lambda device: "flash-bidirectional-linear-attention, features by torch",
+        lambda workload: "flash-bidirectional-linear-attention, features by torch",
         needs="flash_bla",
         foreign=True,
     ),

@@ -97,12 +97,12 @@ def prepare(name: str, workload: Workload, maps: Maps) -> Job:
     return repeated(_job(provider.functions, provider.compiled, workload, maps), workload)
 
 
-def _segfast_serves(device: str) -> str:
-    return str(segfast.info()["served_by"]["max_unpool"][device])
+def _segfast_serves(workload: Workload) -> str:
+    return str(segfast.info()["served_by"]["max_unpool"][workload.device])
 
 
 PROVIDERS = {
     "segfast": Provider(SEGFAST, _segfast_serves),
-    "torch": Provider(TORCH, lambda device: f"torch {torch.__version__}"),
-    "torch-compile": Provider(TORCH, lambda device: f"inductor, torch {torch.__version__}", True),
+    "torch": Provider(TORCH, lambda workload: f"torch {torch.__version__}"),
+    "torch-compile": Provider(TORCH, lambda workload: f"inductor, torch {torch.__version__}", True),
 }

@@ -43,7 +43,7 @@ class Workload(_measure.Workload):
     def repeat(self) -> int:
         """Calls per timed job: a single one of a small map is too short to time."""
         elements = sum(n * c * h * w for n, c, h, w in self.maps)
-        return max(1, 4_000_000 // elements)
+        return max(1, min(100, 4_000_000 // elements))
 
     @property
     def bytes_moved(self) -> int | None:

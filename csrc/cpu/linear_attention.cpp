@@ -23,21 +23,6 @@ const LinearAttentionKernels& kernels() {
   return dispatch<LinearAttentionKernels>(SEGFAST_TABLES(linear_attention_kernels));
 }
 
-Dtype dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    default:
-      STD_TORCH_CHECK(false, "maps must be float32, float64, float16 or bfloat16");
-  }
-}
-
 ScalarType sum_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -71,7 +56,8 @@ char* sums_of(const Tensor& x, int64_t batch) {
 LinearAttention problem(const Tensor& x, int64_t values, int64_t feature_map, double eps) {
   STD_TORCH_CHECK(feature_map >= 0 && feature_map <= 4, "unknown feature map");
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) >= 1 && values >= 1, "maps must have channels");
-  return {static_cast<FeatureMap>(feature_map), dtype_of(x), x.size(1), values, eps};
+  return {static_cast<FeatureMap>(feature_map), dtype_of(x.scalar_type(), "maps"), x.size(1),
+          values, eps};
 }
 
 int64_t state_rows(const LinearAttention& p) { return p.features + (p.map == FeatureMap::taylor); }

@@ -17,12 +17,10 @@ ROWS = (16, 32, 64, 128, 256)
 KERNELS = ("state", "state_backward", "grad_v", "read", "read_backward", "grad_state")
 DOT = {"bfloat16": "bfloat16", "float16": "tf32", "float32": "float32"}
 OLDEST = (8, 0)  # compute capability
-PROGRAMS = (
-    264  # two for each of the 132 multiprocessors of an H100; sums must not depend on the GPU
-)
-STATE_ROWS = (
-    4  # positions of a split per row of the state, at least: what is read, against what is written
-)
+# Two for each of the 132 multiprocessors of an H100; sums must not depend on the GPU.
+PROGRAMS = 264
+# Positions of a split per row of the state, at least: what is read, against what is written.
+STATE_ROWS = 4
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,14 @@ def rounded(x, DOT: tl.constexpr):
 
 
 @triton.jit
+def place(e_blocks, splits):
+    """Block of channels, split and batch element of this program."""
+    program = tl.program_id(0)
+    b = (program // e_blocks // splits).to(tl.int64)
+    return program % e_blocks, program // e_blocks % splits, b
+
+
+@triton.jit
 def load_tile(x, offsets, channels, C, n, N):
     """x [C, N] at channels and positions [BLOCK_C, BLOCK_N], 0 outside; offsets of the channels."""
     mask = (channels < C)[:, None] & (n < N)[None, :]

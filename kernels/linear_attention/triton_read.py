@@ -11,6 +11,7 @@ from .triton_features import (
     features,
     features_backward,
     load_tile,
+    place,
     query_weights,
     rounded,
     store_tile,
@@ -52,10 +53,7 @@ def read_kernel(
     v rounds once less than the attention.
     """
     PRECISION: tl.constexpr = "tf32x3" if DOT == "float32" else "tf32"
-    program = tl.program_id(0)
-    e_block = program % e_blocks
-    split = program // e_blocks % splits
-    b = (program // e_blocks // splits).to(tl.int64)
+    e_block, split, b = place(e_blocks, splits)
     rows = tl.arange(0, BLOCK_R)
     columns = e_block * BLOCK_E + tl.arange(0, BLOCK_E)
     q += b * q_batch
@@ -138,9 +136,7 @@ def read_backward_kernel(
     KEYS, with v for grad o and grad S for S: grad k = a + S_1 through phi, again a difference.
     """
     PRECISION: tl.constexpr = "tf32x3" if DOT == "float32" else "tf32"
-    program = tl.program_id(0)
-    split = program % splits
-    b = (program // splits).to(tl.int64)
+    _, split, b = place(1, splits)
     rows = tl.arange(0, BLOCK_R)
     q += b * q_batch
     grad += b * grad_batch

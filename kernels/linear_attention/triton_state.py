@@ -10,7 +10,7 @@ v phi^T transposes phi, the smaller, and no large tile goes through registers.
 import triton
 import triton.language as tl
 
-from .triton_features import features, load_tile, query_weights, rounded
+from .triton_features import features, load_tile, place, query_weights, rounded
 
 
 @triton.jit
@@ -45,10 +45,7 @@ def state_kernel(
     The latter with v = grad o is the gradient of S_v.
     """
     PRECISION: tl.constexpr = "tf32x3" if DOT == "float32" else "tf32"
-    program = tl.program_id(0)
-    e_block = program % e_blocks
-    split = program // e_blocks % splits
-    b = (program // e_blocks // splits).to(tl.int64)
+    e_block, split, b = place(e_blocks, splits)
     rows = tl.arange(0, BLOCK_R)
     columns = e_block * BLOCK_E + tl.arange(0, BLOCK_E)
     k += b * k_batch

@@ -25,8 +25,10 @@ __device__ bool is_overwritten(const Maps& m, const Item& item, int64_t h, int64
 
 // One window and V lanes.
 template <typename T, int V, bool Winners>
-__global__ void gather_kernel(Maps m, Items items, const T* __restrict__ x,
-                              const uint8_t* __restrict__ packed, T* __restrict__ y) {
+__global__ void gather_kernel(Maps m, Items items,
+                              const T* __restrict__ x,             // [outer, H, W, inner]
+                              const uint8_t* __restrict__ packed,  // [outer, Ho, Wp, inner]
+                              T* __restrict__ y) {                 // [outer, Ho, Wo, inner]
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -52,8 +54,9 @@ __global__ void gather_kernel(Maps m, Items items, const T* __restrict__ x,
 // 2x2 windows side by side in a plane: 2 x 8 values of x and one byte in, 4 values out.
 template <typename T>
 __global__ void gather_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
-                                    const T* __restrict__ x, const uint8_t* __restrict__ packed,
-                                    T* __restrict__ y) {
+                                    const T* __restrict__ x,             // [outer, H, W]
+                                    const uint8_t* __restrict__ packed,  // [outer, Ho, Wp]
+                                    T* __restrict__ y) {                 // [outer, Ho, Wo]
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -75,8 +78,11 @@ __global__ void gather_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
 
 // The same for V channels of one window.
 template <typename T, int V>
-__global__ void gather_quad_lanes_kernel(Maps m, Items items, const T* __restrict__ x,
-                                         const uint8_t* __restrict__ packed, T* __restrict__ y) {
+__global__ void gather_quad_lanes_kernel(
+    Maps m, Items items,
+    const T* __restrict__ x,             // [outer, H, W, inner]
+    const uint8_t* __restrict__ packed,  // [outer, Ho, Wp, inner]
+    T* __restrict__ y) {                 // [outer, Ho, Wo, inner]
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);

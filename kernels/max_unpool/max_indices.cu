@@ -7,8 +7,9 @@
 namespace segfast {
 namespace {
 
-__global__ void unpack_kernel(Maps m, Items items, const uint8_t* __restrict__ packed,
-                              int64_t* __restrict__ indices) {
+__global__ void unpack_kernel(Maps m, Items items,
+                              const uint8_t* __restrict__ packed,  // [outer, Ho, Wp, inner]
+                              int64_t* __restrict__ indices) {     // [outer, Ho, Wo, inner]
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -22,8 +23,9 @@ __global__ void unpack_kernel(Maps m, Items items, const uint8_t* __restrict__ p
 
 // A byte, and the outputs that share it.
 __global__ void pack_kernel(Maps m, Items items, Divider by_width,
-                            const int64_t* __restrict__ indices, uint8_t* __restrict__ packed,
-                            unsigned long long* outside) {
+                            const int64_t* __restrict__ indices,  // [outer, Ho, Wo, inner]
+                            uint8_t* __restrict__ packed,         // [outer, Ho, Wp, inner]
+                            unsigned long long* outside) {        // [1], or null
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -61,14 +63,15 @@ Items items_of_x(const Maps& m) { return Items(m.outer, 1, m.columns.input, m.in
 
 // Winners [x]: the number, from 1, of the last output that names a position; 0 without one.
 
-__global__ void clear_kernel(int64_t count, uint4* memory) {
+__global__ void clear_kernel(int64_t count, uint4* memory) {  // [count]
   const int64_t thread = thread_index();
   if (thread < count) memory[thread] = make_uint4(0, 0, 0, 0);
 }
 
 template <typename Winner>
-__global__ void find_winners_kernel(Maps m, Items of_y, const int64_t* __restrict__ indices,
-                                    Winner* __restrict__ winners) {
+__global__ void find_winners_kernel(Maps m, Items of_y,
+                                    const int64_t* __restrict__ indices,  // [outer, Ho Wo, inner]
+                                    Winner* __restrict__ winners) {       // [outer, H W, inner]
   const int64_t thread = thread_index();
   if (thread >= of_y.count) return;
   const int64_t index = indices[thread];
@@ -79,8 +82,10 @@ __global__ void find_winners_kernel(Maps m, Items of_y, const int64_t* __restric
 }
 
 template <typename T, typename Winner>
-__global__ void unpool_indices_kernel(Maps m, Items of_x, const T* __restrict__ y,
-                                      const Winner* __restrict__ winners, T* __restrict__ x) {
+__global__ void unpool_indices_kernel(Maps m, Items of_x,
+                                      const T* __restrict__ y,             // [outer, Ho Wo, inner]
+                                      const Winner* __restrict__ winners,  // [outer, H W, inner]
+                                      T* __restrict__ x) {                 // [outer, H W, inner]
   const int64_t thread = thread_index();
   if (thread >= of_x.count) return;
   const Winner winner = winners[thread];
@@ -92,11 +97,13 @@ __global__ void unpool_indices_kernel(Maps m, Items of_x, const T* __restrict__ 
   }
 }
 
-// winners: null for all.
 template <typename T, typename Winner>
-__global__ void gather_indices_kernel(Maps m, Items of_y, const T* __restrict__ x,
-                                      const int64_t* __restrict__ indices,
-                                      const Winner* __restrict__ winners, T* __restrict__ y) {
+__global__ void gather_indices_kernel(
+    Maps m, Items of_y,
+    const T* __restrict__ x,              // [outer, H W, inner]
+    const int64_t* __restrict__ indices,  // [outer, Ho Wo, inner]
+    const Winner* __restrict__ winners,   // [outer, H W, inner], null for all
+    T* __restrict__ y) {                  // [outer, Ho Wo, inner]
   const int64_t thread = thread_index();
   if (thread >= of_y.count) return;
   const int64_t index = indices[thread];

@@ -92,8 +92,10 @@ __device__ void pool_byte(const Maps& m, const Item& item, const T* x, T* y, uin
 }
 
 template <typename T, int V, int K>
-__global__ void pool_kernel(Maps m, Items items, const T* __restrict__ x, T* __restrict__ y,
-                            uint8_t* __restrict__ packed) {
+__global__ void pool_kernel(Maps m, Items items,
+                            const T* __restrict__ x,         // [outer, H, W, inner]
+                            T* __restrict__ y,               // [outer, Ho, Wo, inner]
+                            uint8_t* __restrict__ packed) {  // [outer, Ho, Wp, inner], or null
   const int64_t thread = thread_index();
   if (thread < items.count) pool_byte<K, V>(m, items.at(thread), x, y, packed);
 }
@@ -101,8 +103,9 @@ __global__ void pool_kernel(Maps m, Items items, const T* __restrict__ x, T* __r
 // 2x2 windows side by side in a plane: 2 x 8 values of x in, 4 values and one byte out.
 template <typename T>
 __global__ void pool_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
-                                  const T* __restrict__ x, T* __restrict__ y,
-                                  uint8_t* __restrict__ packed) {
+                                  const T* __restrict__ x,         // [outer, H, W]
+                                  T* __restrict__ y,               // [outer, Ho, Wo]
+                                  uint8_t* __restrict__ packed) {  // [outer, Ho, Wp], or null
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);

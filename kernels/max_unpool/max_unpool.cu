@@ -11,8 +11,10 @@ namespace {
 
 // One position and V lanes.
 template <typename T, int V, bool Sum>
-__global__ void spread_kernel(Maps m, Items items, const T* __restrict__ y,
-                              const uint8_t* __restrict__ packed, T* __restrict__ x) {
+__global__ void spread_kernel(Maps m, Items items,
+                              const T* __restrict__ y,             // [outer, Ho, Wo, inner]
+                              const uint8_t* __restrict__ packed,  // [outer, Ho, Wp, inner]
+                              T* __restrict__ x) {                 // [outer, H, W, inner]
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -55,8 +57,9 @@ __global__ void spread_kernel(Maps m, Items items, const T* __restrict__ y,
 // In a plane: 4 values and one byte in, 2 x 8 values of x out, less where x or y ends before.
 template <typename T>
 __global__ void spread_quads_kernel(Maps m, Items items, int x_unit, int y_unit, T zero,
-                                    const T* __restrict__ y, const uint8_t* __restrict__ packed,
-                                    T* __restrict__ x) {
+                                    const T* __restrict__ y,             // [outer, Ho, Wo]
+                                    const uint8_t* __restrict__ packed,  // [outer, Ho, Wp]
+                                    T* __restrict__ x) {                 // [outer, H, W]
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);
@@ -82,8 +85,11 @@ __global__ void spread_quads_kernel(Maps m, Items items, int x_unit, int y_unit,
 
 // The same for V channels of one window.
 template <typename T, int V>
-__global__ void spread_quad_lanes_kernel(Maps m, Items items, T zero, const T* __restrict__ y,
-                                         const uint8_t* __restrict__ packed, T* __restrict__ x) {
+__global__ void spread_quad_lanes_kernel(
+    Maps m, Items items, T zero,
+    const T* __restrict__ y,             // [outer, Ho, Wo, inner]
+    const uint8_t* __restrict__ packed,  // [outer, Ho, Wp, inner]
+    T* __restrict__ x) {                 // [outer, H, W, inner]
   const int64_t thread = thread_index();
   if (thread >= items.count) return;
   const Item item = items.at(thread);

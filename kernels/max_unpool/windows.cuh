@@ -1,7 +1,8 @@
 // What the CUDA kernels share: elements, vectors, where windows lie, which thread does what.
 //
-// Maps are [outer, H, W, inner]: channels_last is outer = N, inner = C, and NCHW is outer = N C,
-// inner = 1. A thread serves V neighbours of the inner dimension.
+// Maps are x [outer, H, W, inner], y [outer, Ho, Wo, inner], packed [outer, Ho, Wp, inner]:
+// channels_last is outer = N, inner = C, and NCHW is outer = N C, inner = 1. A thread serves V
+// neighbours of the inner dimension.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segfast.nn.max_unpool import MaxPool2d
 from segfast.ops import _check
+from segfast.ops._autocast import without_autocast
 
 SIGNS = {"code": -1, "paper": 1}
 MODES = ("embedded_gaussian", "dot_product")
@@ -123,7 +124,7 @@ class ChannelAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> y [B, C, H, W]."""
         require_map(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             channels = wide(x.flatten(2))  # [B, C, N]
             energy = channels @ channels.mT  # [B, C, C]
             o = (SIGNS[self.sign] * energy).softmax(-1) @ channels  # [B, C, N]
@@ -254,7 +255,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def multiply(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """sum_j (q_n . k_j) v_j / M = (sum_j v_j k_j^T / M) q_n. Shapes as of `attend`."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         keys, values = wide(k.flatten(2)), wide(v.flatten(2))
         mean = (values @ keys.mT / keys.shape[2]).to(q.dtype)  # [B, E, D]
         return (mean @ q.flatten(2)).unflatten(2, q.shape[2:])

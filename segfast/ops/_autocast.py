@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,3 +19,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 def autocast(x: Tensor) -> Tensor:
     return x.to(autocast_dtype(x))
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Arithmetic on the device of x stays in the dtypes it is written in."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -11,6 +11,7 @@ from torch import Tensor
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # that kernels take
 LARGEST = 1e308  # what a float holds, also as the limit of integers
 
 
@@ -30,6 +31,13 @@ def require_floating(name: str, value: Tensor, contract: str) -> None:
     require_tensor(name, value, contract)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor {contract}, got {describe(value)}")
+
+
+def require_dtype(name: str, value: Tensor) -> None:
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be float32, float64, float16 or bfloat16, got {describe(value)}"
+        )
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from segfast.ops._dense_crf_engine import (
     filter_features,
     warn_if_slow,
 )
+from segfast.ops._register import batch, fold
 
 torch.library.define(
     "segfast::gaussian_filter",
@@ -163,21 +164,7 @@ def _mean_field_fake(logits: Tensor, *arguments: Any) -> Tensor:
     return logits.new_empty((iterations if keep_steps else 1, *logits.shape))
 
 
-# vmap: a mapped dimension is one more batch dimension.
-def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """[B, ...] with a mapped dimension (or none) -> [size * B, ...]."""
-    mapped = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return mapped.flatten(0, 1)
-
-
-@torch.library.register_vmap("segfast::gaussian_filter")
-def _gaussian_filter_vmap(
-    info: Any, in_dims: Sequence[int | None], values: Tensor, features: Tensor, *options: Any
-) -> tuple[Tensor, int]:
-    size = info.batch_size
-    v, f = _fold(values, in_dims[0], size), _fold(features, in_dims[1], size)
-    y = torch.ops.segfast.gaussian_filter(v, f, *options)  # [size * B, C, N]
-    return y.unflatten(0, (size, y.shape[0] // size)), 0
+batch("gaussian_filter")
 
 
 @torch.library.register_vmap("segfast::mean_field")
@@ -185,7 +172,7 @@ def _mean_field_vmap(
     info: Any, in_dims: Sequence[int | None], logits: Tensor, image: Tensor, *rest: Any
 ) -> tuple[Tensor, int]:
     size, parameters = info.batch_size, rest[:3]
-    x, pixels = _fold(logits, in_dims[0], size), _fold(image, in_dims[1], size)
+    x, pixels = fold(logits, in_dims[0], size), fold(image, in_dims[1], size)
     if all(dim is None for dim in in_dims[2:5]):
         steps = torch.ops.segfast.mean_field(x, pixels, *rest)  # [S, size * B, L, H, W]
         return steps.unflatten(1, (size, x.shape[0] // size)), 1

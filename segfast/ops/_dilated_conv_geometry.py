@@ -1,8 +1,12 @@
-"""Arguments of the dilated convolutions: what is accepted, and the sizes that follow."""
+"""Arguments of the dilated convolutions: what is accepted, and the sizes that follow.
+
+Decided by facts about the tensors, not by tensors, so that answers can be remembered.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,69 +14,96 @@ from torch import Tensor
 from segfast.ops import _check
 from segfast.ops._autocast import autocast_dtype
 from segfast.ops._check import IntOrPair, Pair, pair
-from segfast.ops._dilated_conv_op import Strides
+from segfast.ops._dilated_conv_op import Strides, torch_serves
+from segfast.ops._function import remembered
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MAP, MAP1 = "[N, C, H, W] or [C, H, W]", "[N, C, L] or [C, L]"
 
 
-def require_channels(
-    x: Any, weight: Any, bias: Any, groups: Any, spatial: int, *, transposed: bool = False
-) -> None:
-    """x, weight, bias of a convolution over `spatial` dimensions, their dtypes and channels."""
-    space = ("L",) if spatial == 1 else ("H", "W")
-    map_ = f"[N, C, {', '.join(space)}] or [C, {', '.join(space)}]"
-    kernel = "k" if spatial == 1 else "kh, kw"
-    shape = f"[C, O / groups, {kernel}]" if transposed else f"[O, C / groups, {kernel}]"
-    _check.require_floating("x", x, map_)
-    _check.require_floating("weight", weight, shape)
+class Facts(NamedTuple):
+    """Of a tensor."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+    device: torch.device
+    cast: torch.dtype  # after autocast
+
+    def __str__(self) -> str:
+        return f"{self.dtype} tensor of shape {tuple(self.shape)}"
+
+
+def facts(name: str, x: Any, contract: str) -> Facts:
+    _check.require_floating(name, x, contract)
+    return Facts(x.shape, x.dtype, x.device, autocast_dtype(x))
+
+
+class Given(NamedTuple):
+    """The tensors of a convolution."""
+
+    x: Facts
+    weight: Facts
+    bias: Facts | None
+
+
+def given(x: Any, weight: Any, bias: Any, map_: str, kernel: str) -> Given:
+    return Given(
+        facts("x", x, map_),
+        facts("weight", weight, kernel),
+        None if bias is None else facts("bias", bias, "or None"),
+    )
+
+
+def require_channels(given: Given, groups: int, *, transposed: bool = False) -> None:
+    """Dimensions, channels, dtypes and devices of a convolution in two dimensions."""
+    x, weight, bias = given
+    contract = "[C, O / groups, kh, kw]" if transposed else "[O, C / groups, kh, kw]"
     _check.require_count("groups", groups, 1)
-    if x.dim() not in (spatial + 1, spatial + 2):
-        raise ValueError(f"x must be {map_}, got {_check.describe(x)}")
-    if weight.dim() != spatial + 2 or min(weight.shape) < 1:
-        raise ValueError(f"weight must be {shape}, nothing 0, got {_check.describe(weight)}")
+    if len(x.shape) not in (3, 4):
+        raise ValueError(f"x must be {MAP}, got {x}")
+    if len(weight.shape) != 4 or min(weight.shape) < 1:
+        raise ValueError(f"weight must be {contract}, nothing 0, got {weight}")
     if weight.shape[0] % groups:
         raise ValueError(
             f"groups must divide the {weight.shape[0]} rows of weight, got groups={groups}"
         )
-    channels = x.shape[-spatial - 1]
-    expected = weight.shape[0] if transposed else weight.shape[1] * groups
-    if channels != expected:
+    inputs, outputs = weight.shape[1] * groups, weight.shape[0]
+    if transposed:
+        inputs, outputs = outputs, inputs
+    if x.shape[-3] != inputs:
         raise ValueError(
-            f"x must have {expected} channels for weight {tuple(weight.shape)} and "
-            f"groups={groups}, got {_check.describe(x)}"
+            f"x must have {inputs} channels for weight {tuple(weight.shape)} and "
+            f"groups={groups}, got {x}"
         )
-    if bias is not None:
-        outputs = weight.shape[1] * groups if transposed else weight.shape[0]
-        _check.require_floating("bias", bias, f"[{outputs}] or None")
-        if tuple(bias.shape) != (outputs,):
-            raise ValueError(f"bias must be [{outputs}], got {_check.describe(bias)}")
-    for name, value in {"x": x, "weight": weight, "bias": bias}.items():
-        if value is None:
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise ValueError(f"bias must be [{outputs}], got {bias}")
+    for name, fact in zip(("x", "weight", "bias"), given, strict=True):
+        if fact is None:
             continue
-        if value.dtype not in DTYPES:
-            raise TypeError(
-                f"{name} must be float32, float64, float16 or bfloat16, got "
-                f"{_check.describe(value)}"
-            )
-        if value.device != x.device:
-            raise ValueError(f"{name} is on {value.device}, expected {x.device}, where x is")
-        if autocast_dtype(value) != autocast_dtype(x):
-            raise TypeError(f"{name} must have the dtype of x, {x.dtype}; got {value.dtype}")
+        if fact.dtype not in _check.DTYPES:
+            raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {fact}")
+        if fact.device != x.device:
+            raise ValueError(f"{name} is on {fact.device}, expected {x.device}, where x is")
+        if fact.cast != x.cast:
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}; got {fact.dtype}")
 
 
-def last_two(x: Tensor) -> Pair:
-    return x.shape[-2], x.shape[-1]
+class Resolved(NamedTuple):
+    """What a call amounts to."""
+
+    outputs: Pair
+    strides: Strides
+    plain: bool  # PyTorch serves all directions, and takes the arguments as they are
 
 
-def conv_strides(
-    size: Pair,  # of the input
-    kernel: Pair,
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    dilation: IntOrPair,
-    groups: int,
-) -> tuple[Pair, Strides]:
-    """The output's size and the geometry of a convolution."""
+@remembered
+def resolve(
+    given: Given, stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair, groups: int,
+    channels_last: bool,
+) -> Resolved:  # fmt: skip
+    """A convolution."""
+    require_channels(given, groups)
+    x, weight, _ = given
+    size, kernel = _last_two(x), _last_two(weight)
     steps, rates = pair("stride", stride, 1), pair("dilation", dilation, 1)
     if isinstance(padding, str):
         before, both = _named_padding(padding, kernel, steps, rates)
@@ -88,30 +119,19 @@ def conv_strides(
             f"x of {size[0]} x {size[1]} with padding {padding} is smaller than the kernel: "
             f"{kernel} at dilation {rates}"
         )
-    return (outputs[0], outputs[1]), Strides(*steps, *before, *rates, groups)
+    strides = Strides(*steps, *before, *rates, groups)
+    return _resolved((outputs[0], outputs[1]), strides, given, channels_last, size, outputs)
 
 
-def _named_padding(padding: str, kernel: Pair, steps: Pair, rates: Pair) -> tuple[Pair, Pair]:
-    """(before, before and behind together)"""
-    _check.require_choice("padding", padding, ("same", "valid"))
-    if padding == "valid":
-        return (0, 0), (0, 0)
-    if steps != (1, 1):
-        raise ValueError(f"padding='same' needs stride 1, got {steps}")
-    both = (rates[0] * (kernel[0] - 1), rates[1] * (kernel[1] - 1))
-    return (both[0] // 2, both[1] // 2), both
-
-
-def transposed_strides(
-    size: Pair,  # of the input, which is the output of the convolution
-    kernel: Pair,
-    stride: IntOrPair,
-    padding: IntOrPair,
-    output_padding: IntOrPair,
-    groups: int,
-    dilation: IntOrPair,
-) -> tuple[Pair, Strides]:
-    """The output's size and the geometry of a transposed convolution."""
+@remembered
+def resolve_transposed(
+    given: Given, stride: IntOrPair, padding: IntOrPair, output_padding: IntOrPair, groups: int,
+    dilation: IntOrPair, channels_last: bool,
+) -> Resolved:  # fmt: skip
+    """A transposed convolution: x is as the output of the convolution."""
+    require_channels(given, groups, transposed=True)
+    x, weight, _ = given
+    size, kernel = _last_two(x), _last_two(weight)
     steps, rates = pair("stride", stride, 1), pair("dilation", dilation, 1)
     before, behind = pair("padding", padding, 0), pair("output_padding", output_padding, 0)
     for extra, s, d in zip(behind, steps, rates, strict=True):
@@ -126,7 +146,37 @@ def transposed_strides(
     ]
     if outputs[0] < 1 or outputs[1] < 1 or min(size) < 1:
         raise ValueError(f"x of {size[0]} x {size[1]} and padding {before} leave no output")
-    return (outputs[0], outputs[1]), Strides(*steps, *before, *rates, groups)
+    strides = Strides(*steps, *before, *rates, groups)
+    return _resolved((outputs[0], outputs[1]), strides, given, channels_last, outputs, size)
+
+
+def _resolved(
+    outputs: Pair, strides: Strides, given: Given, channels_last: bool,
+    conv_input: Sequence[int], conv_output: Sequence[int],
+) -> Resolved:  # fmt: skip
+    if torch.compiler.is_compiling():  # decided inside the raw operators
+        return Resolved(outputs, strides, False)
+    weight = given.weight.shape
+    geometry = strides.geometry(conv_input, conv_output, weight[-2:])
+    batch = given.x.shape[0] if len(given.x.shape) == 4 else 1
+    device, dtype = given.x.device.type, given.x.cast
+    plain = torch_serves(device, dtype, channels_last, batch, weight, geometry, strides.groups)
+    return Resolved(outputs, strides, plain)
+
+
+def _last_two(fact: Facts) -> Pair:
+    return fact.shape[-2], fact.shape[-1]
+
+
+def _named_padding(padding: str, kernel: Pair, steps: Pair, rates: Pair) -> tuple[Pair, Pair]:
+    """(before, before and behind together)"""
+    _check.require_choice("padding", padding, ("same", "valid"))
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if steps != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1, got {steps}")
+    both = (rates[0] * (kernel[0] - 1), rates[1] * (kernel[1] - 1))
+    return (both[0] // 2, both[1] // 2), both
 
 
 Branch = tuple[Tensor, Tensor | None, int]  # weight, bias, atrous rate
@@ -136,16 +186,18 @@ def require_branches(x: Any, weights: Any, biases: Any, rates: Any) -> list[Bran
     """Convolutions of x that keep its size."""
     branches = _zipped("rates", weights, biases, rates)
     for weight, bias, _ in branches:
-        _require_same_sized(x, weight, bias)
+        _require_same_sized(facts("x", x, "[N, C, H, W]"), weight, bias)
     return branches
 
 
 def require_layers(x: Any, weights: Any, biases: Any, dilations: Any) -> list[Branch]:
     """Convolutions after one another that keep the size of x."""
     layers = _zipped("dilations", weights, biases, dilations)
+    current = facts("x", x, "[N, C, H, W]")
     for weight, bias, _ in layers:
-        _require_same_sized(x, weight, bias)
-        x = x[:, :1].expand(-1, weight.shape[0], -1, -1)  # like what this layer gives
+        _require_same_sized(current, weight, bias)
+        n, _, height, width = current.shape
+        current = current._replace(shape=(n, weight.shape[0], height, width))
     return layers
 
 
@@ -164,19 +216,22 @@ def _zipped(name: str, weights: Any, biases: Any, rates: Any) -> list[Branch]:
     if not isinstance(weights, (tuple, list)) or not weights:
         raise TypeError(f"weights must be a list of tensors, got {_check.describe(weights)}")
     biases = [None] * len(weights) if biases is None else biases
-    for what, given in {"biases": biases, name: rates}.items():
-        if not isinstance(given, (tuple, list)):
-            raise TypeError(f"{what} must be a list, got {_check.describe(given)}")
-        if len(given) != len(weights):
-            raise ValueError(f"{what} must be {len(weights)}, as weights are; got {len(given)}")
+    for what, values in {"biases": biases, name: rates}.items():
+        if not isinstance(values, (tuple, list)):
+            raise TypeError(f"{what} must be a list, got {_check.describe(values)}")
+        if len(values) != len(weights):
+            raise ValueError(f"{what} must be {len(weights)}, as weights are; got {len(values)}")
     for rate in rates:
         _check.require_count(name, rate, 1)
     return list(zip(weights, biases, rates, strict=True))
 
 
-def _require_same_sized(x: Any, weight: Any, bias: Any) -> None:
-    require_channels(x, weight, bias, 1, 2)
-    if x.dim() != 4:
-        raise ValueError(f"x must be [N, C, H, W], got {_check.describe(x)}")
-    if any(k % 2 == 0 for k in weight.shape[-2:]):
-        raise ValueError(f"weights must have odd kernels, got {_check.describe(weight)}")
+def _require_same_sized(x: Facts, weight: Any, bias: Any) -> None:
+    if len(x.shape) != 4:
+        raise ValueError(f"x must be [N, C, H, W], got {x}")
+    kernel = facts("weights", weight, "[O, C, kh, kw]")
+    require_channels(
+        Given(x, kernel, None if bias is None else facts("biases", bias, "or None")), 1
+    )
+    if any(k % 2 == 0 for k in kernel.shape[-2:]):
+        raise ValueError(f"weights must have odd kernels, got {kernel}")

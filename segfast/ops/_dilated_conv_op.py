@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops import _dilated_conv_cpu
-from segfast.ops._dilated_conv_plan import Direction, Plan, Problem, plan
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Plan, Problem, plan
 from segfast.ops._layout import channels_last, dense
 
 
@@ -59,18 +59,21 @@ _dilated_conv_cpu.define(SCHEMAS)
 
 def problem(x: Tensor, weight_shape: Sequence[int], geometry: Geometry, groups: int) -> Problem:
     """x is the input or the output's gradient: what tells device, dtype, memory format, batch."""
-    return Problem(
-        x.device.type,
-        str(x.dtype).removeprefix("torch."),
-        channels_last(x),
-        x.shape[0],
-        groups,
-        weight_shape[1],
-        weight_shape[0] // groups,
-        geometry,
+    return _problem(
+        x.device.type, x.dtype, channels_last(x), x.shape[0], weight_shape, geometry, groups
     )
 
 
+def _problem(
+    device: str, dtype: torch.dtype, last: bool, batch: int, weight_shape: Sequence[int],
+    geometry: Geometry, groups: int,
+) -> Problem:  # fmt: skip
+    name = str(dtype).removeprefix("torch.")
+    outputs = weight_shape[0] // groups
+    return Problem(device, name, last, batch, groups, weight_shape[1], outputs, geometry)
+
+
+@functools.cache
 def available(device: str) -> frozenset[str]:
     """The kernels that are there for a kind of device."""
     return frozenset({"torch", *(_dilated_conv_cpu.families() if device == "cpu" else ())})
@@ -80,34 +83,57 @@ def choose(direction: Direction, problem: Problem) -> Plan:
     return plan(direction, problem, available(problem.device))
 
 
+def torch_serves(
+    device: str, dtype: torch.dtype, last: bool, batch: int, weight_shape: Sequence[int],
+    geometry: Geometry, groups: int,
+) -> bool:  # fmt: skip
+    """Whether PyTorch serves all directions."""
+    asked = _problem(device, dtype, last, batch, weight_shape, geometry, groups)
+    return all(choose(direction, asked).kernel == "torch" for direction in DIRECTIONS)
+
+
 KERNELS: dict[tuple[str, Direction], Callable[..., Tensor]] = {}
+
+
+@functools.lru_cache(4096)
+def _serving(
+    direction: Direction, device: str, dtype: torch.dtype, last: bool, batch: int,
+    weight_shape: tuple[int, ...], inputs: tuple[int, ...], outputs: tuple[int, ...],
+    strides: Strides,
+) -> tuple[Callable[..., Tensor], Geometry]:  # fmt: skip
+    geometry = strides.geometry(inputs, outputs, weight_shape[-2:])
+    asked = _problem(device, dtype, last, batch, weight_shape, geometry, strides.groups)
+    return KERNELS[choose(direction, asked).kernel, direction], geometry
 
 
 def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, *rest: int
 ) -> Tensor:
     strides = Strides(*rest)
-    geometry = strides.geometry(x.shape[-2:], (height, width), weight.shape[-2:])
-    kernel = choose("forward", problem(x, weight.shape, geometry, strides.groups)).kernel
-    y = KERNELS[kernel, "forward"](dense(x), weight.contiguous(), bias, geometry, strides)
-    return dense(y, like=x)
+    kernel, geometry = _serving(
+        "forward", x.device.type, x.dtype, channels_last(x), x.shape[0],
+        weight.shape, x.shape[-2:], (height, width), strides,
+    )  # fmt: skip
+    return dense(kernel(dense(x), weight.contiguous(), bias, geometry, strides), like=x)
 
 
 def _grad_input(grad: Tensor, weight: Tensor, height: int, width: int, *rest: int) -> Tensor:
     strides = Strides(*rest)
-    geometry = strides.geometry((height, width), grad.shape[-2:], weight.shape[-2:])
-    kernel = choose("grad_input", problem(grad, weight.shape, geometry, strides.groups)).kernel
-    x = KERNELS[kernel, "grad_input"](dense(grad), weight.contiguous(), geometry, strides)
-    return dense(x, like=grad)
+    kernel, geometry = _serving(
+        "grad_input", grad.device.type, grad.dtype, channels_last(grad), grad.shape[0],
+        weight.shape, (height, width), grad.shape[-2:], strides,
+    )  # fmt: skip
+    return dense(kernel(dense(grad), weight.contiguous(), geometry, strides), like=grad)
 
 
 def _grad_weight(grad: Tensor, x: Tensor, height: int, width: int, *rest: int) -> Tensor:
     strides = Strides(*rest)
-    geometry = strides.geometry(x.shape[-2:], grad.shape[-2:], (height, width))
-    shape = (grad.shape[1], x.shape[1] // strides.groups)
-    kernel = choose("grad_weight", problem(x, shape, geometry, strides.groups)).kernel
-    weight = KERNELS[kernel, "grad_weight"](dense(grad, like=x), dense(x), geometry, strides)
-    return weight.contiguous()
+    shape = (grad.shape[1], x.shape[1] // strides.groups, height, width)
+    kernel, geometry = _serving(
+        "grad_weight", x.device.type, x.dtype, channels_last(x), x.shape[0],
+        shape, x.shape[-2:], grad.shape[-2:], strides,
+    )  # fmt: skip
+    return kernel(dense(grad, like=x), dense(x), geometry, strides).contiguous()
 
 
 # PyTorch's own, whose padding is the same before and behind.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from inspect import Parameter, Signature
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+
+Answer = TypeVar("Answer")
 
 
 def transformed() -> bool:
@@ -50,3 +54,23 @@ def forward_of(operator: Any) -> Any:
         [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
     )  # torch.compile counts the parameters
     return staticmethod(forward)
+
+
+def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Its answers kept: a network asks for the same few, and small maps take less time than it."""
+
+    @functools.lru_cache(1024, typed=True)  # 2 == 2.0 == True; typed does not look into tuples
+    def cached(types: tuple[Any, ...], *arguments: Any) -> Answer:
+        return function(*arguments)
+
+    @functools.wraps(function)
+    def answer(*arguments: Any) -> Answer:
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        types = [tuple(map(type, a)) for a in arguments if isinstance(a, tuple)]
+        try:
+            return cached(tuple(types), *arguments)
+        except TypeError:  # lists and symbolic sizes have no hash; what is wrong is refused again
+            return function(*arguments)
+
+    return answer

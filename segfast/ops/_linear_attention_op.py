@@ -7,15 +7,14 @@ Gradients: _linear_attention_grad.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segfast._native import native
 from segfast.kernels.linear_attention import reference
-from segfast.ops._function import compiled
+from segfast.ops._register import batch, serve
 
 _QUERY = "Tensor q, Tensor state, Tensor? gamma"
 SCHEMAS = {
@@ -34,19 +33,6 @@ for _name, _schema in SCHEMAS.items():
 def rows(x: Tensor) -> Tensor:
     """x [B, C, N] with positions next to each other: x itself, or a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-# Kernels. The compiled ones register themselves when segfast._C is imported, which the first call
-# does; from then on these see the devices without one.
-def _serve(name: str, compute: Callable[..., Any]) -> None:
-    operator = getattr(torch.ops.segfast, name)
-
-    def kernel(*arguments: Any) -> Any:
-        if native() is not None and compiled(name, arguments[0].device.type):
-            return operator(*arguments)
-        return compute(*arguments)
-
-    torch.library.impl(f"segfast::{name}", "default")(kernel)
 
 
 def _read(
@@ -103,34 +89,11 @@ FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-# vmap: a mapped dimension is one more batch dimension.
-def _batch(name: str) -> None:
-    operator = getattr(torch.ops.segfast, name)
-
-    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
-        size = info.batch_size
-        folded = [
-            _fold(x, dim, size) if isinstance(x, Tensor) else x
-            for x, dim in zip(arguments, in_dims, strict=True)
-        ]
-        first, dim = arguments[0], in_dims[0]
-        maps = (first.shape if dim is None else first.movedim(dim, 0).shape[1:])[0]  # B
-        result = operator(*folded)
-        if isinstance(result, tuple):
-            return tuple(x.unflatten(0, (size, maps)) for x in result), (0,) * len(result)
-        return result.unflatten(0, (size, maps)), 0
-
-    torch.library.register_vmap(f"segfast::{name}", rule)
-
-
-def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """[B, ...] with a mapped dimension (or none) -> [size * B, ...]."""
-    mapped = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    folded = mapped.flatten(0, 1)
-    return rows(folded) if folded.dim() == 3 else folded
+def _laid_out(x: Tensor, first: Tensor) -> Tensor:
+    return rows(x) if x.dim() == 3 else x
 
 
 for _name in SCHEMAS:
-    _serve(_name, REFERENCE[_name])
-    _batch(_name)
+    serve(_name, REFERENCE[_name])
+    batch(_name, _laid_out)
     torch.library.register_fake(f"segfast::{_name}", FAKES[_name])

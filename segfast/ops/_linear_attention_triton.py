@@ -134,7 +134,7 @@ def state_backward(
     grad = grad.contiguous()
     with _cuda(k):
         grad_k, _ = _through_state(v, k, grad, None, feature_map, 0.0, chosen, keys=True)
-        grad_v = _from_state(k, grad, None, None, feature_map, 0.0, of_values, keys=True)
+    grad_v = read(k, grad, None, None, feature_map, 0.0, of_values, keys=True)
     return grad_k, grad_v
 
 
@@ -146,9 +146,36 @@ def read(
     feature_map: int,
     eps: float,
     chosen: Configuration,
+    keys: bool = False,
 ) -> Tensor:
+    state = state.contiguous()
+    (batch, channels, positions), values = q.shape, state.shape[2] - 1
+    o = q.new_empty((batch, values, positions))
+    e_blocks = triton.cdiv(values, chosen.block_e)
+    span, splits = triton_configurations.splits(chosen, positions, batch * e_blocks)
+    maps = (q, o) if residual is None else (q, o, residual)
     with _cuda(q):
-        return _from_state(q, state.contiguous(), gamma, residual, feature_map, eps, chosen)
+        read_kernel[(e_blocks * splits * batch,)](
+            q,
+            state,
+            gamma,
+            residual,
+            o,
+            channels,
+            values,
+            positions,
+            state.shape[1],
+            *_strides(q),
+            *((0, 0) if residual is None else _strides(residual)),
+            0 if gamma is None else gamma.stride(0),
+            span,
+            splits,
+            e_blocks,
+            eps,
+            KEYS=keys,
+            **_options(chosen, feature_map, *maps),
+        )
+    return o
 
 
 def read_backward(
@@ -170,44 +197,6 @@ def read_backward(
         partial = _split_state(q, grad, state, feature_map, eps, of_state)
         _sum_splits(partial.flatten(2), grad_state[..., :-1], gamma)
     return grad_q, grad_state, grad_gamma
-
-
-def _from_state(
-    q: Tensor,
-    state: Tensor,
-    gamma: Tensor | None,
-    residual: Tensor | None,
-    feature_map: int,
-    eps: float,
-    chosen: Configuration,
-    keys: bool = False,
-) -> Tensor:
-    (batch, channels, positions), values = q.shape, state.shape[2] - 1
-    o = q.new_empty((batch, values, positions))
-    e_blocks = triton.cdiv(values, chosen.block_e)
-    span, splits = triton_configurations.splits(chosen, positions, batch * e_blocks)
-    maps = (q, o) if residual is None else (q, o, residual)
-    read_kernel[(e_blocks * splits * batch,)](
-        q,
-        state,
-        gamma,
-        residual,
-        o,
-        channels,
-        values,
-        positions,
-        state.shape[1],
-        *_strides(q),
-        *((0, 0) if residual is None else _strides(residual)),
-        0 if gamma is None else gamma.stride(0),
-        span,
-        splits,
-        e_blocks,
-        eps,
-        KEYS=keys,
-        **_options(chosen, feature_map, *maps),
-    )
-    return o
 
 
 def _through_state(

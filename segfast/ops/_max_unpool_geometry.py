@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,12 +10,10 @@ from torch import Tensor
 from segfast.kernels.max_unpool.reference import Windows
 from segfast.ops import _check
 from segfast.ops._check import IntOrPair, Pair, pair
+from segfast.ops._function import remembered
 
 MAX_POSITIONS = 256
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAP = "[N, C, H, W] or [C, H, W]"
-
-Answer = TypeVar("Answer")
 
 
 def windows_of(
@@ -41,27 +37,7 @@ def windows_of(
     return windows
 
 
-def _remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Its answers kept: a network asks for the same few, and small maps take less time than it."""
-
-    @functools.lru_cache(1024, typed=True)  # 2 == 2.0 == True; typed does not look into tuples
-    def cached(types: tuple[Any, ...], *arguments: Any) -> Answer:
-        return function(*arguments)
-
-    @functools.wraps(function)
-    def answer(*arguments: Any) -> Answer:
-        if torch.compiler.is_compiling():
-            return function(*arguments)
-        types = [tuple(map(type, a)) for a in arguments if isinstance(a, tuple)]
-        try:
-            return cached(tuple(types), *arguments)
-        except TypeError:  # lists and symbolic sizes have no hash; what is wrong is refused again
-            return function(*arguments)
-
-    return answer
-
-
-@_remembered
+@remembered
 def pooled_size(
     input_size: Sequence[int], kernel_size: IntOrPair, stride: IntOrPair | None,
     padding: IntOrPair, dilation: IntOrPair, ceil_mode: bool,
@@ -93,7 +69,7 @@ def pooled_size(
     return windows, size, (pooled[0], pooled[1])
 
 
-@_remembered
+@remembered
 def unpooled_size(
     shape: Sequence[int], output_size: Sequence[int] | None, kernel_size: IntOrPair,
     stride: IntOrPair | None, padding: IntOrPair, dilation: IntOrPair,
@@ -128,10 +104,7 @@ def _last_two(name: str, size: Sequence[int]) -> Pair:
 
 def require_map(name: str, x: Tensor) -> None:
     _check.require_floating(name, x, MAP)
-    if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{name} must be float32, float64, float16 or bfloat16, got {_check.describe(x)}"
-        )
+    _check.require_dtype(name, x)
     _require_sizes(name, x, MAP)
 
 

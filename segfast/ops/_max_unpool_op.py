@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segfast._native import native
 from segfast.kernels.max_unpool import reference
 from segfast.kernels.max_unpool.reference import Windows
-from segfast.ops._function import compiled
 from segfast.ops._layout import channels_last, dense
+from segfast.ops._register import batch, serve
 
 Size = Sequence[int]
 
@@ -59,18 +58,9 @@ def grouped(name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
     return *tensors, *rest
 
 
-# Kernels. The compiled ones register themselves when segfast._C is imported, which the first call
-# does; from then on these see the devices without one.
-def _serve(name: str) -> None:
-    operator = getattr(torch.ops.segfast, name)
+def _by_reference(name: str) -> Callable[..., Any]:
     compute = getattr(reference, name.removeprefix("_"))
-
-    def kernel(*arguments: Any) -> Any:
-        if native() is not None and compiled(name, arguments[0].device.type):
-            return operator(*arguments)
-        return compute(*grouped(name, arguments))
-
-    torch.library.impl(f"segfast::{name}", "default")(kernel)
+    return lambda *arguments: compute(*grouped(name, arguments))
 
 
 # Fakes: shapes, dtypes and memory formats only.
@@ -99,41 +89,11 @@ FAKES: dict[str, Callable[..., Any]] = {  # of grouped arguments
 }
 
 
-def _imitate(name: str) -> None:
-    torch.library.register_fake(
-        f"segfast::{name}", lambda *arguments: FAKES[name](*grouped(name, arguments))
-    )
-
-
-# vmap: a mapped dimension is one more batch dimension.
-def _batch(name: str) -> None:
-    operator = getattr(torch.ops.segfast, name)
-
-    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
-        size = info.batch_size
-        tensors = [
-            _fold(x, dim, size)
-            for x, dim in zip(arguments, in_dims, strict=True)
-            if isinstance(x, Tensor)
-        ]
-        tensors = [dense(x, tensors[0]) for x in tensors]
-        first, dim = arguments[0], in_dims[0]
-        maps = (first.shape if dim is None else first.movedim(dim, 0).shape[1:])[0]  # N
-        result = operator(*tensors, *arguments[len(tensors) :])
-        if isinstance(result, tuple):
-            return tuple(x.unflatten(0, (size, maps)) for x in result), (0,) * len(result)
-        return result.unflatten(0, (size, maps)), 0
-
-    torch.library.register_vmap(f"segfast::{name}", rule)
-
-
-def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """[N, ...] with a mapped dimension (or none) -> [size * N, ...]."""
-    mapped = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return mapped.flatten(0, 1)
+def _fake_of(name: str) -> Callable[..., Any]:
+    return lambda *arguments: FAKES[name](*grouped(name, arguments))
 
 
 for _name in SCHEMAS:
-    _serve(_name)
-    _batch(_name)
-    _imitate(_name)
+    serve(_name, _by_reference(_name))
+    batch(_name, dense)
+    torch.library.register_fake(f"segfast::{_name}", _fake_of(_name))

@@ -17,22 +17,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segfast.ops import _check
 from segfast.ops._autocast import autocast
 from segfast.ops._check import IntOrPair
 from segfast.ops._dilated_conv_geometry import (
-    conv_strides,
-    last_two,
+    MAP,
+    MAP1,
+    given,
     require_branches,
     require_channel_factors,
-    require_channels,
     require_layers,
-    transposed_strides,
+    resolve,
+    resolve_transposed,
 )
 from segfast.ops._dilated_conv_grad import Conv, GradInput
 from segfast.ops._function import call
+from segfast.ops._layout import channels_last
 
 
 def dilated_conv2d(
@@ -65,7 +68,7 @@ def dilated_conv2d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation.
+        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast
@@ -73,12 +76,15 @@ def dilated_conv2d(
         >>> segfast.ops.dilated_conv2d(x, w, padding=12, dilation=12).shape
         torch.Size([1, 8, 33, 33])
     """
-    require_channels(x, weight, bias, groups, 2)
-    size, kernel = last_two(x), last_two(weight)
-    outputs, strides = conv_strides(size, kernel, stride, padding, dilation, groups)
+    tensors = given(x, weight, bias, MAP, "[O, C / groups, kh, kw]")
+    resolved = resolve(
+        tensors, stride, padding, dilation, groups, x.dim() == 4 and channels_last(x)
+    )
+    if resolved.plain:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     maps = autocast(x) if x.dim() == 4 else autocast(x)[None]
     bias = None if bias is None else autocast(bias)
-    y = call(Conv, maps, autocast(weight), bias, *outputs, *strides)
+    y = call(Conv, maps, autocast(weight), bias, *resolved.outputs, *resolved.strides)
     return y if x.dim() == 4 else y[0]
 
 
@@ -103,7 +109,7 @@ def dilated_conv1d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation.
+        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast
@@ -111,7 +117,12 @@ def dilated_conv1d(
         >>> segfast.ops.dilated_conv1d(x, w, padding="same", dilation=16).shape
         torch.Size([2, 8, 100])
     """
-    require_channels(x, weight, bias, groups, 1)
+    _check.require_floating("x", x, MAP1)
+    _check.require_floating("weight", weight, "[O, C / groups, k]")
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x must be {MAP1}, got {_check.describe(x)}")
+    if weight.dim() != 3:
+        raise ValueError(f"weight must be [O, C / groups, k], got {_check.describe(weight)}")
     y = dilated_conv2d(
         x.unsqueeze(-2),
         weight.unsqueeze(-2),
@@ -149,7 +160,7 @@ def dilated_conv_transpose2d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation.
+        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast
@@ -157,13 +168,15 @@ def dilated_conv_transpose2d(
         >>> segfast.ops.dilated_conv_transpose2d(x, w, stride=2, padding=1).shape
         torch.Size([1, 8, 24, 30])
     """
-    require_channels(x, weight, bias, groups, 2, transposed=True)
-    size, kernel = last_two(x), last_two(weight)
-    outputs, strides = transposed_strides(
-        size, kernel, stride, padding, output_padding, groups, dilation
-    )
+    tensors = given(x, weight, bias, MAP, "[C, O / groups, kh, kw]")
+    last = x.dim() == 4 and channels_last(x)
+    resolved = resolve_transposed(tensors, stride, padding, output_padding, groups, dilation, last)
+    if resolved.plain:
+        return F.conv_transpose2d(
+            x, weight, bias, stride, padding, output_padding, groups, dilation
+        )
     maps = autocast(x) if x.dim() == 4 else autocast(x)[None]
-    y = call(GradInput, maps, autocast(weight), *outputs, *strides)
+    y = call(GradInput, maps, autocast(weight), *resolved.outputs, *resolved.strides)
     if bias is not None:
         y = y + autocast(bias)[:, None, None]
     return y if x.dim() == 4 else y[0]
@@ -199,7 +212,7 @@ def atrous_pyramid2d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation.
+        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast
@@ -243,7 +256,7 @@ def context_module2d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation.
+        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast

@@ -13,7 +13,6 @@ section II-A (first-order Taylor). Derivations: kernels/linear_attention/README.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -23,12 +22,10 @@ from torch import Tensor
 from segfast._native import native
 from segfast.kernels.linear_attention.reference import FEATURE_MAPS
 from segfast.ops import _check, _linear_attention_cuda
-from segfast.ops._autocast import autocast, autocast_dtype
+from segfast.ops._autocast import autocast, autocast_dtype, without_autocast
 from segfast.ops._function import call, compiled
 from segfast.ops._linear_attention_grad import Read, State
 from segfast.ops._linear_attention_op import rows
-
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def linear_attention(
@@ -166,18 +163,14 @@ def _project_queries(tokens: Tensor, weight: Tensor) -> Tensor:
     """weight tokens in the dtype of tokens: [2 D, C], [B, C, N] -> [B, 2 D, N]."""
     dtype = tokens.dtype
     if tokens.device.type == "cpu" and dtype.itemsize < 4:  # PyTorch's products of halves are slow
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast(tokens):
             return (weight.float() @ tokens.float()).to(dtype)
     return weight.to(dtype) @ tokens
 
 
 def _project(sums: Tensor, weight: Tensor, bias: Tensor | None, ones: Tensor) -> Tensor:
     """sums W^T + ones b^T in the precision of sums, under autocast, too."""
-    device = sums.device.type
-    quiet: Any = contextlib.nullcontext()
-    if torch.amp.is_autocast_available(device):
-        quiet = torch.autocast(device, enabled=False)
-    with quiet:
+    with without_autocast(sums):
         values = sums @ weight.to(sums.dtype).mT
         return values if bias is None else values + ones * bias.to(sums.dtype)
 
@@ -188,11 +181,8 @@ def _options(feature_map: Any, eps: Any) -> tuple[int, float]:
 
 
 def _require_dtype(name: str, x: Tensor, like: Tensor | None = None) -> None:
-    if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{name} must be float32, float64, float16 or bfloat16, got {_check.describe(x)}"
-        )
-    if like is not None and (x.device != like.device):
+    _check.require_dtype(name, x)
+    if like is not None and x.device != like.device:
         raise ValueError(f"{name} is on {x.device}, expected {like.device}")
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -274,20 +271,8 @@ def test_the_report_prints_means_once_and_not_beside_a_single_row() -> None:
     assert line.endswith("needs 5x ours, promised >= 4x: **met**")
 
 
-def test_from_the_benchmark_to_the_report(tmp_path: Path) -> None:
-    """The small rows as CI runs them: gated, timed, printed, and made into a table."""
-    for module in ("pytest_benchmark", "matplotlib"):
-        pytest.importorskip(module)
-    path = tmp_path / "result.json"
-    command = [sys.executable, "-m", "segfast", "bench", "linear_attention", "-k", "small", "-q"]
-    command += ["-p", "no:cacheprovider", f"--benchmark-json={path}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert report.main([str(path)]) == 0
-    text = path.with_suffix(".md").read_text()
-    rows = report.load(path)
+def test_from_the_benchmark_to_the_report(bench: Any) -> None:
+    rows, text, _ = bench("linear_attention", "small")
     assert len(rows) == 8
     for each in rows:
         assert each["operator"] == "linear_attention"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import _measure, report
+from benchmarks import _measure
 from benchmarks._gate import WrongResult
 from benchmarks._max_unpool import gates, providers
 from benchmarks._max_unpool.workloads import (
@@ -171,25 +168,13 @@ def test_share_of_copy_is_judged(gb_per_s: float, met: bool) -> None:
     assert judge([Target("", 2, 0.1, "copy")], 2, [slow], 50.0)[0]["met"] is False
 
 
-def test_from_the_benchmark_to_the_report(tmp_path: Path) -> None:
-    """The small rows as CI runs them: gated, timed, printed, and made into a table."""
-    for module in ("pytest_benchmark", "matplotlib"):
-        pytest.importorskip(module)
-    path = tmp_path / "result.json"
-    command = [sys.executable, "-m", "segfast", "bench", "max_unpool", "-k", "small", "-q"]
-    command += ["-p", "no:cacheprovider", f"--benchmark-json={path}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert report.main([str(path)]) == 0
-    text = path.with_suffix(".md").read_text()
+def test_from_the_benchmark_to_the_report(bench: Any) -> None:
+    rows, text, _ = bench("max_unpool", "small")
     for layout in ("nchw", "nhwc"):
         for operation in ("forward", "train"):
             assert f"| small-{layout}-{operation} (2x8x45x60 and 1 more, warm allocator)" in text
     assert "set-up" not in text  # a column of the dense CRF's
     assert "packed indices" in text  # the benchmark's own note
-    rows = report.load(path)
     assert len(rows) == 4
     for row in rows:
         assert row["operator"] == "max_unpool"

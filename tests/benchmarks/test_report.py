@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -212,23 +210,13 @@ def test_number(value: float | None, text: str) -> None:
     assert report.number(value) == text
 
 
-def test_from_the_benchmark_to_the_report(tmp_path: Path) -> None:
+def test_from_the_benchmark_to_the_report(bench: Any) -> None:
     """The smallest real benchmark, its JSON, its table: the columns meet in the middle."""
-    for module in ("pytest_benchmark", "skimage", "matplotlib"):
-        pytest.importorskip(module)
-    path = tmp_path / "result.json"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["benchmarks/dense_crf.py", "-k", "small-filter", f"--benchmark-json={path}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "segfast-filter" in done.stdout  # the row with its peers is printed as it is measured
-    assert report.main([str(path)]) == 0
-    text = path.with_suffix(".md").read_text()
+    pytest.importorskip("skimage")
+    (row,), text, printed = bench("dense_crf", "small-filter")
+    assert "segfast-filter" in printed  # the row with its peers is printed as it is measured
     for name in ("segfast-filter", "torch-filter", "torch-filter-tuned"):
         assert f"| {name} " in text
-    (row,) = report.load(path)
     for key in ("ms", "pixels_per_s", "peak_mb", "ratio", "served_by", "versions", "cpu", "commit"):
         assert key in row
     assert row["ratio"].keys() == {"torch-filter", "torch-filter-tuned"}

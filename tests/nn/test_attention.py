@@ -9,12 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from segfast.nn import ChannelAttention2d, NonLocal2d, PositionAttention2d
+from segfast.nn import ChannelAttention2d, LinearAttention2d, NonLocal2d, PositionAttention2d
 from segfast.testing import assert_as_good_as
 from tests.fingerprints import assert_reproduces
 from tests.nn.attention_cases import CASES, Case, maps
 
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
+NO_RESIDUAL = {"feature_map": "taylor", "residual": False}
+# Tracing is slow and sees no feature maps: tests/ops/test_linear_attention_torch.py has them all.
+TRACED = pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.cls is not LinearAttention2d or c.options in ({}, NO_RESIDUAL)],
+    ids=str,
+)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -58,7 +65,9 @@ def test_is_its_formula(case: Case, dtype: torch.dtype, shape: tuple[int, ...]) 
         y = module(x)
     for found in (y, module(x)):
         assert found.dtype == dtype
-        if dtype == torch.float64:  # which is the oracle: only the order of summation differs
+        if dtype == torch.float64:
+            # Which is the oracle: only the order of summation differs. Energies of some hundreds,
+            # sums of 126 products, are known to 1e-13, and so is what the softmax makes of them.
             torch.testing.assert_close(found, oracle, rtol=1e-12, atol=1e-12)
         else:
             assert_as_good_as(found, oracle, baseline, terms=max(16, shape[2] * shape[3]))
@@ -77,12 +86,13 @@ def test_gradients_are_those_of_the_formula(case: Case) -> None:
         if not (fused and f is module):
             squares = sum(g.square().sum() for g in firsts[-1])
             seconds.append(torch.autograd.grad(squares, inputs, allow_unused=True))
-    torch.testing.assert_close(*firsts, rtol=1e-9, atol=1e-11)
+    assert_same(*firsts)
     if fused:
         with pytest.raises(RuntimeError, match=r"derivative .* is not implemented"):
             torch.autograd.grad(firsts[0][0].sum(), x)
     else:
-        torch.testing.assert_close(*seconds, rtol=1e-8, atol=1e-9)
+        # They reach 1e5, which is known to 1e-11; that of the keys' bias is 0, and only rounding.
+        torch.testing.assert_close(*seconds, rtol=1e-11, atol=1e-9)
 
 
 @EACH
@@ -152,7 +162,7 @@ def test_torch_func(case: Case) -> None:
     assert_same(each.flatten(0, 1), expected)
 
 
-@EACH
+@TRACED
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_and_exported(case: Case) -> None:
     """One graph, for every size; gradients of the parameters through it."""
@@ -176,12 +186,19 @@ def test_compiled_and_exported(case: Case) -> None:
             assert_same(p.grad, gradients[name.removeprefix("_orig_mod.")])
 
 
-@EACH
+@TRACED
 @pytest.mark.usefixtures("fresh_compiler", "inductor")
 def test_inductor(case: Case) -> None:
     module, x = case.build(torch.float32), maps(2, 16, 4, 6, dtype=torch.float32)
-    run = torch.compile(module, fullgraph=True)
-    torch.testing.assert_close(run(x), module(x), rtol=1e-5, atol=1e-5)
+    run, oracle = torch.compile(module, fullgraph=True), case.build()(x.double())
+    assert_as_good_as(run(x), oracle, module(x), terms=4 * 6)
+
+
+@EACH
+def test_shapes_without_memory(case: Case) -> None:
+    x = torch.empty(2, 16, 5, 8, device="meta", dtype=torch.float16)
+    y = case.build(torch.float16).to("meta")(x)
+    assert (y.device, y.dtype, y.shape) == (x.device, x.dtype, x.shape)
 
 
 @EACH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -64,9 +65,14 @@ def key(files: Iterable[Path], flags: list[str]) -> str:
 def kept(folder: str, name: str, make: Callable[[Path], None]) -> Path:
     """build/host_cuda/<folder>/<name>, made once; what has another name there is out of date."""
     path = BUILD / folder / name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{name}.{os.getpid()}")
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the test run want it at the same time
+        if path.exists():
+            return path
+        unfinished = path.with_name("unfinished")
         make(unfinished)
         unfinished.replace(path)
         for old in path.parent.iterdir():

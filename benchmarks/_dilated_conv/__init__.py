@@ -1,0 +1,1 @@
+"""The dilated-convolution benchmark's parts: workloads, who computes them, gates before timing."""

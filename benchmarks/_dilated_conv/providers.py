@@ -1,0 +1,128 @@
+"""Dilated-convolution benchmark: who computes, and the operations everybody is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import segfast
+from benchmarks._common import Job
+from benchmarks._dilated_conv.workloads import Inputs, Workload
+from benchmarks._measure import Provider, repeated
+from segfast.ops import _dilated_conv_op
+from segfast.ops._dilated_conv_plan import DIRECTIONS
+
+Weights = Sequence[Tensor]
+Conv = Callable[[Tensor, Tensor, int, int], Tensor]  # x, weight, rate, groups
+
+
+@dataclass(frozen=True)
+class Functions:
+    """conv(x, weight, rate, groups); pyramid and context(x, weights, rates)."""
+
+    conv: Conv
+    pyramid: Callable[[Tensor, Weights, Sequence[int]], Tensor]
+    context: Callable[[Tensor, Weights, Sequence[int]], Tensor]
+    other_layout: bool = False  # computed in channels_last, for maps that come in NCHW
+
+
+def _torch_conv(x: Tensor, weight: Tensor, rate: int, groups: int) -> Tensor:
+    return F.conv2d(x, weight, None, 1, rate, rate, groups)
+
+
+def _torch_pyramid(x: Tensor, weights: Weights, rates: Sequence[int]) -> Tensor:
+    return torch.cat([_torch_conv(x, w, r, 1) for w, r in zip(weights, rates, strict=True)], 1)
+
+
+def _torch_context(x: Tensor, weights: Weights, rates: Sequence[int]) -> Tensor:
+    for weight, rate in zip(weights[:-1], rates, strict=False):
+        x = _torch_conv(x, weight, rate, 1).relu()
+    return _torch_conv(x, weights[-1], rates[-1], 1)
+
+
+TORCH = Functions(_torch_conv, _torch_pyramid, _torch_context)
+OTHER = Functions(_torch_conv, _torch_pyramid, _torch_context, other_layout=True)
+SEGFAST = Functions(
+    lambda x, weight, rate, groups: segfast.ops.dilated_conv2d(
+        x, weight, None, 1, rate, rate, groups
+    ),
+    lambda x, weights, rates: segfast.ops.atrous_pyramid2d(x, weights, None, rates),
+    lambda x, weights, rates: segfast.ops.context_module2d(x, weights, None, rates),
+)
+
+
+def function(functions: Functions, workload: Workload) -> Callable[..., Tensor]:
+    """f(x, *weights) -> y"""
+    rates, groups = workload.rates, workload.groups
+
+    def compute(x: Tensor, *weights: Tensor) -> Tensor:
+        if workload.kind == "conv":
+            return functions.conv(x, weights[0], rates[0], groups)
+        branches = functions.pyramid if workload.kind == "pyramid" else functions.context
+        return branches(x, weights, rates)
+
+    if not functions.other_layout:
+        return compute
+
+    def convert(x: Tensor, *weights: Tensor) -> Tensor:
+        y = compute(x.contiguous(memory_format=torch.channels_last), *weights)
+        return y.contiguous(memory_format=workload.memory_format)
+
+    return convert
+
+
+def once(functions: Functions, workload: Workload, inputs: Inputs, compiled: bool = False) -> Job:
+    """One call: the result, or the gradients of the map and all weights."""
+    run = function(functions, workload)
+    if compiled:
+        torch._dynamo.reset()  # one function, many shapes: it would give up after a few
+        run = torch.compile(run, dynamic=False)
+    if not workload.train:
+        return lambda: run(inputs.x, *inputs.weights)
+
+    def train() -> Any:
+        leaves = [t.detach().requires_grad_() for t in (inputs.x, *inputs.weights)]
+        return torch.autograd.grad(run(*leaves), leaves, inputs.grad)
+
+    return train
+
+
+def prepare(name: str, workload: Workload, inputs: Inputs) -> Job:
+    """`workload.repeat` times the operation; returns the last result."""
+    provider = PROVIDERS[name]
+    return repeated(once(provider.functions, workload, inputs, provider.compiled), workload)
+
+
+def _segfast_serves(workload: Workload) -> str:
+    """The kernels of every convolution and direction, each named once."""
+    x = torch.empty(
+        (workload.batch, workload.channels, workload.side, workload.side),
+        dtype=workload.dtype,
+        device=workload.device,
+    ).contiguous(memory_format=workload.memory_format)
+    shape = (workload.outputs, workload.channels // workload.groups, 3, 3)
+    found = []
+    for rate in workload.rates:
+        strides = _dilated_conv_op.Strides(1, 1, rate, rate, rate, rate, workload.groups)
+        geometry = strides.geometry(x.shape[-2:], x.shape[-2:], (3, 3))
+        problem = _dilated_conv_op.problem(x, shape, geometry, workload.groups)
+        for direction in DIRECTIONS if workload.train else DIRECTIONS[:1]:
+            found.append(_dilated_conv_op.choose(direction, problem).kernel)
+    return ", ".join(dict.fromkeys(found))
+
+
+def _torch_serves(what: str) -> Callable[[Workload], str]:
+    return lambda workload: f"torch {torch.__version__}{what}"
+
+
+PROVIDERS = {
+    "segfast": Provider(SEGFAST, _segfast_serves),
+    "torch": Provider(TORCH, _torch_serves("")),
+    "torch-other-layout": Provider(OTHER, _torch_serves(", converting to channels_last and back")),
+    "torch-compile": Provider(TORCH, _torch_serves(", inductor"), compiled=True),
+}

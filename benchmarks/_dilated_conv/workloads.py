@@ -1,0 +1,195 @@
+"""Dilated-convolution benchmark: what is computed, on which maps, and what was promised."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import _measure
+from benchmarks._targets import Mean, Target
+from segfast.kernels.dilated_conv.geometry import Geometry
+
+BEST = "torch|torch-other-layout"  # PyTorch's faster route
+
+
+@dataclass(frozen=True)
+class Workload(_measure.Workload):
+    """One line of the table below.
+
+    kind: "conv": one convolution; "pyramid": all of one map, side by side; "context": one after
+        another with ReLU between.  train: with the gradients of the map and all weights.
+    rates: of the 3x3 convolutions.  groups: 1 or, depthwise, the channels.
+    layout: "nchw" or "nhwc" (channels_last).
+    """
+
+    kind: str
+    train: bool
+    batch: int
+    channels: int
+    outputs: int  # of each convolution
+    side: int  # height and width
+    rates: tuple[int, ...]
+    groups: int = 1
+    layout: str = "nchw"
+
+    @property
+    def size(self) -> str:
+        """For the table."""
+        channels = f"{self.channels}" if self.groups > 1 else f"{self.channels}->{self.outputs}"
+        rates = "/".join(map(str, self.rates))
+        return f"{self.batch}x{channels}x{self.side}x{self.side}, rate {rates}, {self.layout}"
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.layout == "nhwc" else torch.contiguous_format
+
+    @property
+    def repeat(self) -> int:
+        """Calls per timed job: a single one of a small map is too short to time."""
+        return max(1, min(50, 50_000_000 // (self.flops or 1)))
+
+    @property
+    def flops(self) -> int:
+        """Those of live taps: products with padding are nobody's work."""
+        pairs = self.batch * self.channels * self.outputs // self.groups
+        return (6 if self.train else 2) * pairs * sum(live_taps(self.side, r) for r in self.rates)
+
+    @property
+    def bytes_moved(self) -> int | None:
+        """Depthwise: the map once in, once out; training: x, y and both gradients once, x twice."""
+        if self.groups == 1:
+            return None
+        maps = 5 if self.train else 2
+        elements = maps * self.batch * self.channels * self.side**2
+        return elements * self.dtype.itemsize
+
+
+def live_taps(side: int, rate: int) -> int:
+    """(output, tap) pairs of a 3x3 convolution of a square map that read an input."""
+    size = (side, side)
+    return Geometry.of(size, size, (3, 3), (1, 1), (rate, rate), (rate, rate)).live_pairs()
+
+
+NEVER_BELOW = Target("torch", 2, 0.95)
+PEERS = ("segfast", "torch", "torch-other-layout", "torch-compile")
+SIMPLE = ("segfast", "torch")
+ASPP = ((33, (6, 12, 18)), (33, (12, 24, 36)), (33, (6, 12, 18, 24)), (65, (12, 24, 36)))
+DEPTHWISE = (  # channels, side, rate: MobileNetV3, Xception, separable ASPP
+    (960, 33, 2),
+    (728, 33, 4),
+    (512, 33, 12),
+    (2048, 33, 6),
+    (2048, 33, 12),
+    (2048, 33, 18),
+    (64, 129, 8),
+    (256, 65, 12),
+    (256, 65, 36),
+)
+LARGE_RATE = 7  # from where PyTorch leaves its depthwise kernels
+MEANS = {"forward": (8.0, 1.4, 1.1), "train": (10.0, 1.4, 1.1)}
+
+
+def _rows() -> list[Workload]:
+    rows = []
+    for train in (False, True):
+        operation = "train" if train else "forward"
+        depthwise, aspp, best = MEANS[operation]
+        for layout in ("nchw", "nhwc"):
+            for c, side, rate in ((24, 20, 9), *DEPTHWISE):
+                small = c == 24
+                name = "small" if small else f"{c}x{side}r{rate}"
+                large = 2 * sum(r >= LARGE_RATE for _, _, r in DEPTHWISE)
+                label = f"depthwise {operation}, rate >= {LARGE_RATE}"
+                means = (Mean(label, "torch", 2, depthwise, large),)
+                row = Workload(
+                    f"{name}-depthwise-{layout}-{operation}", "conv", train, 1, c, c, side, (rate,),
+                    c, layout, providers=SIMPLE, seconds=0.3 if small else 1.0,
+                    threads=(1,) if small else (2,), targets=() if small else (NEVER_BELOW,),
+                    means=means if rate >= LARGE_RATE and not small else (), detail=c != 2048,
+                )  # fmt: skip
+                rows.append(row)
+        for side, rates in ASPP:
+            name = f"aspp{side}r{'-'.join(map(str, rates))}-{operation}"
+            means = (
+                Mean(f"ASPP {operation}", "torch", 2, aspp, len(ASPP)),
+                Mean(f"ASPP {operation}, PyTorch's best route", BEST, 2, best, len(ASPP)),
+            )
+            rows.append(
+                Workload(
+                    name, "pyramid", train, 1, 2048, 256, side, rates, providers=PEERS,
+                    targets=(NEVER_BELOW,), means=() if train else means, seconds=4.0,
+                    memory=train and side == 33,
+                )
+            )  # fmt: skip
+        for side, rate in ((33, 2), (33, 4), (65, 2)):
+            for layout in ("nchw", "nhwc"):
+                name = f"layer4-{side}r{rate}-{layout}-{operation}"
+                rows.append(
+                    Workload(
+                        name, "conv", train, 1, 512, 512, side, (rate,), layout=layout,
+                        providers=SIMPLE, targets=(NEVER_BELOW,), detail=True, seconds=2.0,
+                    )
+                )  # fmt: skip
+        rows.append(
+            Workload(
+                f"context-{operation}", "context", train, 1, 21, 21, 64, (1, 1, 2, 4, 8, 16, 1),
+                providers=("segfast", "torch", "torch-compile"), targets=(NEVER_BELOW,),
+            )
+        )  # fmt: skip
+        rows.append(
+            Workload(
+                f"small-aspp-{operation}", "pyramid", train, 2, 24, 10, 17, (6, 12, 18),
+                providers=("segfast", "torch", "torch-other-layout"), threads=(1,), seconds=0.3,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _cuda(row: Workload) -> Workload:
+    """The same on a GPU, in the dtype networks train in there."""
+    return replace(row, name=f"cuda-{row.name}", device="cuda", dtype=torch.bfloat16, means=(),
+                   threads=(1,), allocator="default", targets=())  # fmt: skip
+
+
+_CPU = _rows()
+_ON_GPU = [row for row in _CPU if not row.name.startswith("small")]
+_BATCHES = [
+    replace(row, name=f"{row.name}-batch8", batch=8) for row in _ON_GPU if row.kind == "pyramid"
+]
+WORKLOADS = (*(_cuda(row) for row in (*_ON_GPU, *_BATCHES)), *_CPU)
+BY_NAME = {workload.name: workload for workload in WORKLOADS}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """x [N, C, H, W], the weights [O, C / groups, 3, 3] and the gradient of the result."""
+
+    x: Tensor
+    weights: tuple[Tensor, ...]
+    grad: Tensor
+
+    def map(self, change: Any) -> Inputs:
+        """The same, every tensor changed."""
+        return Inputs(change(self.x), tuple(map(change, self.weights)), change(self.grad))
+
+
+@functools.lru_cache(maxsize=1)
+def inputs_of(workload: Workload) -> Inputs:
+    """The same in every run."""
+    w = workload
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int, scale: float = 1.0) -> Tensor:
+        values = scale * torch.randn(size, generator=generator)
+        return values.to(w.device, w.dtype).contiguous(memory_format=w.memory_format)
+
+    reach = w.channels // w.groups
+    scale = (9 * reach) ** -0.5
+    weights = tuple(normal(w.outputs, reach, 3, 3, scale=scale) for _ in w.rates)
+    side_by_side = len(w.rates) if w.kind == "pyramid" else 1
+    grad = normal(w.batch, w.outputs * side_by_side, w.side, w.side)
+    return Inputs(normal(w.batch, w.channels, w.side, w.side), weights, grad)

@@ -1,0 +1,100 @@
+"""Everything PyTorch may do to the dilated convolutions: gradients, torch.func, compile, export."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from segfast.ops import (
+    atrous_pyramid2d,
+    context_module2d,
+    dilated_conv1d,
+    dilated_conv2d,
+    dilated_conv_transpose2d,
+)
+from segfast.testing import op_battery
+
+# Sizes of one call differ from each other wherever they may change: torch.compile takes equal ones
+# for one size.
+
+
+def randn(*shape: int) -> Tensor:
+    seed = sum(shape)
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_conv2d() -> None:
+    def fn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return dilated_conv2d(x, weight, bias, (2, 1), (2, 1), (2, 3))
+
+    weight, bias = randn(6, 3, 3, 1), randn(6)
+    op_battery(
+        fn,
+        (randn(2, 3, 5, 4), weight, bias),
+        differentiable=(0, 1, 2),
+        other_args=(randn(4, 3, 8, 9), weight, bias),
+        opcheck_op=torch.ops.segfast._dilated_conv.default,
+        opcheck_args=(randn(2, 3, 5, 4), weight, bias, 3, 6, 2, 1, 2, 1, 2, 3, 1),
+        autocast="cast",
+    )
+
+
+def test_grouped() -> None:
+    def fn(x: Tensor, weight: Tensor) -> Tensor:
+        return dilated_conv2d(x, weight, None, 1, "same", 2, 4)
+
+    op_battery(fn, (randn(2, 4, 3, 5), randn(4, 1, 3, 3)), differentiable=(0, 1), autocast="cast")
+
+
+def test_conv1d() -> None:
+    def fn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return dilated_conv1d(x, weight, bias, 1, "same", 3)
+
+    args = randn(2, 3, 7), randn(4, 3, 2), randn(4)
+    op_battery(fn, args, differentiable=(0, 1, 2), autocast="cast")
+
+
+def test_transposed() -> None:
+    def fn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return dilated_conv_transpose2d(x, weight, bias, (2, 1), 1, (1, 0), 1, (2, 1))
+
+    weight, bias = randn(3, 6, 3, 1), randn(6)
+    op_battery(
+        fn,
+        (randn(2, 3, 4, 5), weight, bias),
+        differentiable=(0, 1, 2),
+        other_args=(randn(4, 3, 8, 9), weight, bias),
+        autocast="cast",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "size"),
+    [
+        ("_dilated_conv_grad_input", ((2, 6, 3, 6), (6, 3, 3, 1)), (5, 4)),
+        ("_dilated_conv_grad_weight", ((2, 6, 3, 6), (2, 3, 5, 4)), (3, 1)),
+    ],
+)
+def test_raw_gradients(
+    name: str, shapes: tuple[tuple[int, ...], ...], size: tuple[int, int]
+) -> None:
+    operator = getattr(torch.ops.segfast, name).default
+    arguments = (*(randn(*shape) for shape in shapes), *size, 2, 1, 2, 1, 2, 3, 1)
+    torch.library.opcheck(operator, arguments)
+
+
+def test_pyramid() -> None:
+    def fn(x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+        return atrous_pyramid2d(x, [a, b], None, (2, 7), scale, scale, "relu")
+
+    args = randn(2, 3, 4, 5), randn(2, 3, 3, 3), randn(1, 3, 1, 1), randn(3)
+    op_battery(fn, args, differentiable=(0, 1, 2, 3), autocast="cast")
+
+
+def test_context_module() -> None:
+    def fn(x: Tensor, a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+        return context_module2d(x, [a, b], [None, bias], (2, 1))
+
+    args = randn(2, 3, 4, 5), randn(2, 3, 3, 3), randn(4, 2, 1, 1), randn(4)
+    op_battery(fn, args, differentiable=(0, 1, 2, 3), autocast="cast")
