@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <vector>
 
 #include "csrc/buffer.h"
 #include "csrc/check.h"
@@ -19,21 +20,6 @@ namespace {
 using MaybeTensor = std::optional<Tensor>;
 
 const DenseKernels& kernels() { return dispatch<DenseKernels>(SEGFAST_TABLES(dense_kernels)); }
-
-Dtype dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    default:
-      STD_TORCH_CHECK(false, "maps must be float32, float64, float16 or bfloat16");
-  }
-}
 
 int64_t sum_bytes(const Tensor& x) { return x.scalar_type() == ScalarType::Double ? 8 : 4; }
 
@@ -61,7 +47,7 @@ DilatedConv problem(const Tensor& like, int64_t in, int64_t out, const int64_t (
   STD_TORCH_CHECK(in >= 1 && out >= 1 && kernel[0] >= 1 && kernel[1] >= 1, "nothing may be 0");
   STD_TORCH_CHECK(input[0] >= 1 && input[1] >= 1 && output[0] >= 1 && output[1] >= 1,
                   "maps must have positions");
-  return {dtype_of(like),
+  return {dtype_of(like.scalar_type(), "maps"),
           like.size(0),
           1,
           in,
@@ -84,23 +70,57 @@ Buffer<char> pack(const DenseConv& p, const Tensor& weight) {
   return packed;
 }
 
-// Channels [begin, end) of a block of an image's result.
-void convolve(const DenseConv& p, const Tensor& source, const Tensor& weight,
-              const DenseFinish& finish, const Tensor& result) {
-  const auto packed = pack(p, weight);
-  const auto blocks = dense_blocks(p);
-  const int64_t channels = result_channels(p);
-  const int64_t groups = (channels + kBlockChannels - 1) / kBlockChannels;
-  const int64_t count = static_cast<int64_t>(blocks.size());
-  for_each_item(source.size(0) * count * groups, [&] {
-    return [&, scratch = make_buffer<char>(kernels().conv_scratch(p))](int64_t item) {
-      const int64_t begin = item % groups * kBlockChannels, n = item / groups / count;
-      kernels().conv(p, blocks[item / groups % count], begin,
-                     std::min(channels, begin + kBlockChannels), image(source, n), packed.get(),
-                     finish, const_cast<char*>(image(result, n)), scratch.get());
+// A convolution of the source (or its transpose), and where its channels begin in the result.
+struct Branch {
+  DenseConv conv;
+  Tensor weight;
+  int64_t first_channel;
+};
+
+const void* after(const void* data, int64_t elements, int64_t bytes) {
+  return data == nullptr ? nullptr : static_cast<const char*>(data) + elements * bytes;
+}
+
+// All branches side by side. Items are channels [begin, end) of a block of an image's result.
+void convolve(const std::vector<Branch>& branches, const Tensor& source, const DenseFinish& finish,
+              const Tensor& result) {
+  struct Item {
+    const Branch* branch;
+    const char* packed;
+    DenseBlock block;
+    int64_t begin, end;
+  };
+  std::vector<Item> items;  // of one image
+  std::vector<Buffer<char>> packed;
+  int64_t scratch_bytes = 0;
+  for (const Branch& branch : branches) {
+    packed.push_back(pack(branch.conv, branch.weight));
+    scratch_bytes = std::max(scratch_bytes, kernels().conv_scratch(branch.conv));
+    const int64_t channels = result_channels(branch.conv);
+    for (const DenseBlock& block : dense_blocks(branch.conv)) {
+      for (int64_t begin = 0; begin < channels; begin += kBlockChannels) {
+        const int64_t end = std::min(channels, begin + kBlockChannels);
+        items.push_back({&branch, packed.back().get(), block, begin, end});
+      }
+    }
+  }
+  const int64_t count = static_cast<int64_t>(items.size()), bytes = result.element_size();
+  for_each_item(source.size(0) * count, [&] {
+    return [&, scratch = make_buffer<char>(scratch_bytes)](int64_t index) {
+      const auto& [branch, weight, block, begin, end] = items[index % count];
+      const int64_t first = branch->first_channel, n = index / count;
+      const DenseFinish its{after(finish.bias, first, bytes),
+                            after(finish.scale, first, sum_bytes(source)),
+                            after(finish.shift, first, sum_bytes(source)), finish.relu};
+      char* to =
+          const_cast<char*>(image(result, n)) + first * result.size(2) * result.size(3) * bytes;
+      kernels().conv(branch->conv, block, begin, end, image(source, n), weight, its, to,
+                     scratch.get());
     };
   });
 }
+
+const void* data_of(const MaybeTensor& x) { return x ? x->const_data_ptr() : nullptr; }
 
 // x [N, C, H, W], weight [O, C, kh, kw] -> y [N, O, height, width]
 Tensor dilated_conv_dense(const Tensor& x, const Tensor& weight, MaybeTensor bias, int64_t height,
@@ -116,7 +136,7 @@ Tensor dilated_conv_dense(const Tensor& x, const Tensor& weight, MaybeTensor bia
                     false};
   Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), out, height, width});
   if (x.size(0) == 0) return y;
-  convolve(p, x, weight, {bias ? bias->const_data_ptr() : nullptr, nullptr, nullptr, false}, y);
+  convolve({{p, weight, 0}}, x, {data_of(bias), nullptr, nullptr, false}, y);
   return y;
 }
 
@@ -133,7 +153,7 @@ Tensor dilated_conv_dense_grad_input(const Tensor& grad, const Tensor& weight, i
                     true};
   Tensor x = torch::stable::new_empty(grad, std::vector<int64_t>{grad.size(0), in, height, width});
   if (grad.size(0) == 0) return x;
-  convolve(p, grad, weight, {nullptr, nullptr, nullptr, false}, x);
+  convolve({{p, weight, 0}}, grad, {nullptr, nullptr, nullptr, false}, x);
   return x;
 }
 
@@ -205,12 +225,47 @@ Tensor dilated_conv_dense_grad_weight(const Tensor& grad, const Tensor& x, int64
   return weight;
 }
 
+// x [N, C, H, W], weights [O_b, C, kh, kw] with odd kernels, bias, scale, shift [O_1 + O_2 + ...]
+//   -> act(scale ([w_1 *_rate x, ...] + bias) + shift)  [N, O_1 + O_2 + ..., H, W]
+Tensor atrous_pyramid_dense(const Tensor& x, std::vector<Tensor> weights, MaybeTensor bias,
+                            std::vector<int64_t> rates, MaybeTensor scale, MaybeTensor shift,
+                            bool relu) {
+  check_map(x, x, "x");
+  STD_TORCH_CHECK(weights.size() == rates.size(), "every branch must have a rate");
+  const int64_t height = x.size(2), width = x.size(3);
+  std::vector<Branch> branches;
+  int64_t channels = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor& weight = weights[i];
+    check_map(weight, x, "weights");
+    const int64_t kh = weight.size(2), kw = weight.size(3), rate = rates[i];
+    STD_TORCH_CHECK(weight.size(1) == x.size(1), "weights must have the channels of x");
+    STD_TORCH_CHECK(kh % 2 == 1 && kw % 2 == 1, "weights must have odd kernels");
+    const Strides strides{1, 1, rate * (kh - 1) / 2, rate * (kw - 1) / 2, rate, rate};
+    branches.push_back({{problem(x, x.size(1), weight.size(0), {height, width}, {height, width},
+                                 {kh, kw}, strides, 1),
+                         false},
+                        weight,
+                        channels});
+    channels += weight.size(0);
+  }
+  const ScalarType sum = sum_bytes(x) == 8 ? ScalarType::Double : ScalarType::Float;
+  if (bias) check_tensor(*bias, x.scalar_type(), channels, "bias");
+  if (scale) check_tensor(*scale, sum, channels, "scale");
+  if (shift) check_tensor(*shift, sum, channels, "shift");
+  Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), channels, height, width});
+  if (x.size(0) == 0) return y;
+  convolve(branches, x, {data_of(bias), data_of(scale), data_of(shift), relu}, y);
+  return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
   m.impl("_dilated_conv_dense", TORCH_BOX(&dilated_conv_dense));
   m.impl("_dilated_conv_dense_grad_input", TORCH_BOX(&dilated_conv_dense_grad_input));
   m.impl("_dilated_conv_dense_grad_weight", TORCH_BOX(&dilated_conv_dense_grad_weight));
+  m.impl("_atrous_pyramid_dense", TORCH_BOX(&atrous_pyramid_dense));
 }
 
 }  // namespace segfast
