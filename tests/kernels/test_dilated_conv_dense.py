@@ -173,7 +173,7 @@ def test_what_is_not_finite_stays_where_it_belongs(instruction_set: str, channel
 
 def test_no_bias_and_no_image(compiled_kernels: None) -> None:
     problem = same_size((3, 4), (5, 6), 2)
-    x, weight, bias, _ = problem.tensors(torch.float32)
+    x, weight, *_ = problem.tensors(torch.float32)
     arguments = (5, 6, 1, 1, 2, 2, 2, 2, 1)
     without = torch.ops.segfast._dilated_conv_dense(x, weight, None, *arguments)
     zero = torch.ops.segfast._dilated_conv_dense(x, weight, torch.zeros(4), *arguments)
@@ -181,7 +181,8 @@ def test_no_bias_and_no_image(compiled_kernels: None) -> None:
     empty = replace(problem, batch=0)
     with poison_empty():
         y, grad_x, grad_weight = empty.computed(*empty.tensors(torch.float32))
-    assert y.shape == (0, 4, 5, 6) and grad_x.shape == (0, 3, 5, 6)
+    assert y.shape == (0, 4, 5, 6)
+    assert grad_x.shape == (0, 3, 5, 6)
     assert torch.equal(grad_weight, torch.zeros(4, 3, 3, 3))
 
 
@@ -223,85 +224,3 @@ def test_refusals(compiled_kernels: None) -> None:
     refuses("x must be contiguous", "", x.transpose(2, 3), weight, bias, *size, *rest, 1)
     refuses("channels of grad", "_grad_input", grad[:, :3].clone(), weight, *size, *rest, 1)
     refuses("batch of x", "_grad_weight", grad, x.expand(2, -1, -1, -1).clone(), 3, 3, *rest, 1)
-
-
-# ------------------------------------------------------------------------------ pyramid
-
-KERNELS, RATES, WIDTHS = ((1, 1), (3, 3), (3, 5), (3, 3)), (1, 2, 6, 40), (5, 8, 17, 3)
-
-
-def pyramid_problem(channels: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """x [2, C, 14, 19], bias, scale and shift [33] and the weights."""
-    generator = torch.Generator().manual_seed(1)
-    shapes = ((2, channels, 14, 19), (33,), (33,), (33,))
-    kernels = [(o, channels, *kernel) for o, kernel in zip(WIDTHS, KERNELS, strict=True)]
-    return tuple(torch.randn(s, generator=generator).to(dtype) for s in (*shapes, *kernels))
-
-
-def pyramid_reference(
-    x: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, *weights: Tensor
-) -> Tensor:
-    size = (x.shape[2], x.shape[3])
-    maps = []
-    for weight, (kh, kw), rate in zip(weights, KERNELS, RATES, strict=True):
-        padding = (rate * (kh - 1) // 2, rate * (kw - 1) // 2)
-        geometry = Geometry.of(size, size, (kh, kw), (1, 1), padding, (rate, rate))
-        maps.append(reference.conv(x, weight, None, geometry, 1))
-    y = torch.cat(maps, 1) + bias[:, None, None]
-    return (y * scale[:, None, None] + shift[:, None, None]).relu()
-
-
-@dtypes()
-@pytest.mark.parametrize("channels", [5, 131])
-def test_pyramid(instruction_set: str, channels: int, dtype: torch.dtype) -> None:
-    inputs = pyramid_problem(channels, dtype)
-    x, bias, scale, shift, *weights = (guarded(t) for t in inputs)
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    factors = scale.to(sums), shift.to(sums)
-    with poison_empty():
-        y = torch.ops.segfast._atrous_pyramid_dense(x, weights, bias, RATES, *factors, True)
-    truth = pyramid_reference(*(t.double() for t in inputs))
-    size = pyramid_reference(*(t.double().abs() for t in inputs))
-    baseline = pyramid_reference(*(t if t.itemsize > 2 else t.float() for t in inputs))
-    assert_as_good_as(y, truth, baseline.to(dtype), terms=15 * channels, magnitude=size)
-
-
-def test_pyramid_without_anything(compiled_kernels: None) -> None:
-    x, _, _, _, *weights = pyramid_problem(7, torch.float64)
-    y = torch.ops.segfast._atrous_pyramid_dense(x, weights, None, RATES, None, None, False)
-    one, zero = torch.ones(33, dtype=torch.float64), torch.zeros(33, dtype=torch.float64)
-    both = pyramid_reference(x, zero, one, zero, *weights)
-    torch.testing.assert_close(y.relu(), both)
-    assert (y < 0).any()
-
-
-@pytest.mark.usefixtures("restored_threads")
-def test_threads_change_no_bit_of_a_pyramid(compiled_kernels: None) -> None:
-    x, bias, scale, shift, *weights = pyramid_problem(140, torch.float32)
-    results = []
-    for threads in (1, 2, 3, 4):
-        torch.set_num_threads(threads)
-        arguments = (x, weights, bias, RATES, scale, shift, True)
-        results.append(torch.ops.segfast._atrous_pyramid_dense(*arguments))
-    assert all(torch.equal(results[0], result) for result in results[1:])
-
-
-def test_pyramid_keeps_nan(compiled_kernels: None) -> None:
-    x, bias, scale, shift, *weights = pyramid_problem(4, torch.float32)
-    x[0, 1, 3, 3] = torch.nan
-    y = torch.ops.segfast._atrous_pyramid_dense(x, weights, bias, RATES, scale, shift, True)
-    expected = pyramid_reference(*(t.double() for t in (x, bias, scale, shift, *weights)))
-    assert torch.equal(y.isnan(), expected.isnan()) and y.isnan().any()
-
-
-def test_pyramid_refusals(compiled_kernels: None) -> None:
-    x, bias, scale, shift, *weights = pyramid_problem(4, torch.float32)
-    pyramid = torch.ops.segfast._atrous_pyramid_dense
-    with pytest.raises(RuntimeError, match="every branch must have a rate"):
-        pyramid(x, weights, bias, RATES[:3], scale, shift, True)
-    with pytest.raises(RuntimeError, match="odd kernels"):
-        pyramid(x, [torch.randn(3, 4, 2, 2)], None, [1], None, None, True)
-    with pytest.raises(RuntimeError, match="scale must be Float, got Double"):
-        pyramid(x, weights, bias, RATES, scale.double(), shift, True)
-    with pytest.raises(RuntimeError, match="bias must have 33 elements, got 32"):
-        pyramid(x, weights, bias[:32].clone(), RATES, scale, shift, True)
