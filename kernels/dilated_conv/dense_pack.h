@@ -52,14 +52,22 @@ void pack_outputs(const DenseConv& p, const S* weight, int64_t first, int64_t wi
 // Of one right panel of the transposed weights: to [taps][out][width].
 template <typename S, typename T>
 void pack_inputs(const DenseConv& p, const S* weight, int64_t first, int64_t width, T* to) {
+  constexpr int W = kLanes<T>;
   const int64_t in = p.conv.in_channels, out = p.conv.out_channels, count = taps(p.conv);
-  const int64_t there = in - first < width ? in - first : width;
   for (int64_t o = 0; o < out; ++o) {
-    const S* from = weight + (o * in + first) * count;
-    for (int64_t t = 0; t < count; ++t) {
-      T* at = to + (t * out + o) * width;
-      for (int64_t i = 0; i < there; ++i) at[i] = widen(from[i * count + t]);
-      for (int64_t i = there; i < width; ++i) at[i] = 0;
+    for (int64_t lane = 0; lane < width; lane += W) {
+      const int64_t there = in - first - lane;
+      const S* from = weight + (o * in + first + lane) * count;
+      T* at = to + o * width + lane;
+      int64_t t = 0;
+      for (; there >= W && t + W <= count; t += W) {
+        transpose<T, W>([&](int i) { return load_widened<S, T, W>(from + i * count + t); },
+                        [&](int j, Vec<T, W> tap) { store<W>(at + (t + j) * out * width, tap); });
+      }
+      for (; t < count; ++t) {
+        T* tap = at + t * out * width;
+        for (int64_t i = 0; i < W; ++i) tap[i] = i < there ? widen(from[i * count + t]) : T(0);
+      }
     }
   }
 }
