@@ -1,11 +1,13 @@
 """segfast: fast, exact, deterministic kernels for semantic segmentation in PyTorch.
 
 ``segfast.ops`` holds the operators, ``segfast.nn`` their modules, ``segfast.compat`` drop-in
-replacements for other packages; ``segfast.info()`` says what was built and what serves what.
+replacements for other packages; ``segfast.info()`` says what was built and what serves what,
+``segfast.explain()`` what serves one call, and why.
 """
 
 from segfast import nn, ops
 from segfast._version import __version__
+from segfast.explain import explain
 from segfast.info import info
 
-__all__ = ["__version__", "info", "nn", "ops"]
+__all__ = ["__version__", "explain", "info", "nn", "ops"]

@@ -69,20 +69,19 @@ void check_state(const LinearAttention& p, const Tensor& state, const Tensor& li
 
 // Positions are cut by the problem's size alone, never by the number of threads.
 struct Chunks {
-  static constexpr int64_t kMost = 32, kLarge = 1 << 18;
+  static constexpr int64_t kMost = 32;
   int64_t length, count;
 
-  Chunks(const LinearAttention& p, int64_t positions) {
-    const int64_t least = p.features * p.values > kLarge ? 128 : 512;
+  Chunks(int64_t positions, int64_t least) {
     length = std::max(least, (positions + kMost - 1) / kMost);
-    count = std::max<int64_t>(1, (positions + length - 1) / length);
+    count = (positions + length - 1) / length;
   }
 };
 
 // work(batch element, chunk, begin, end, scratch), in any order on any thread.
 template <typename Work>
-void for_each_chunk(const LinearAttention& p, int64_t batch, int64_t positions, const Work& work) {
-  const Chunks chunks(p, positions);
+void for_each_chunk(const LinearAttention& p, int64_t batch, int64_t positions,
+                    const Chunks& chunks, const Work& work) {
   for_each_item(batch * chunks.count, [&] {
     return [&, scratch = make_buffer<char>(kernels().scratch(p))](int64_t item) {
       const int64_t b = item / chunks.count, c = item % chunks.count;
@@ -95,7 +94,7 @@ void for_each_chunk(const LinearAttention& p, int64_t batch, int64_t positions, 
 void merge(const LinearAttention& p, const char* parts, int64_t chunks, const Tensor& state) {
   const int64_t part = kernels().part(p) * static_cast<int64_t>(state.element_size());
   const int64_t columns = p.values + 1, batch = state.size(0), rows = state_rows(p);
-  const int64_t grain = std::max<int64_t>(1, 32768 / (rows * chunks));
+  const int64_t grain = std::max<int64_t>(1, 32768 / (rows * (chunks + 1)));
   torch::stable::parallel_for(0, batch * columns, grain, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end;) {
       const int64_t b = at / columns, stop = std::min(end, (b + 1) * columns);
@@ -104,6 +103,34 @@ void merge(const LinearAttention& p, const char* parts, int64_t chunks, const Te
       at = stop;
     }
   });
+}
+
+// A state, or its gradient, as the kernels take it: packed once, by all threads.
+struct Weights {
+  Buffer<char> memory;
+  int64_t size;  // of one batch element
+  char* of(int64_t batch) const { return memory.get() + batch * size; }
+};
+
+Weights pack(const LinearAttention& p, const Tensor& state, bool features, bool values) {
+  const int64_t batch = state.size(0);
+  const int64_t size = kernels().weights(p) * static_cast<int64_t>(state.element_size());
+  Weights weights{make_buffer<char>(batch * size), size};
+  const int64_t step = std::max<int64_t>(1, 32768 / state_rows(p) / kPackedValues) * kPackedValues;
+  const int64_t slices = (p.values + step - 1) / step;
+  for_each_item(batch * slices, [&] {
+    return [&](int64_t item) {
+      const int64_t b = item / slices, first = item % slices * step;
+      kernels().pack(p, sums_of(state, b), first, std::min(p.values, first + step), features,
+                     values, weights.of(b));
+    };
+  });
+  return weights;
+}
+
+// With many channels fewer positions are work enough for a thread.
+Chunks chunks_to_read(const LinearAttention& p, int64_t positions) {
+  return {positions, p.features * p.values > 1 << 18 ? 128 : 512};
 }
 
 Tensor empty_state(const LinearAttention& p, const Tensor& like) {
@@ -118,12 +145,17 @@ Tensor linear_attention_state(const Tensor& k, const Tensor& v, int64_t feature_
   check_map(k, "k", k, batch, positions);
   check_map(v, "v", k, batch, positions);
   Tensor state = empty_state(p, k);
-  const Chunks chunks(p, positions);
+  const Chunks chunks(positions, 512);
   const int64_t part = kernels().part(p) * static_cast<int64_t>(state.element_size());
   const auto parts = make_buffer<char>(batch * chunks.count * part);
-  for_each_chunk(p, batch, positions,
-                 [&](int64_t b, int64_t c, int64_t begin, int64_t end, char* scratch) {
-                   kernels().state(p, map_of(k, b), map_of(v, b), begin, end,
+  // Few positions of many channels: values are cut too, and phi is computed for each range.
+  const int64_t ranges = std::clamp<int64_t>(8 / (chunks.count + 1), 1, (p.values + 511) / 512);
+  const int64_t range = (p.values + ranges - 1) / ranges;
+  for_each_chunk(p, batch * ranges, positions, chunks,
+                 [&](int64_t i, int64_t c, int64_t begin, int64_t end, char* scratch) {
+                   const int64_t b = i / ranges, first = i % ranges * range;
+                   kernels().state(p, map_of(k, b), map_of(v, b), begin, end, first,
+                                   std::min(p.values, first + range),
                                    parts.get() + (b * chunks.count + c) * part, scratch);
                  });
   merge(p, parts.get(), chunks.count, state);
@@ -155,10 +187,11 @@ Tensor linear_attention_read(const Tensor& q, const Tensor& state, MaybeTensor g
     STD_TORCH_CHECK(residual->size(1) == p.values, "residual must have the channels of o");
   }
   Tensor o = torch::stable::new_empty(q, std::vector<int64_t>{batch, p.values, positions});
-  for_each_chunk(p, batch, positions,
+  const auto weights = pack(p, sums, true, false);
+  for_each_chunk(p, batch, positions, chunks_to_read(p, positions),
                  [&](int64_t b, int64_t, int64_t begin, int64_t end, char* scratch) {
                    const Map add = residual ? map_of(*residual, b) : Map{nullptr, 0};
-                   kernels().read(p, map_of(q, b), sums_of(sums, b), element(gamma, b), add,
+                   kernels().read(p, map_of(q, b), weights.of(b), element(gamma, b), add,
                                   mutable_map_of(o, b), begin, end, scratch);
                  });
   return o;
@@ -175,9 +208,10 @@ std::tuple<Tensor, Tensor> linear_attention_state_backward(const Tensor& grad, c
   check_state(p, sums, k);
   Tensor grad_k = torch::stable::new_empty(k, std::vector<int64_t>{batch, k.size(1), positions});
   Tensor grad_v = torch::stable::new_empty(v, std::vector<int64_t>{batch, p.values, positions});
-  for_each_chunk(p, batch, positions,
+  const auto weights = pack(p, sums, true, true);
+  for_each_chunk(p, batch, positions, chunks_to_read(p, positions),
                  [&](int64_t b, int64_t, int64_t begin, int64_t end, char* scratch) {
-                   kernels().state_backward(p, sums_of(sums, b), map_of(k, b), map_of(v, b),
+                   kernels().state_backward(p, weights.of(b), map_of(k, b), map_of(v, b),
                                             mutable_map_of(grad_k, b), mutable_map_of(grad_v, b),
                                             begin, end, scratch);
                  });
@@ -202,15 +236,16 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_read_backward(const Tensor& 
   Tensor grad_q = torch::stable::new_empty(q, std::vector<int64_t>{batch, q.size(1), positions});
   Tensor grad_state = empty_state(p, q);
   Tensor grad_gamma = torch::stable::new_empty(q, std::vector<int64_t>{batch}, sum_type(q));
-  const Chunks chunks(p, positions);
+  const auto weights = pack(p, sums, false, true);
+  const Chunks chunks = chunks_to_read(p, positions);
   const int64_t size = static_cast<int64_t>(sums.element_size());
   const int64_t part = kernels().part(p) * size;
   const auto parts = make_buffer<char>(batch * chunks.count * part);
   const auto shares = make_buffer<char>(batch * chunks.count * size);
-  for_each_chunk(p, batch, positions,
+  for_each_chunk(p, batch, positions, chunks,
                  [&](int64_t b, int64_t c, int64_t begin, int64_t end, char* scratch) {
                    const int64_t at = b * chunks.count + c;
-                   kernels().read_backward(p, map_of(grad, b), map_of(q, b), sums_of(sums, b),
+                   kernels().read_backward(p, map_of(grad, b), map_of(q, b), weights.of(b),
                                            element(gamma, b), mutable_map_of(grad_q, b),
                                            parts.get() + at * part, shares.get() + at * size, begin,
                                            end, scratch);

@@ -43,53 +43,73 @@ void by_dtype(Dtype dtype, const F& f) {
 }
 
 int64_t state_rows(const LinearAttention& p) { return p.features + (p.map == FeatureMap::taylor); }
-int64_t padded_rows(const LinearAttention& p) {
-  return (state_rows(p) + kQuad - 1) / kQuad * kQuad;
+
+// A part holds the state transposed, [E + 1, R], its rows padded to vectors.
+template <typename T>
+int64_t part_pitch(const LinearAttention& p) {
+  return round_up(state_rows(p), kLanes<T>);
 }
 
-// Rows of phi to multiply: a row or two beyond whole quads cost less by themselves than as a quad.
-SEGFAST_INLINE int64_t gram_columns(const LinearAttention& p) {
-  return state_rows(p) % kQuad <= 2 ? state_rows(p) : padded_rows(p);
+// Rows of v, or of grad o, that are worked on together: their sums stay in cache.
+constexpr int64_t kValues = 256;
+int64_t value_rows(const LinearAttention& p) { return p.values < kValues ? p.values : kValues; }
+
+// Of a state: packed to contract R, and to contract E (pack_weights).
+int64_t feature_weights(const LinearAttention& p) {
+  return round_up(p.values, kTileRows<kNarrow>) * state_rows(p);
+}
+int64_t value_weights(const LinearAttention& p) {
+  return round_up(state_rows(p), kTileRows<kWide>) * p.values;
+}
+int64_t weights(const LinearAttention& p) {
+  return feature_weights(p) + value_weights(p) + state_rows(p);
 }
 
-// A part holds the state transposed, [E + 1, padded R].
-int64_t part(const LinearAttention& p) { return (p.values + 1) * padded_rows(p); }
+template <typename T>
+struct Weights {
+  T *features, *values;
+  T* totals;  // [R], the state's last column + eps
+
+  Weights(const LinearAttention& p, T* memory)
+      : features(memory),
+        values(features + feature_weights(p)),
+        totals(values + value_weights(p)) {}
+};
 
 // Positions of a block. Forward, phi fits the first-level cache or nearly so; backward, all rows
-// fit the second.
+// fit the second. Never so few that to store the sums of `gram` costs as much as to compute them.
 enum class Direction { forward, backward };
 
 template <typename T>
 int64_t block_width(const LinearAttention& p, Direction direction) {
   constexpr int64_t kFirst = (48 << 10) / sizeof(T), kSecond = (320 << 10) / sizeof(T);
   constexpr int64_t kStep = kWide * kNarrow * 64 / sizeof(T);  // whole tiles on any machine
-  const int64_t rows = padded_rows(p), forward = kFirst / rows;
-  const int64_t all = kSecond / (p.values + 3 * rows);
+  const int64_t rows = state_rows(p), forward = kFirst / rows;
+  const int64_t all = kSecond / (value_rows(p) + 4 * rows);
   int64_t width = direction == Direction::forward || forward < all ? forward : all;
   width = width / kStep * kStep;
-  return width < kStep ? kStep : width > 960 ? 960 : width;
+  return width < 2 * kStep ? 2 * kStep : width > 960 ? 960 : width;
 }
 
 template <typename T>
 struct Scratch {
   int64_t width;  // positions of a block
   int64_t pitch;  // from row to row: not a power of two, rows must not meet in the cache
-  T *x, *phi;     // [D], [padded R] rows
-  T* grad;        // [padded R]
-  T* values;      // [E]
+  T *x, *phi;     // [D], [R] rows
+  T* grad;        // [R]
+  T* values;      // [value_rows]
   T *shift, *inverse, *ones, *denominator, *scale;  // one row each
-  T* weights;  // [E, padded R] the values' part of a state, transposed
-  T* totals;   // [padded R] its last column + eps
+  T* panels;                                        // phi, see pack_positions
 
   static int64_t count(const LinearAttention& p) {
     const int64_t pitch = block_width<T>(p, Direction::forward) + 64 / sizeof(T);
-    return (p.features + 2 * padded_rows(p) + p.values + 5) * pitch +
-           (p.values + 1) * padded_rows(p);
+    const int64_t rows = state_rows(p);
+    return (p.features + 2 * rows + value_rows(p) + 5 + part_pitch<T>(p)) * pitch;
   }
 
   Scratch(const LinearAttention& p, Direction direction, void* memory)
       : width(block_width<T>(p, direction)), pitch(width + 64 / sizeof(T)) {
-    const int64_t rows = padded_rows(p);
+    const int64_t rows = state_rows(p);
     T* at = static_cast<T*>(memory);
     const auto take = [&](int64_t count) {
       T* taken = at;
@@ -99,23 +119,28 @@ struct Scratch {
     x = take(p.features * pitch);
     phi = take(rows * pitch);
     grad = take(rows * pitch);
-    values = take(p.values * pitch);
+    values = take(value_rows(p) * pitch);
     shift = take(pitch);
     inverse = take(pitch);
     ones = take(pitch);
     denominator = take(pitch);
     scale = take(pitch);
-    weights = take(p.values * rows);
-    totals = take(rows);
+    panels = take(part_pitch<T>(p) * pitch);
     for (int64_t n = 0; n < pitch; ++n) ones[n] = 1;
   }
 
   Features<T> block(const LinearAttention& p, int64_t count) const {
     constexpr int W = kLanes<T>;
-    const int64_t whole = (count + W - 1) / W * W;
-    return {p.map, p.features, padded_rows(p), pitch, whole, count, x, phi, shift, inverse, false};
+    return {p.map, p.features, pitch, round_up(count, W), count, x, phi, shift, inverse, false};
   }
 };
+
+int64_t part(const LinearAttention& p) {
+  int64_t elements = 0;
+  by_dtype(p.dtype,
+           [&](auto, auto sum) { elements = (p.values + 1) * part_pitch<decltype(sum)>(p); });
+  return elements;
+}
 
 int64_t scratch(const LinearAttention& p) {
   int64_t bytes = 0;
@@ -153,7 +178,12 @@ void store_block(MutableMap map, int64_t rows, int64_t first, const Features<T>&
   }
 }
 
-// f(first position, how many) for the blocks of [begin, end).
+template <typename S>
+Map from_row(Map map, int64_t row) {
+  return {static_cast<const S*>(map.data) + row * map.pitch, map.pitch};
+}
+
+// f(first, how many) for the blocks of [begin, end).
 template <typename F>
 SEGFAST_INLINE void for_each_block(int64_t begin, int64_t end, int64_t width, const F& f) {
   for (int64_t n = begin; n < end; n += width) f(n, end - n < width ? end - n : width);

@@ -106,17 +106,16 @@ struct Relu {
   }
 };
 
-// A block of one input: D rows of x, R (padded: see products.h) of phi.
+// A block of one input: D rows of x, R of phi.
 template <typename T>
 struct Features {
   FeatureMap map;
-  int64_t rows;    // D
-  int64_t padded;  // R, a multiple of kQuad
+  int64_t rows;  // D
   int64_t pitch;
   int64_t width;  // positions, a multiple of the lanes; zeros from `count` on
   int64_t count;
   T* x;        // [rows, pitch]
-  T* phi;      // [padded, pitch]
+  T* phi;      // [R, pitch]
   T* shift;    // [pitch] 0 or, for queries that underflow, their largest feature
   T* inverse;  // [pitch] taylor: 1 / |x|; 0 where |x| is too short for a gradient
   bool shifted;
@@ -218,9 +217,8 @@ void compute_features(Features<T>* b, bool queries) {
       });
       break;
   }
-  for (int64_t r = 0; r < b->padded; ++r) {
-    const int64_t used = b->rows + (b->map == FeatureMap::taylor);
-    for (int64_t n = r < used ? b->count : 0; n < b->width; ++n) b->phi_row(r)[n] = 0;
+  for (int64_t r = 0; r < b->rows + (b->map == FeatureMap::taylor); ++r) {
+    for (int64_t n = b->count; n < b->width; ++n) b->phi_row(r)[n] = 0;
   }
 }
 

@@ -32,26 +32,35 @@ struct MutableMap {
   int64_t pitch;
 };
 
+constexpr int64_t kPackedValues = 96;  // a multiple of the rows of a tile, in any instruction set
+
 struct LinearAttentionKernels {
   // Bytes of scratch that any of the kernels needs, aligned to a vector.
   int64_t (*scratch)(const LinearAttention& p);
   // Elements of a partial sum over positions.
   int64_t (*part)(const LinearAttention& p);
+  // Elements of a state, or of its gradient, in the order in which it is read.
+  int64_t (*weights)(const LinearAttention& p);
 
-  // part = sum of the state over positions [begin, end).
-  void (*state)(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end, void* part,
-                void* scratch);
+  // part = sum of the state over positions [begin, end), at least one, for the values [begin_value,
+  // end_value): the same bits whether they are taken at once or in ranges.
+  void (*state)(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end,
+                int64_t begin_value, int64_t end_value, void* part, void* scratch);
   // Columns [begin, end) of the state [R, E + 1] (or of its gradient): parts summed in order.
   void (*merge)(const LinearAttention& p, const void* parts, int64_t count, int64_t begin,
                 int64_t end, void* state);
+  // weights = values [begin, end) of a state, begin a multiple of kPackedValues; `features` for
+  // read and state_backward, `values` for both gradients.
+  void (*pack)(const LinearAttention& p, const void* state, int64_t begin, int64_t end,
+               bool features, bool values, void* weights);
   // gamma: one element, or null; residual.data may be null.
-  void (*read)(const LinearAttention& p, Map q, const void* state, const void* gamma, Map residual,
-               MutableMap o, int64_t begin, int64_t end, void* scratch);
-  void (*state_backward)(const LinearAttention& p, const void* grad_state, Map k, Map v,
+  void (*read)(const LinearAttention& p, Map q, const void* weights, const void* gamma,
+               Map residual, MutableMap o, int64_t begin, int64_t end, void* scratch);
+  void (*state_backward)(const LinearAttention& p, const void* weights, Map k, Map v,
                          MutableMap grad_k, MutableMap grad_v, int64_t begin, int64_t end,
                          void* scratch);
   // part: of the state's gradient. grad_gamma: one element, this range's share.
-  void (*read_backward)(const LinearAttention& p, Map grad_o, Map q, const void* state,
+  void (*read_backward)(const LinearAttention& p, Map grad_o, Map q, const void* weights,
                         const void* gamma, MutableMap grad_q, void* part, void* grad_gamma,
                         int64_t begin, int64_t end, void* scratch);
   // grad_gamma [batch] = shares [batch, count] summed in order.

@@ -1,4 +1,5 @@
-// The two matrix products of linear attention, for a block of positions that fits in cache.
+// The two matrix products of linear attention, for a block of positions that fits in cache. What a
+// tile reads again and again lies in panels, in the order in which it is read.
 #pragma once
 
 #include "simd.h"
@@ -7,141 +8,182 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int kQuad = 4;  // rows of features that are taken together; blocks are padded to it
+// A tile is twelve sums in sixteen registers, twenty-four in thirty-two: kVectors across.
+template <int kVectors>
+constexpr int kTileRows = (kVectorRegisters >= 32 ? 24 : 12) / kVectors;
 
-// sums[i] += the lanes of v[i].
-template <int kColumns, typename T, int N>
-SEGFAST_INLINE void add_lanes(const Vec<T, N> (&v)[kColumns], T* sums) {
-  T lanes[kColumns][N];
-  for (int i = 0; i < kColumns; ++i) store<N>(lanes[i], v[i]);
-  if constexpr (kColumns == kQuad && N >= kQuad) {
-    Vec<T, kQuad> rows[kQuad];
-#pragma GCC unroll 4
-    for (int i = 0; i < kQuad; ++i) {
-      rows[i] = load<kQuad>(lanes[i]);
-#pragma GCC unroll 4
-      for (int n = kQuad; n < N; n += kQuad) rows[i] += load<kQuad>(lanes[i] + n);
-    }
-    const auto add = [](Vec<T, kQuad> a, Vec<T, kQuad> b) { return a + b; };
-    store<kQuad>(sums, load<kQuad>(sums) + reduce_rows<T, kQuad>(rows, add));
-  } else {
-    for (int i = 0; i < kColumns; ++i) {
-      T sum = 0;
-      for (int n = 0; n < N; ++n) sum += lanes[i][n];
-      sums[i] += sum;
-    }
-  }
-}
-
-// out[b, a] += sum_n x[a, n] y[b, n] for kColumns rows of x and kRows of y, n in [0, count).
-template <int kColumns, int kRows, typename T>
-SEGFAST_INLINE void gram_tile(const T* x, int64_t x_pitch, const T* y, int64_t y_pitch,
-                              int64_t count, T* out, int64_t out_pitch) {
-  constexpr int W = kLanes<T>;
-  Vec<T, W> sum[kRows][kColumns] = {};
-  for (int64_t n = 0; n < count; n += W) {
-    Vec<T, W> b[kRows];
-#pragma GCC unroll 8
-    for (int j = 0; j < kRows; ++j) b[j] = load<W>(y + j * y_pitch + n);
-#pragma GCC unroll 4
-    for (int i = 0; i < kColumns; ++i) {
-      const Vec<T, W> a = load<W>(x + i * x_pitch + n);
-#pragma GCC unroll 8
-      for (int j = 0; j < kRows; ++j) sum[j][i] += a * b[j];
-    }
-  }
-#pragma GCC unroll 8
-  for (int j = 0; j < kRows; ++j) add_lanes<kColumns, T, W>(sum[j], out + j * out_pitch);
-}
-
-// (Taylor's last row of features, all ones, often stands alone: D is a multiple of kQuad.)
-template <int kRows, typename T>
-__attribute__((noinline)) void gram_rows(const T* x, int64_t x_pitch, int64_t x_rows, const T* y,
-                                         int64_t y_pitch, int64_t count, T* out,
-                                         int64_t out_pitch) {
-  int64_t a = 0;
-  for (; a + kQuad <= x_rows; a += kQuad) {
-    gram_tile<kQuad, kRows>(x + a * x_pitch, x_pitch, y, y_pitch, count, out + a, out_pitch);
-  }
-  for (; a < x_rows; ++a) {
-    gram_tile<1, kRows>(x + a * x_pitch, x_pitch, y, y_pitch, count, out + a, out_pitch);
-  }
-}
-
-//   out[b, a] += sum_n x[a, n] y[b, n]
-// x [x_rows, count], y [y_rows, count]; count a multiple of the lanes.
-template <typename T>
-void gram(const T* x, int64_t x_pitch, int64_t x_rows, const T* y, int64_t y_pitch, int64_t y_rows,
-          int64_t count, T* out, int64_t out_pitch) {
-  constexpr int kRows = kVectorRegisters >= 32 ? 6 : 3;
-  int64_t b = 0;
-  for (; b + kRows <= y_rows; b += kRows) {
-    gram_rows<kRows>(x, x_pitch, x_rows, y + b * y_pitch, y_pitch, count, out + b * out_pitch,
-                     out_pitch);
-  }
-  for (; b < y_rows; ++b) {
-    gram_rows<1>(x, x_pitch, x_rows, y + b * y_pitch, y_pitch, count, out + b * out_pitch,
-                 out_pitch);
-  }
-}
-
-// Tiles of `project`: twelve sums in sixteen registers, twenty-four in thirty-two.
-constexpr int kWide = 3;    // vectors, for results that stay in cache
+constexpr int kWide = 3;    // vectors across, for results that stay in cache
 constexpr int kNarrow = 2;  // for results that go to memory: whole cache lines
 
-// emit(i, n, sum_k w[k, i] x[k, n .. n + W)) for kRows columns of w and kCount vectors of x.
-template <int kRows, int kCount, typename T, typename Emit>
-SEGFAST_INLINE void project_tile(const T* w, int64_t w_pitch, const T* x, int64_t x_pitch,
-                                 int64_t terms, const Emit& emit) {
+SEGFAST_INLINE constexpr int64_t round_up(int64_t x, int64_t step) {
+  return (x + step - 1) / step * step;
+}
+
+// sums[i, j] = sum_k weight(i, k) x[k, j-th vector]
+template <int kRows, int kVectors, typename T, typename Weight>
+SEGFAST_INLINE void tile(const Weight& weight, const T* x, int64_t x_pitch, int64_t terms,
+                         Vec<T, kLanes<T>> (&sums)[kRows][kVectors]) {
   constexpr int W = kLanes<T>;
-  Vec<T, W> sum[kRows][kCount] = {};
-  for (int64_t k = 0; k < terms; ++k, w += w_pitch, x += x_pitch) {
-    Vec<T, W> b[kCount];
-#pragma GCC unroll 4
-    for (int j = 0; j < kCount; ++j) b[j] = load<W>(x + j * W);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const Vec<T, W> a = broadcast<T, W>(w[i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kCount; ++j) sum[i][j] += a * b[j];
-    }
-  }
-#pragma GCC unroll 16
+#pragma GCC unroll 24
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kCount; ++j) emit(i, j * W, sum[i][j]);
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = Vec<T, W>{};
+  }
+  for (int64_t k = 0; k < terms; ++k, x += x_pitch) {
+    Vec<T, W> b[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) b[j] = load<W>(x + j * W);
+#pragma GCC unroll 24
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<T, W> a = broadcast<T, W>(weight(i, k));
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) sums[i][j] += a * b[j];
+    }
+  }
+}
+
+// Weights for `project`, in panels [rows / kRows][terms][kRows] with zeros beyond the rows:
+// w[row * row_step + term * term_step]. Here for the terms [begin, end) of all.
+template <int kVectors, typename T>
+void pack_weights(const T* w, int64_t row_step, int64_t term_step, int64_t rows, int64_t begin,
+                  int64_t end, int64_t terms, T* panels) {
+  constexpr int kRows = kTileRows<kVectors>;
+  for (int64_t first = 0; first < rows; first += kRows, panels += terms * kRows) {
+    for (int64_t k = begin; k < end; ++k) {
+      const T* from = w + first * row_step + k * term_step;
+      for (int i = 0; i < kRows; ++i) {
+        panels[k * kRows + i] = first + i < rows ? from[i * row_step] : T(0);
+      }
+    }
   }
 }
 
 // Not inlined: its caller's variables would take the registers it needs.
 template <int kRows, int kVectors, typename T, typename Emit>
-__attribute__((noinline)) void project_rows(const T* w, int64_t w_pitch, const T* x,
-                                            int64_t x_pitch, int64_t terms, int64_t count,
-                                            const Emit& emit) {
+__attribute__((noinline)) void project_panel(const T* w, int64_t rows, const T* x, int64_t x_pitch,
+                                             int64_t terms, int64_t count, const Emit& emit) {
   constexpr int W = kLanes<T>;
+  const auto weight = [=](int i, int64_t k)
+                          __attribute__((always_inline)) { return w[k * kRows + i]; };
   int64_t n = 0;
-  const auto at = [&](int i, int64_t offset, Vec<T, W> sum)
-                      __attribute__((always_inline)) { emit(i, n + offset, sum); };
   for (; n + kVectors * W <= count; n += kVectors * W) {
-    project_tile<kRows, kVectors>(w, w_pitch, x + n, x_pitch, terms, at);
+    Vec<T, W> sums[kRows][kVectors];
+    tile<kRows, kVectors>(weight, x + n, x_pitch, terms, sums);
+#pragma GCC unroll 24
+    for (int i = 0; i < kRows; ++i) {
+      if (i >= rows) break;
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) emit(i, n + j * W, sums[i][j]);
+    }
   }
-  for (; n < count; n += W) project_tile<kRows, 1>(w, w_pitch, x + n, x_pitch, terms, at);
+  if constexpr (kVectors > 1) {
+    const auto rest = [&](int i, int64_t offset, Vec<T, W> sum)
+                          __attribute__((always_inline)) { emit(i, n + offset, sum); };
+    project_panel<kRows, 1>(w, rows, x + n, x_pitch, terms, count - n, rest);
+  }
 }
 
 //   emit(i, n, y[i, n .. n + W)),   y[i, n] = sum_k w[k, i] x[k, n]
-// w [terms, rows], x [terms, count], count a multiple of the lanes.
+// w: packed, panels panel_size apart; x [terms, count], count a multiple of the lanes.
 template <int kVectors, typename T, typename Emit>
-void project(const T* w, int64_t w_pitch, int64_t rows, const T* x, int64_t x_pitch, int64_t terms,
-             int64_t count, const Emit& emit) {
-  constexpr int kRows = (kVectorRegisters >= 32 ? 24 : 12) / kVectors;
-  int64_t first = 0;
-  const auto at = [&](int i, int64_t n, auto sum)
-                      __attribute__((always_inline)) { emit(first + i, n, sum); };
-  for (; first + kRows <= rows; first += kRows) {
-    project_rows<kRows, kVectors>(w + first, w_pitch, x, x_pitch, terms, count, at);
+void project(const T* w, int64_t panel_size, int64_t rows, const T* x, int64_t x_pitch,
+             int64_t terms, int64_t count, const Emit& emit) {
+  constexpr int kRows = kTileRows<kVectors>;
+  for (int64_t first = 0; first < rows; first += kRows, w += panel_size) {
+    const auto at = [&](int i, int64_t n, auto sum)
+                        __attribute__((always_inline)) { emit(first + i, n, sum); };
+    project_panel<kRows, kVectors>(w, rows - first, x, x_pitch, terms, count, at);
   }
-  for (; first < rows; ++first) {
-    project_rows<1, kVectors>(w + first, w_pitch, x, x_pitch, terms, count, at);
+}
+
+// f(first row, vectors across) for the panels of `gram`; one row beyond whole vectors (the ones of
+// taylor) stays alone.
+template <typename T, typename F>
+SEGFAST_INLINE void for_each_panel(int64_t rows, const F& f) {
+  constexpr int W = kLanes<T>;
+  int64_t a = 0;
+  for (; rows - a > W + 1; a += 2 * W) f(a, Width<2>{});
+  if (rows - a > 1 || rows == 1) f(a, Width<1>{});
+}
+
+// x [rows, count] -> panels [count][vectors across]
+template <typename T>
+void pack_positions(const T* x, int64_t x_pitch, int64_t rows, int64_t count, T* panels) {
+  constexpr int W = kLanes<T>;
+  for_each_panel<T>(rows, [&](int64_t first, auto vectors) {
+    constexpr int kPitch = decltype(vectors)::value * W;
+    for (int64_t a = first; a < first + kPitch; a += W) {
+      T* to = panels + first * count + (a - first);
+      for (int64_t n = 0; n < count; n += W) {
+        transpose<T, W>(
+            [&](int i) { return a + i < rows ? load<W>(x + (a + i) * x_pitch + n) : Vec<T, W>{}; },
+            [&](int j, Vec<T, W> column) { store<W>(to + (n + j) * kPitch, column); });
+      }
+    }
+  });
+}
+
+// out[b, a .. ) (+)= sum_n x[n, a .. ) rows[b][n] for kRows rows, of which `used` are wanted.
+template <int kVectors, int kRows, typename T>
+__attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, int64_t used,
+                                         int64_t count, bool add, T* out, int64_t out_pitch) {
+  constexpr int W = kLanes<T>;
+  const T* row[kRows];
+#pragma GCC unroll 24
+  for (int i = 0; i < kRows; ++i) row[i] = rows[i];
+  const auto weight = [&](int i, int64_t n) __attribute__((always_inline)) { return row[i][n]; };
+  Vec<T, W> sums[kRows][kVectors];
+  tile<kRows, kVectors>(weight, x, kVectors * W, count, sums);
+#pragma GCC unroll 24
+  for (int i = 0; i < kRows; ++i) {
+    if (i >= used) break;
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      T* to = out + i * out_pitch + j * W;
+      store<W>(to, add ? load<W>(to) + sums[i][j] : sums[i][j]);
+    }
+  }
+}
+
+template <typename T>
+SEGFAST_INLINE T dot(const T* x, const T* y, int64_t count) {
+  constexpr int W = kLanes<T>;
+  Vec<T, W> sums[4] = {};  // as many as hide the latency of an addition
+  int64_t n = 0;
+  for (; n + 4 * W <= count; n += 4 * W) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[j] += load<W>(x + n + j * W) * load<W>(y + n + j * W);
+  }
+  for (; n < count; n += W) sums[0] += load<W>(x + n) * load<W>(y + n);
+  const Vec<T, W> all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  T sum = 0;
+  for (int w = 0; w < W; ++w) sum += all[w];
+  return sum;
+}
+
+//   out[b, a] (+)= sum_n x[a, n] y(b)[n],   b in [0, y_rows)
+// x [x_rows, count] and the same in panels; count a multiple of the lanes, out_pitch too.
+template <typename T, typename Row>
+void gram(const T* x, int64_t x_pitch, const T* panels, int64_t x_rows, const Row& y,
+          int64_t y_rows, int64_t count, bool add, T* out, int64_t out_pitch) {
+  constexpr int W = kLanes<T>, kRows = kTileRows<1>;
+  for (int64_t b = 0; b < y_rows; b += kRows, out += kRows * out_pitch) {
+    const T* rows[kRows];
+    const int64_t used = y_rows - b < kRows ? y_rows - b : kRows;
+    for (int i = 0; i < kRows; ++i) rows[i] = y(i < used ? b + i : b);
+    for_each_panel<T>(x_rows, [&](int64_t a, auto vectors) __attribute__((always_inline)) {
+      constexpr int kVectors = decltype(vectors)::value, kTile = kTileRows<2>;
+      for (int i = 0; i < used; i += kTile) {
+        gram_tile<kVectors, kTile>(panels + a * count, rows + i, used - i, count, add,
+                                   out + i * out_pitch + a, out_pitch);
+      }
+    });
+    if (x_rows > 1 && x_rows % W == 1) {
+      for (int i = 0; i < used; ++i) {
+        T* to = out + i * out_pitch + x_rows - 1;
+        *to = (add ? *to : T(0)) + dot(x + (x_rows - 1) * x_pitch, rows[i], count);
+      }
+    }
   }
 }
 

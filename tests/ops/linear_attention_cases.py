@@ -1,4 +1,4 @@
-"""Inputs of the linear-attention tests, and how large the summands of its results are."""
+"""Inputs of the linear-attention tests, and the rule of accuracy for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.linear_attention import reference
+from segfast.kernels.linear_attention.magnitudes import magnitudes
 from segfast.ops import linear_attention
 from segfast.testing import assert_as_good_as
 
@@ -47,46 +48,13 @@ def with_gradients(
     return [o.detach(), *torch.autograd.grad(o, (q, k, v), tensors[3])]
 
 
-def magnitudes(tensors: Sequence[Tensor], feature_map: str) -> list[float]:
-    """max sum |a_i b_i| of o and of each gradient: results that cancel are no smaller errors."""
-    q, k, v, grad = (x.double() for x in tensors)
-    shift = reference.query_shift(q, feature_map)
-    phi_q = reference.query_features(q, shift, feature_map)
-    state = reference.state(k, v, feature_map)
-    total, inverse, _ = reference._denominator(phi_q, state, feature_map, EPS)
-    phi_q, phi_k = phi_q.abs(), reference.features(k, feature_map).abs()
-    v, grad, inverse, total = v.abs(), grad.abs(), inverse.abs(), total.abs()
-
-    def slope(g: Tensor, x: Tensor, backward: Callable[[Tensor], Tensor]) -> Tensor:
-        if feature_map != "taylor":
-            return backward(g)
-        lengths = x.square().sum(-2, keepdim=True).sqrt().clamp(min=reference.SMALLEST_NORM)
-        return 2 * g[:, :-1].sum(-2, keepdim=True) / lengths
-
-    sums = phi_k @ v.mT  # [B, R, E]
-    along = sums @ grad  # [B, R, N]
-    numerator = (phi_q * along).sum(-2, keepdim=True)
-    grad_q = slope(
-        along * inverse + numerator * inverse.square() * total,
-        q,
-        lambda g: reference.query_features_backward(g, q, shift, feature_map),
-    )
-    grad_sums = (phi_q * inverse) @ grad.mT
-    grad_ones = (phi_q * numerator * inverse.square()).sum(-1, keepdim=True)
-    grad_k = slope(
-        grad_sums @ v + grad_ones, k, lambda g: reference.features_backward(g, k, feature_map)
-    )
-    results = ((sums.mT @ phi_q) * inverse, grad_q, grad_k, grad_sums.mT @ phi_k)
-    return [float(x.max()) if x.numel() else 0.0 for x in results]
-
-
 def assert_right(tensors: Sequence[Tensor], feature_map: str, **labels: Any) -> None:
     """Values and gradients, by the rule of accuracy; the baseline is the reference itself."""
     oracle = with_gradients(theirs, [x.double() for x in tensors], feature_map)
     baseline = with_gradients(theirs, tensors, feature_map)
     actual = with_gradients(ours, tensors, feature_map)
     terms = max(max(x.shape[1:]) for x in tensors)
-    sizes = magnitudes(tensors, feature_map)
+    sizes = [float(x.max()) if x.numel() else 0.0 for x in magnitudes(*tensors, feature_map, EPS)]
     for name, a, o, b, size in zip(NAMES, actual, oracle, baseline, sizes, strict=True):
         label = f"{name} of {feature_map} {labels}"
         assert_as_good_as(a, o, b, terms=terms, magnitude=size, label=label)

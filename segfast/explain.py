@@ -1,0 +1,274 @@
+"""What an operator or a module would do with its arguments, without computing anything."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from segfast import ops
+from segfast.ops._check import describe
+from segfast.ops._dilated_conv_op import Strides, choose, problem
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Plan, Problem
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution: its shapes, its multiplications, and what serves its three directions."""
+
+    x: Shape  # [N, C, H, W]
+    weight: Shape
+    y: Shape  # [N, O, Ho, Wo]
+    dtype: str  # "float32"
+    channels_last: bool
+    strides: Strides
+    transposed: bool
+    rectangles: int  # of outputs with the same live taps
+    multiplications: int  # products with padding included
+    live_multiplications: int  # those with padding left out
+    kernels: dict[Direction, Plan]
+
+    @property
+    def saved(self) -> float:
+        """The share of the multiplications that is by padding."""
+        return _share(self.multiplications, self.live_multiplications)
+
+    def __str__(self) -> str:
+        sh, sw, ph, pw, dh, dw, groups = self.strides
+        facts = {
+            "stride": _either(sh, sw, usual=1),
+            "padding": _either(ph, pw, usual=0),
+            "rate": _either(dh, dw, usual=1),
+            "groups": _either(groups, groups, usual=1),
+        }
+        named = [f"{name} {value}" for name, value in facts.items() if value]
+        named += [self.dtype, *(["channels_last"] if self.channels_last else [])]
+        served: dict[Plan, list[Direction]] = {}
+        for direction, plan in self.kernels.items():
+            served.setdefault(plan, []).append(direction)
+        kind = "transposed by" if self.transposed else "by"
+        head = f"{list(self.x)} {kind} {list(self.weight)} -> {list(self.y)}"
+        return "\n".join(
+            [
+                ", ".join([head, *named]),
+                f"  {self.multiplications:,} multiplications, {self.live_multiplications:,} without"
+                f" padding: {self.saved:.1%} saved; rectangles: {self.rectangles}",
+                *(
+                    f"  {', '.join(directions)}: {plan.kernel} ({plan.why})"
+                    for plan, directions in served.items()
+                ),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` returns; `str` of it is a page to read."""
+
+    operator: str
+    device: str  # a kind: "cpu", "cuda"
+    convolutions: tuple[Convolution, ...]  # in the order in which they are computed
+    served_by: str  # the kernels of its convolutions; of other operators, those in general
+
+    @property
+    def multiplications(self) -> int:
+        """Of all convolutions, products with padding included."""
+        return sum(c.multiplications for c in self.convolutions)
+
+    @property
+    def live_multiplications(self) -> int:
+        """Of all convolutions, those with padding left out."""
+        return sum(c.live_multiplications for c in self.convolutions)
+
+    def __str__(self) -> str:
+        lines = [f"{self.operator} on {self.device}: {self.served_by}"]
+        if len(self.convolutions) > 1:
+            saved = _share(self.multiplications, self.live_multiplications)
+            lines.append(
+                f"{len(self.convolutions)} convolutions: {self.multiplications:,} multiplications,"
+                f" {self.live_multiplications:,} without padding: {saved:.1%} saved"
+            )
+        lines += [f"{i}. {conv}" for i, conv in enumerate(self.convolutions, 1)]
+        if "torch" in self.served_by.split(", ") and self.convolutions:
+            lines.append(
+                "torch: PyTorch's kernels, which may multiply the padding, too; their results are "
+                "as deterministic as PyTorch promises"
+            )
+        return "\n".join(lines)
+
+
+def explain(
+    op: Callable[..., Any] | nn.Module, *args: Any, device: str | None = None, **kwargs: Any
+) -> Explanation:
+    """Which kernels serve an operator or a module for these arguments, why, and what they save.
+
+    Nothing is computed and no memory of results is taken: only shapes, dtypes and memory formats
+    are looked at. The multiplications of two-dimensional convolutions are counted, those of
+    PyTorch's among them; saved is the share of products with padding.
+
+    Args:
+        op: an operator of `segfast.ops`, or a module that convolves: any `torch.nn.Module` in
+            which dilated convolutions, or PyTorch's, are to be counted. Of the other operators of
+            `segfast.ops` it says what serves them in general.
+        args, kwargs: its arguments; tensors may be on the meta device.
+        device: the kind of device to plan for, "cpu" or "cuda"; it need not be there. None: that
+            of the tensors, and "cpu" for those on meta.
+
+    Returns:
+        An :class:`Explanation`: one :class:`Convolution` each with shapes, rectangles,
+        multiplications and, for each of the directions forward, grad_input and grad_weight, the
+        kernel that serves and why.
+
+    Raises:
+        TypeError: op is something else.
+        TypeError, ValueError: as op does, for arguments that it would refuse.
+
+    Example:
+        >>> import torch, segfast
+        >>> x = torch.empty(1, 64, 33, 33, device="meta")
+        >>> w = torch.empty(8, 64, 3, 3, device="meta")
+        >>> found = segfast.explain(segfast.ops.dilated_conv2d, x, w, padding=18, dilation=18)
+        >>> found.convolutions[0].rectangles, f"{found.convolutions[0].saved:.1%}"
+        (9, '59.5%')
+    """
+    kind = _kind(op, (args, kwargs), device)
+    if not isinstance(op, nn.Module):
+        name = getattr(op, "__name__", None)
+        if name not in ops.__all__ or op is not getattr(ops, name):
+            raise TypeError(
+                f"op must be an operator of segfast.ops or a module, got {describe(op)}"
+            )
+        if op.__module__ != ops.dilated_conv2d.__module__:
+            served_by = import_module(op.__module__).served_by()
+            return Explanation(name, kind, (), served_by.get(kind, "PyTorch"))
+    name = type(op).__name__ if isinstance(op, nn.Module) else op.__name__
+    convolutions = _recorded(op, args, kwargs, device and kind)
+    kernels = {plan.kernel for conv in convolutions for plan in conv.kernels.values()}
+    return Explanation(name, kind, convolutions, ", ".join(sorted(kernels)) or "no convolution")
+
+
+def _kind(op: Any, arguments: Any, device: str | None) -> str:
+    """The kind of device of the first tensor."""
+    if device is not None:
+        return torch.device(device).type
+    leaves = [*tree_flatten(arguments)[0], *(op.parameters() if isinstance(op, nn.Module) else ())]
+    kinds = [leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)]
+    return kinds[0] if kinds and kinds[0] != "meta" else "cpu"
+
+
+def _share(multiplications: int, live: int) -> float:
+    return 1 - live / multiplications if multiplications else 0.0
+
+
+def _either(vertical: int, horizontal: int, usual: int) -> str:
+    if vertical == horizontal:
+        return "" if vertical == usual else str(vertical)
+    return f"{vertical} x {horizontal}"
+
+
+# ------------------------------------------------------------------------------ looking on
+
+
+def _recorded(
+    op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: str | None
+) -> tuple[Convolution, ...]:
+    """The convolutions that op runs into, on tensors without numbers."""
+    mode, recorder = FakeTensorMode(allow_non_fake_inputs=True), _Recorder(device)
+
+    def fake(x: Tensor) -> Tensor:
+        where = "cpu" if x.is_meta else x.device  # `device` may not be there
+        with mode:
+            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=where)
+
+    args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
+    if isinstance(op, nn.Module):
+        state = {**dict(op.named_parameters()), **dict(op.named_buffers())}
+        state = tree_map_only(Tensor, fake, state)
+        op = functools.partial(torch.func.functional_call, op, state)  # op itself stays as it is
+        args, kwargs = (args, kwargs), {}
+    with torch.no_grad(), mode, recorder, _as_if_compiling():
+        op(*args, **kwargs)
+    return tuple(recorder.found)
+
+
+@contextlib.contextmanager
+def _as_if_compiling() -> Iterator[None]:
+    """Our operators decide inside the raw ones, and take no short cuts to what serves."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True  # as torch.export does when it is not strict
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, device: str | None) -> None:
+        super().__init__()
+        self.device = device
+        self.found: list[Convolution] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        y = func(*args, **(kwargs or {}))
+        if func == _ops._dilated_conv.default:
+            x, weight, _, _, _, *strides = args
+            self._add(x, weight, y, Strides(*strides), choose)
+        elif func == _ops._dilated_conv_grad_input.default:
+            x, weight, _, _, *strides = args
+            self._add(x, weight, y, Strides(*strides), choose, transposed=True)
+        elif func == torch.ops.aten.convolution.default and args[1].dim() == 4:
+            x, weight, _, stride, padding, dilation, transposed, _, groups = args
+            given = (*stride, *padding, *dilation, groups)
+            self._add(x, weight, y, Strides(*given), _torch_plan, transposed)
+        return y
+
+    def _add(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        y: Tensor,
+        strides: Strides,
+        chosen: Callable[[Direction, Problem], Plan],
+        transposed: bool = False,
+    ) -> None:
+        inputs, outputs = (y, x) if transposed else (x, y)
+        geometry = strides.geometry(inputs.shape[-2:], outputs.shape[-2:], weight.shape[-2:])
+        facts = problem(x, weight.shape, geometry, strides.groups)
+        facts = facts._replace(device=self.device or facts.device)
+        directions = {d: _TRANSPOSED.get(d, d) if transposed else d for d in DIRECTIONS}
+        convolution = Convolution(
+            tuple(x.shape),
+            tuple(weight.shape),
+            tuple(y.shape),
+            facts.dtype,
+            facts.channels_last,
+            strides,
+            transposed,
+            len(geometry.rectangles()),
+            facts.multiplications(),
+            facts.live_multiplications(),
+            {name: chosen(direction, facts) for name, direction in directions.items()},
+        )
+        self.found.append(convolution)
+
+
+def _torch_plan(direction: Direction, problem: Problem) -> Plan:
+    return Plan("torch", "PyTorch's own operator was called")
+
+
+# A transposed convolution is the gradient of a convolution's input, and that is its own.
+_TRANSPOSED: dict[Direction, Direction] = {"forward": "grad_input", "grad_input": "forward"}
+_ops = torch.ops.segfast

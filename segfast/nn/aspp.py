@@ -1,0 +1,212 @@
+"""Atrous spatial pyramid pooling: DeepLab's convolutions of one map at several rates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from segfast.nn.attention import require_map, wide
+from segfast.nn.dilated_conv import DilatedConv2d, SeparableDilatedConv2d, chosen, require_counts
+from segfast.ops import _check, atrous_pyramid2d
+
+# Chen et al., "DeepLab", TPAMI 2018, section 4.1.2: ASPP-S and ASPP-L.
+ASPP_RATES = {"S": (2, 4, 8, 12), "L": (6, 12, 18, 24)}
+
+
+class ASPP(nn.Module):
+    r"""DeepLab v3's pyramid: 1 x 1, 3 x 3 at several rates, image pooling, side by side, projected.
+
+        y = act(P [act(W_0 x), act(W_1 *_{r_1} x), ..., act(W_p mean(x))])
+
+    with act a batch normalisation and ReLU. Chen et al., "Rethinking Atrous Convolution for
+    Semantic Image Segmentation", 2017, section 3.3; with `separable`, DeepLab v3+ ("Encoder-Decoder
+    with Atrous Separable Convolution", ECCV 2018, section 3.1).
+
+    In evaluation, where no gradient is wanted, the normalisations are folded: all branches are
+    one `segfast.ops.atrous_pyramid2d`, and the pooled branch, the same everywhere, is projected
+    once per image. Hooks on the submodules are not called then.
+
+    Args:
+        in_channels: C of x.
+        rates: (6, 12, 18) at output stride 16 and (12, 24, 36) at 8, as published.
+        out_channels: of every branch and of y.
+        separable: the 3 x 3 convolutions are :class:`SeparableDilatedConv2d`.
+        dropout: probability in training, after the projection.
+
+    Shape:
+        x [N, C, H, W] -> y [N, out_channels, H, W]. In training N > 1, or the normalisation of the
+        pooled branch has one value and refuses. State as published by torchvision
+        (convs.i.j, project.i) and, with `separable`, by segmentation_models.pytorch.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> import torch
+        >>> aspp = ASPP(64, rates=(12, 24, 36), out_channels=32).eval()
+        >>> aspp(torch.randn(1, 64, 33, 33)).shape
+        torch.Size([1, 32, 33, 33])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        rates: Sequence[int] = (6, 12, 18),
+        out_channels: int = 256,
+        separable: bool = False,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        _check.require_count("in_channels", in_channels, 1)
+        _check.require_count("out_channels", out_channels, 1)
+        require_counts("rates", rates)
+        self.in_channels = in_channels
+
+        def atrous(rate: int) -> nn.Module:
+            kind = SeparableDilatedConv2d if separable else DilatedConv2d
+            return kind(in_channels, out_channels, 3, padding=rate, dilation=rate, bias=False)
+
+        def pointwise(channels: int) -> nn.Module:
+            return nn.Conv2d(channels, out_channels, 1, bias=False)
+
+        def normalized(conv: nn.Module) -> tuple[nn.Module, ...]:
+            return conv, nn.BatchNorm2d(out_channels), nn.ReLU()
+
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*normalized(pointwise(in_channels))),
+                *(nn.Sequential(*normalized(atrous(rate))) for rate in rates),
+                nn.Sequential(nn.AdaptiveAvgPool2d(1), *normalized(pointwise(in_channels))),
+            ]
+        )
+        projection = normalized(pointwise(len(self.convs) * out_channels))
+        self.project = nn.Sequential(*projection, nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> y [N, out_channels, H, W]."""
+        require_map(x, self.in_channels)
+        if self._folds(x):
+            return self._folded(x)
+        *local, pooled = (conv(x) for conv in self.convs)
+        return self.project(torch.cat([*local, pooled.expand_as(local[0])], 1))
+
+    def _folds(self, x: Tensor) -> bool:
+        """Whether every normalisation is a fixed factor and summand, and nothing learns."""
+        if self.training or learns(x, self):
+            return False
+        branches: Any = self.convs
+        return all(map(is_fixed, [*(branch[-2] for branch in branches), self.project[1]]))
+
+    def _folded(self, x: Tensor) -> Tensor:
+        branches: Any = self.convs
+        *local, pooling = branches
+        scale, shift = folded([branch[1] for branch in local])
+        convs = [branch[0] for branch in local]
+        if any(isinstance(conv, SeparableDilatedConv2d) for conv in convs):
+            factors = zip(scale.chunk(len(convs)), shift.chunk(len(convs)), strict=True)
+            parts = [_separable(x, c, a, b) for c, (a, b) in zip(convs, factors, strict=True)]
+            y = torch.cat(parts, 1)
+        else:
+            weights, biases = [c.weight for c in convs], [c.bias for c in convs]
+            rates = [c.dilation[0] for c in convs]
+            y = atrous_pyramid2d(x, weights, biases, rates, scale, shift, "relu")
+        # [P_y, P_p] [y, p] = P_y y + P_p p, and p is the same at every position.
+        scale, shift = folded([self.project[1]])
+        project: Any = self.project[0]
+        weight = project.weight * _per_row(scale)
+        of_map, of_image = weight.tensor_split([y.shape[1]], 1)
+        image = F.conv2d(pooling(x), of_image, shift)  # [N, O, 1, 1]
+        return (F.conv2d(y, of_map) + image).relu_()
+
+
+class ASPPv2(nn.Module):
+    """DeepLab v2's pyramid: 3 x 3 classifiers at several rates, summed.
+
+        y = sum_b (W_b *_{r_b} x + b_b)
+
+    Chen et al., "DeepLab", TPAMI 2018, section 3.2, as its ResNet-101 has it. The branches are one
+    `segfast.ops.atrous_pyramid2d`: hooks on the submodules are not called.
+
+    Args:
+        in_channels: C of x.
+        classes: channels of y.
+        rates: "L" (6, 12, 18, 24), "S" (2, 4, 8, 12), or the rates.
+
+    Shape:
+        x [N, C, H, W] -> y [N, classes, H, W]. State as published: c0, c1, ... (weight and bias);
+        weights start as N(0, 0.01), biases as zero.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> import torch
+        >>> ASPPv2(64, 21)(torch.randn(1, 64, 41, 41)).shape
+        torch.Size([1, 21, 41, 41])
+    """
+
+    def __init__(self, in_channels: int, classes: int, rates: str | Sequence[int] = "L") -> None:
+        super().__init__()
+        _check.require_count("in_channels", in_channels, 1)
+        _check.require_count("classes", classes, 1)
+        self.in_channels, self.rates = in_channels, chosen("rates", rates, ASPP_RATES)
+        for i, rate in enumerate(self.rates):
+            conv = DilatedConv2d(in_channels, classes, 3, padding=rate, dilation=rate)
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            self.add_module(f"c{i}", conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> y [N, classes, H, W]."""
+        require_map(x, self.in_channels)
+        convs: list[Any] = list(self.children())
+        weights, biases = [c.weight for c in convs], [c.bias for c in convs]
+        y = atrous_pyramid2d(x, weights, biases, self.rates)
+        return functools.reduce(torch.add, y.chunk(len(convs), 1))
+
+
+# ------------------------------------------------------------------------------ folding
+
+
+def learns(x: Tensor, module: nn.Module) -> bool:
+    """Whether gradients of x or of a parameter are wanted."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for p in module.parameters())
+    )
+
+
+def is_fixed(norm: nn.Module) -> bool:
+    """Whether it is a batch normalisation by recorded statistics, with a learned scale."""
+    recorded = isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.affine
+    return recorded and not norm.training
+
+
+def folded(norms: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """gamma / sqrt(var + eps) and beta - mean scale, of all channels of fixed normalisations."""
+    gamma, beta, mean = (
+        wide(torch.cat([getattr(norm, name) for norm in norms]))
+        for name in ("weight", "bias", "running_mean")
+    )
+    var = torch.cat([wide(norm.running_var) + norm.eps for norm in norms])
+    scale = gamma * var.rsqrt()
+    dtype = norms[0].weight.dtype
+    return scale.to(dtype), (beta - mean * scale).to(dtype)
+
+
+def _per_row(scale: Tensor) -> Tensor:
+    return scale[:, None, None, None]  # [O, 1, 1, 1]
+
+
+def _separable(x: Tensor, conv: Any, scale: Tensor, shift: Tensor) -> Tensor:
+    """relu(scale (conv x) + shift) of a 1 x 1 or separable convolution without bias."""
+    steps: list[Any] = list(conv) if isinstance(conv, SeparableDilatedConv2d) else [conv]
+    *before, pointwise = steps
+    for step in before:
+        x = step(x)
+    return F.conv2d(x, pointwise.weight * _per_row(scale), shift).relu_()

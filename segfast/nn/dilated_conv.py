@@ -1,0 +1,259 @@
+"""Dilated and separable convolutions as modules, and atrous rates for residual stages."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segfast.ops import _check, dilated_conv2d
+from segfast.ops._check import IntOrPair
+
+
+class DilatedConv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` by segfast's kernels, which multiply no padding.
+
+        y[o, p] = bias[o] + sum_{c, t} weight[o, c, t] x[c, p s - b + t r]
+
+    Arguments, defaults, initialisation and state are those of `torch.nn.Conv2d`: weights of one
+    load into the other. A `padding_mode` other than "zeros" pads first, as there.
+
+    Shape:
+        x [N, C, H, W] or [C, H, W] -> y [N, O, Ho, Wo] or [O, Ho, Wo], in the memory format of x.
+
+    Raises:
+        TypeError, ValueError: as `torch.nn.Conv2d`, at construction; as
+            `segfast.ops.dilated_conv2d`, when called.
+
+    Example:
+        >>> import torch
+        >>> conv = DilatedConv2d(16, 8, 3, padding=12, dilation=12)
+        >>> conv(torch.randn(1, 16, 33, 33)).shape
+        torch.Size([1, 8, 33, 33])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x -> y."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)
+            padding = 0  # type: ignore[assignment]
+        return dilated_conv2d(
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> DilatedConv2d:
+        """The same convolution with the same parameters: not copies, an optimiser keeps them.
+
+        Args:
+            conv: a `torch.nn.Conv2d` and no class derived from it, whose forward may differ.
+
+        Raises:
+            TypeError: it is something else.
+
+        Example:
+            >>> conv = nn.Conv2d(4, 4, 3, dilation=2)
+            >>> DilatedConv2d.from_conv(conv).weight is conv.weight
+            True
+        """
+        if type(conv) not in (nn.Conv2d, DilatedConv2d):
+            raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+        return cls._sharing(conv, conv.stride, conv.padding, conv.dilation)
+
+    @classmethod
+    def _sharing(cls, conv: nn.Conv2d, stride: Any, padding: Any, dilation: Any) -> DilatedConv2d:
+        """conv's parameters in another geometry."""
+        new = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, stride, padding, dilation,  # type: ignore[arg-type]
+            conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
+        )  # fmt: skip
+        new.weight, new.bias = conv.weight, conv.bias
+        return new.train(conv.training)
+
+
+class SeparableDilatedConv2d(nn.Sequential):
+    """A k x k convolution of every channel by itself, then a 1 x 1 over the channels.
+
+        z[c, p] = sum_t depthwise[c, t] x[c, p s - b + t r]
+        y[o, p] = bias[o] + sum_c pointwise[o, c] act(norm(z))[c, p]
+
+    Chen et al., "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018, section 3.1. It
+    multiplies k^2 C + C O times per position, a dense convolution k^2 C O times.
+
+    Args:
+        in_channels, out_channels: C and O.
+        kernel_size, stride, padding, dilation: of the depthwise convolution.
+        bias: of the 1 x 1 convolution; the depthwise one has none.
+        batch_norm: between the two.
+        activation: None or "relu", between the two, after the batch normalisation.
+
+    Shape:
+        x [N, C, H, W] or, without batch norm, [C, H, W] -> y [N, O, Ho, Wo] or [O, Ho, Wo].
+        State: 0 (depthwise), 1 (pointwise), as published by segmentation_models.pytorch, and bn
+        with `batch_norm`. What other code publishes differs in names only: conv1, bn, pointwise
+        (jfzhang95), depthwise_conv.conv, depthwise_conv.bn, pointwise_conv.conv (mmseg).
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> import torch
+        >>> conv = SeparableDilatedConv2d(16, 32, 3, padding=12, dilation=12, activation="relu")
+        >>> conv(torch.randn(1, 16, 33, 33)).shape
+        torch.Size([1, 32, 33, 33])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: IntOrPair | str = 0,
+        dilation: IntOrPair = 1,
+        bias: bool = False,
+        batch_norm: bool = False,
+        activation: str | None = None,
+    ) -> None:
+        _check.require_count("in_channels", in_channels, 1)
+        _check.require_count("out_channels", out_channels, 1)
+        if activation is not None:
+            _check.require_choice("activation", activation, ("relu",))
+        steps = OrderedDict[str, nn.Module]()
+        steps["0"] = DilatedConv2d(
+            in_channels, in_channels, kernel_size, stride, padding, dilation,  # type: ignore[arg-type]
+            groups=in_channels, bias=False,
+        )  # fmt: skip
+        if batch_norm:
+            steps["bn"] = nn.BatchNorm2d(in_channels)
+        if activation is not None:
+            steps["relu"] = nn.ReLU()
+        steps["1"] = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        super().__init__(steps)
+
+
+# ------------------------------------------------------------------------ residual networks
+
+
+def multi_grid(rate: int, units: Sequence[int] = (1, 2, 4)) -> tuple[int, ...]:
+    """The rates of a stage's blocks: its rate, times a unit rate for each block.
+
+    Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017, section
+    3.2.1.
+
+    Args:
+        rate: of the stage: 2 where output stride 16 is kept, 4 where 8 is.
+        units: one of each block.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> multi_grid(2)
+        (2, 4, 8)
+    """
+    _check.require_count("rate", rate, 1)
+    return tuple(rate * unit for unit in require_counts("units", units))
+
+
+def dilate_stage(stage: nn.Module, rates: Sequence[int]) -> nn.Module:
+    """Takes the strides out of a residual stage and gives its blocks atrous rates, in place.
+
+    The children of the stage are its blocks, in order, as torchvision's and timm's ResNets have
+    them. Of every block, convolutions larger than 1 x 1 become :class:`DilatedConv2d` of its rate
+    with the padding that keeps sizes; all strides become 1. Parameters stay the same objects under
+    the same names.
+
+    Args:
+        stage: for example `resnet.layer4`.
+        rates: one for each block, for example of :func:`multi_grid`.
+
+    Returns:
+        The stage.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract, or the stage has what cannot be
+            dilated (even kernels, strided pooling, transposed convolutions); nothing was changed.
+
+    Example:
+        >>> import torch
+        >>> stage = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1))
+        >>> dilate_stage(stage, [2])(torch.randn(1, 8, 33, 33)).shape
+        torch.Size([1, 8, 33, 33])
+    """
+    blocks = list(stage.children())
+    rates = require_counts("rates", rates)
+    if len(rates) != len(blocks):
+        raise ValueError(f"rates must be {len(blocks)}, one for each block; got {len(rates)}")
+    places = [
+        (parent, name, child, rate)
+        for (block_name, block), rate in zip(stage.named_children(), rates, strict=True)
+        for parent, name, child in _children_below(stage, block_name, block)
+    ]
+    for _, name, child, _ in places:
+        _require_dilatable(name, child)
+    for parent, name, child, rate in places:
+        if isinstance(child, nn.Conv2d):
+            setattr(parent, name, _dilated(child, rate))
+    return stage
+
+
+def _children_below(
+    parent: nn.Module, name: str, module: nn.Module
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """(parent, name there, module) of it and all in it."""
+    below = [
+        place
+        for child_name, child in module.named_children()
+        for place in _children_below(module, child_name, child)
+    ]
+    return [(parent, name, module), *below]
+
+
+def _require_dilatable(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        if any(k % 2 == 0 for k in module.kernel_size):
+            raise ValueError(f"{name} has an even kernel, {module.kernel_size}: not dilated")
+        if type(module) not in (nn.Conv2d, DilatedConv2d):
+            raise TypeError(f"{name} must be a torch.nn.Conv2d, got {type(module).__name__}")
+    elif _largest_stride(module) != 1:
+        raise ValueError(f"{name} has a stride and is no convolution: {module}")
+
+
+def _largest_stride(module: nn.Module) -> int:
+    stride = getattr(module, "stride", 1)
+    return max(stride) if isinstance(stride, tuple) else stride
+
+
+def _dilated(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
+    if conv.kernel_size == (1, 1):
+        conv.stride = (1, 1)
+        return conv
+    padding = tuple(rate * (k // 2) for k in conv.kernel_size)
+    return DilatedConv2d._sharing(conv, 1, padding, rate)
+
+
+# ------------------------------------------------------------------------------ arguments
+
+
+def require_counts(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Integers >= 1, at least one of them, as a tuple."""
+    if not isinstance(values, (tuple, list)) or not values:
+        raise TypeError(f"{name} must be integers, got {_check.describe(values)}")
+    for value in values:
+        _check.require_count(name, value, 1)
+    return tuple(values)
+
+
+def chosen(
+    name: str, value: str | Sequence[int], presets: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Integers >= 1, given or by the name of a preset."""
+    if not isinstance(value, str):
+        return require_counts(name, value)
+    _check.require_choice(name, value, tuple(presets))
+    return presets[value]

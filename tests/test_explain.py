@@ -1,0 +1,244 @@
+"""explain() counts what a call multiplies and says what serves it, computing nothing."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import segfast
+from segfast import explain, ops
+from segfast.explain import Explanation
+from segfast.nn import ASPP, ASPPv2, ContextModule, DilatedConv2d, SeparableDilatedConv2d
+from segfast.ops._dilated_conv_op import available
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Plan
+
+PYTORCHS = Plan("torch", "PyTorch's own operator was called")
+
+
+def meta(*shape: int, **options: Any) -> Tensor:
+    return torch.empty(shape, device="meta", **options)
+
+
+def shapes(found: Explanation) -> list[tuple[tuple[int, ...], ...]]:
+    return [(c.x, c.weight, c.y) for c in found.convolutions]
+
+
+# ------------------------------------------------------------------------------ counts
+
+
+def test_separable_against_dense() -> None:
+    """5 x 5, 3 to 256 channels, 8 x 8 values: 1,228,800 products, or 4,800 + 49,152."""
+    x = meta(1, 3, 12, 12)
+    dense = explain(ops.dilated_conv2d, x, meta(256, 3, 5, 5))
+    assert dense.convolutions[0].y == (1, 256, 8, 8)
+    assert dense.multiplications == 1_228_800
+    separable = explain(SeparableDilatedConv2d(3, 256, 5), x)
+    assert [c.multiplications for c in separable.convolutions] == [4_800, 49_152]
+    assert separable.multiplications == 53_952
+    assert "1,228,800 multiplications" in str(dense)
+    assert "  4,800 multiplications" in str(separable)
+    assert "  49,152 multiplications" in str(separable)
+
+
+@pytest.mark.parametrize(
+    ("rate", "saved", "rectangles"),
+    [(1, 0.040, 9), (6, 0.228, 9), (12, 0.426, 9), (18, 0.595, 9), (24, 0.735, 9), (36, 8 / 9, 1)],
+)
+def test_padding_that_is_left_out(rate: int, saved: float, rectangles: int) -> None:
+    """33 x 33 values: (99 - 2 r)^2 of 9 * 33^2 products are none with padding, up to r = 33."""
+    x, weight = meta(2, 8, 33, 33), meta(4, 8, 3, 3)
+    (found,) = explain(ops.dilated_conv2d, x, weight, padding="same", dilation=rate).convolutions
+    assert found.multiplications == 2 * 8 * 4 * 9 * 33**2
+    assert found.live_multiplications == 2 * 8 * 4 * (99 - 2 * min(rate, 33)) ** 2
+    assert found.saved == pytest.approx(saved, abs=5e-4)
+    assert found.rectangles == rectangles
+
+
+def test_one_dimension() -> None:
+    (found,) = explain(ops.dilated_conv1d, meta(4, 30), meta(6, 4, 3), dilation=5).convolutions
+    assert (found.x, found.weight, found.y) == ((1, 4, 1, 30), (6, 4, 1, 3), (1, 6, 1, 20))
+    assert found.multiplications == found.live_multiplications == 4 * 6 * 3 * 20
+
+
+def test_transposed() -> None:
+    """As many products as the convolution that it is the transpose of."""
+    found = explain(ops.dilated_conv_transpose2d, meta(1, 4, 9, 9), meta(4, 6, 4, 4), None, 2, 1)
+    back = explain(ops.dilated_conv2d, meta(1, 6, 18, 18), meta(4, 6, 4, 4), None, 2, 1)
+    assert shapes(found) == [((1, 4, 9, 9), (4, 6, 4, 4), (1, 6, 18, 18))]
+    assert found.multiplications == back.multiplications == 4 * 6 * 16 * 81
+    assert found.live_multiplications == back.live_multiplications
+    assert found.convolutions[0].transposed
+    assert "[1, 4, 9, 9] transposed by [4, 6, 4, 4] -> [1, 6, 18, 18], stride 2, pad" in str(found)
+
+
+def test_pyramid_and_chain_are_told_apart() -> None:
+    weights = [meta(4, 4, 3, 3), meta(4, 4, 3, 3)]
+    pyramid = explain(ops.atrous_pyramid2d, meta(1, 4, 9, 9), weights, None, rates=(2, 9))
+    chain = explain(ops.context_module2d, meta(1, 4, 9, 9), weights, None, dilations=(2, 9))
+    for found in (pyramid, chain):
+        assert [c.strides.dh for c in found.convolutions] == [2, 9]
+        assert [c.live_multiplications for c in found.convolutions] == [16 * 23**2, 16 * 81]
+        assert found.live_multiplications == 16 * (23**2 + 81)
+        assert "2 convolutions: 23,328 multiplications, 9,760 without padding: 58.2%" in str(found)
+
+
+def test_nothing_to_multiply() -> None:
+    found = explain(ops.dilated_conv2d, meta(0, 4, 9, 9), meta(4, 4, 3, 3))
+    assert found.multiplications == 0
+    assert found.convolutions[0].saved == 0
+
+
+# ------------------------------------------------------------------------------ modules
+
+
+def test_aspp_folded_and_not() -> None:
+    x, module = meta(2, 16, 33, 33), ASPP(16, out_channels=8)
+    pooled, projected = ((2, 16, 1, 1), (8, 16, 1, 1), (2, 8, 1, 1)), (2, 8, 33, 33)
+    branches = [(tuple(x.shape), (8, 16, k, k), projected) for k in (1, 3, 3, 3)]
+    training = explain(module, x)
+    assert shapes(training) == [
+        *branches, pooled, ((2, 40, 33, 33), (8, 40, 1, 1), projected)
+    ]  # fmt: skip
+    folded = explain(module.eval(), x)
+    image = ((2, 8, 1, 1), (8, 8, 1, 1), (2, 8, 1, 1))
+    assert shapes(folded) == [
+        *branches, pooled, image, ((2, 32, 33, 33), (8, 32, 1, 1), projected)
+    ]  # fmt: skip
+    assert [c.strides.dh for c in folded.convolutions] == [1, 6, 12, 18, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("module", "count"),
+    [(ASPPv2(4, 3), 4), (ContextModule(4), 8), (ASPP(4, separable=True), 9)],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_modules(module: nn.Module, count: int) -> None:
+    found = explain(module, meta(2, 4, 21, 21))
+    assert found.operator == type(module).__name__
+    assert len(found.convolutions) == count
+    assert str(found).count(" by [") == count
+
+
+def test_networks_with_pytorchs_convolutions() -> None:
+    """What is changed for DilatedConv2d can be seen before and after."""
+    for conv, mine in ((nn.Conv2d, False), (DilatedConv2d, True)):
+        net = nn.Sequential(
+            conv(4, 8, 3, padding=9, dilation=9), nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv1d(4, 4, 1)
+        )[:2]
+        first, second = explain(net, meta(1, 4, 9, 9)).convolutions
+        assert first.live_multiplications == 4 * 8 * 81
+        assert (first.kernels["forward"] == PYTORCHS) is not mine
+        assert second.transposed
+        assert second.kernels == dict.fromkeys(DIRECTIONS, PYTORCHS)
+
+
+def test_the_module_stays_as_it_is() -> None:
+    module = ASPP(4, out_channels=4)
+    before = copy.deepcopy(module.state_dict())
+    explain(module, torch.zeros(2, 4, 9, 9))
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert module.training
+    assert explain(nn.ReLU(), torch.ones(3)).served_by == "no convolution"
+
+
+# ------------------------------------------------------------------------------ what serves
+
+
+def test_plan_is_the_planners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for each direction, of a transposed convolution for the one that it really is."""
+    asked = []
+
+    def choose(direction: str, problem: Any) -> Plan:
+        asked.append(problem)
+        return Plan(f"kernel of {direction}", "a test")
+
+    monkeypatch.setattr(importlib.import_module("segfast.explain"), "choose", choose)
+    x, weight = meta(3, 8, 9, 9, dtype=torch.float16), meta(8, 2, 3, 3, dtype=torch.float16)
+    x = x.to(memory_format=torch.channels_last)
+    found = explain(ops.dilated_conv2d, x, weight, groups=4)
+    assert {d: p.kernel for d, p in found.convolutions[0].kernels.items()} == {
+        d: f"kernel of {d}" for d in DIRECTIONS
+    }
+    assert set(asked) == {asked[0]}
+    assert asked[0][:7] == ("cpu", "float16", True, 3, 4, 2, 2)
+    assert found.served_by == "kernel of forward, kernel of grad_input, kernel of grad_weight"
+    assert "  grad_weight: kernel of grad_weight (a test)" in str(found)
+    assert "-> [3, 8, 7, 7], groups 4, float16, channels_last\n" in str(found)
+    explain(ops.dilated_conv2d, x, weight, groups=4, device="cuda:1")
+    assert asked[-1] == asked[0]._replace(device="cuda")
+    found = explain(ops.dilated_conv_transpose2d, x, weight, groups=4)
+    assert {d: p.kernel for d, p in found.convolutions[0].kernels.items()} == {
+        "forward": "kernel of grad_input",
+        "grad_input": "kernel of forward",
+        "grad_weight": "kernel of grad_weight",
+    }
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_another_device(device: str) -> None:
+    """It need not be there."""
+    kind = device.partition(":")[0]
+    for found in (
+        explain(ops.dilated_conv2d, torch.ones(1, 4, 9, 9), meta(4, 4, 3, 3), device=device),
+        explain(ContextModule(4), meta(1, 4, 9, 9), device=device),
+    ):
+        assert found.device == kind
+        kernels = {p.kernel for c in found.convolutions for p in c.kernels.values()}
+        assert kernels <= available(kind)
+        assert found.served_by == ", ".join(sorted(kernels))
+
+
+def test_pytorchs_promise_is_told() -> None:
+    served = explain(nn.Conv2d(4, 4, 3), meta(1, 4, 9, 9))
+    assert str(served).endswith("are as deterministic as PyTorch promises")
+    assert "forward, grad_input, grad_weight: torch (PyTorch's own operator was" in str(served)
+
+
+@pytest.mark.parametrize("name", [n for n in ops.__all__ if "conv" not in n and "2d" not in n])
+def test_other_operators(name: str) -> None:
+    operator = getattr(ops, name)
+    module = importlib.import_module(operator.__module__)
+    for device in ("cpu", "cuda"):
+        found = explain(operator, meta(1, 2, 4, 4), device=device)
+        assert found == Explanation(name, device, (), module.served_by()[device])
+        assert str(found) == f"{name} on {device}: {module.served_by()[device]}"
+
+
+def test_every_operator_is_known() -> None:
+    for name in ops.__all__:
+        assert hasattr(importlib.import_module(getattr(ops, name).__module__), "served_by")
+
+
+# ------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize("op", [torch.relu, "dilated_conv2d", len, lambda x: x], ids=str)
+def test_what_is_no_operator_is_refused(op: Any) -> None:
+    with pytest.raises(TypeError, match=r"^op must be an operator of segfast\.ops or a module"):
+        explain(op, torch.ones(3))
+
+
+def test_arguments_are_refused_as_by_the_operator() -> None:
+    with pytest.raises(ValueError, match=r"^x must have 4 channels for weight"):
+        explain(ops.dilated_conv2d, meta(1, 5, 9, 9), meta(4, 4, 3, 3))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        explain(ASPP(4), meta(1, 4, 9, 9))
+
+
+def test_nothing_is_left_behind() -> None:
+    """Calls afterwards take their short cuts again, also when one was refused."""
+    explain(ContextModule(4), meta(1, 4, 9, 9))
+    assert not torch.compiler.is_compiling()
+    with pytest.raises(ValueError, match="smaller than the kernel"):
+        explain(DilatedConv2d(4, 4, 3), meta(1, 4, 1, 1))
+    assert not torch.compiler.is_compiling()
+
+
+def test_it_is_exported() -> None:
+    assert segfast.explain is explain
+    assert "explain" in segfast.__all__
