@@ -91,7 +91,7 @@ template <typename T>
 constexpr int kCopied = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 constexpr int64_t kPanelSlack = 16;  // for the last row; it also keeps panels apart in the cache
 
-constexpr int64_t kAhead = 8;  // channels that are fetched ahead: no prefetcher sees them coming
+constexpr int64_t kAhead = 4;  // channels that are fetched ahead: no prefetcher sees them coming
 
 // Left panels of a map's channels at `count` positions:
 //   panel q, row k, r:  map[k, positions[q kRows + r] + shift]

@@ -37,6 +37,12 @@ def families() -> list[str]:
     return [f for f in FAMILIES if compiled(operator_of(f, "_dilated_conv"), "cpu")]
 
 
+def available() -> list[str]:
+    """The families, and what is known of PyTorch's kernels (_dilated_conv_plan.py)."""
+    multiplies_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    return [*families(), *(["fast bfloat16"] if multiplies_bfloat16 else [])]
+
+
 def conv(
     family: str, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Any
 ) -> Tensor:
