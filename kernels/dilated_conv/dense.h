@@ -46,7 +46,7 @@ static constexpr int64_t place(const DenseConv& p, const Axis& axis, int64_t tap
 }
 
 constexpr int64_t kBlockPositions = 96;  // of the result, at most, that are summed in cache
-constexpr int64_t kBlockChannels = 512;   // likewise
+constexpr int64_t kBlockChannels = 512;  // likewise
 constexpr int64_t kChannelStep = 32;  // packed weights are padded to it: a multiple of all panels
 
 // Positions [first, first + count) of a rectangle of the result, in the order of memory.

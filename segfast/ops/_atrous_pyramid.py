@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from segfast._native import native
+from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._autocast import autocast
 from segfast.ops._dilated_conv_geometry import Branch
+from segfast.ops._dilated_conv_op import choose, problem
 from segfast.ops._function import compiled, transformed
 
 NAME = "_atrous_pyramid_dense"
@@ -41,6 +43,8 @@ def fused(
     if native() is None or not compiled(NAME, "cpu"):
         return None
     x = autocast(x)
+    if not any(_dense_serves(x, weight, rate) for weight, _, rate in branches):
+        return None
     if any(autocast(factor).dtype != x.dtype for factor in factors):
         return None  # the composition's result has another dtype
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -53,6 +57,13 @@ def fused(
         None if shift is None else autocast(shift).to(sums).contiguous(),
         relu,
     )
+
+
+def _dense_serves(x: Tensor, weight: Tensor, rate: int) -> bool:
+    size, kernel = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
+    padding = (rate * (kernel[0] // 2), rate * (kernel[1] // 2))
+    geometry = Geometry.of(size, size, kernel, (1, 1), padding, (rate, rate))
+    return choose("forward", problem(x, weight.shape, geometry, 1)).kernel == "dense"
 
 
 def _differentiated(tensors: list[Tensor]) -> bool:

@@ -1,7 +1,7 @@
 """The C++ kernels of dilated convolution, called as the raw operators that they implement.
 
 Two families, "direct" and "dense", implement the three operators of _dilated_conv_op.py each, for
-dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv.cpp registers them.
+dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv*.cpp registers them.
 """
 
 from __future__ import annotations

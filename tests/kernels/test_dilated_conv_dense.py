@@ -5,9 +5,14 @@ Inputs lie between NaN: what is read beside them shows.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,6 +209,33 @@ def test_threads_change_no_bit(instruction_set: str, problem: Problem) -> None:
         results.append(problem.computed(*problem.tensors(torch.float32)))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+def at_the_end(x: Tensor) -> Tensor:
+    """The same tensor before a page that must not be touched."""
+    size, page = x.numel() * x.element_size(), mmap.PAGESIZE
+    whole = -(-size // page) * page
+    memory = mmap.mmap(-1, whole + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + whole), page, 0) == 0
+    flat = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=whole - size)
+    return flat.view(x.shape).copy_(x)
+
+
+def read_to_the_end() -> None:
+    for isa in _native.instruction_sets():
+        with _native.use_instruction_set(isa):
+            for problem in (*random_problems(30, seed=9), same_size((130, 20), (9, 33), 2)):
+                for dtype in (torch.float32, torch.bfloat16):
+                    problem.computed(*(at_the_end(t) for t in problem.tensors(dtype)))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls mprotect")
+def test_nothing_is_read_behind_the_tensors(compiled_kernels: None) -> None:
+    program = f"from {__name__} import read_to_the_end; read_to_the_end()"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_refusals(compiled_kernels: None) -> None:
