@@ -1,7 +1,7 @@
 """The C++ kernels of dilated convolution, called as the raw operators that they implement.
 
 Two families, "direct" and "dense", implement the three operators of _dilated_conv_op.py each, for
-dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv.cpp registers them.
+dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv*.cpp registers them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ def families() -> list[str]:
     if native() is None:
         return []
     return [f for f in FAMILIES if compiled(operator_of(f, "_dilated_conv"), "cpu")]
+
+
+def available() -> list[str]:
+    """The families, and what is known of PyTorch's kernels (_dilated_conv_plan.py)."""
+    multiplies_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    return [*families(), *(["fast bfloat16"] if multiplies_bfloat16 else [])]
 
 
 def conv(

@@ -76,7 +76,7 @@ def _problem(
 @functools.cache
 def available(device: str) -> frozenset[str]:
     """The kernels that are there for a kind of device."""
-    return frozenset({"torch", *(_dilated_conv_cpu.families() if device == "cpu" else ())})
+    return frozenset({"torch", *(_dilated_conv_cpu.available() if device == "cpu" else ())})
 
 
 def choose(direction: Direction, problem: Problem) -> Plan:

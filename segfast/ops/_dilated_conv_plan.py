@@ -46,13 +46,17 @@ class Plan(NamedTuple):
 
 @functools.lru_cache(1024)
 def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> Plan:
-    """The kernel for one direction, of those that are `available` ("torch" always is)."""
+    """The kernel for one direction, of those that are `available` ("torch" always is).
+
+    "fast bfloat16" among them is not a kernel but what PyTorch's can do.
+    """
     if "direct" in available and serves_direct(problem):
         if torch_is_faster(direction, problem):
             return Plan("torch", "few channels in a group, but PyTorch's kernel is faster there")
         return Plan("direct", "few channels in a group")
     if "dense" in available and serves_dense(problem):
-        return Plan("dense", "no products with padding")
+        why = torch_beats_dense(direction, problem, "fast bfloat16" in available)
+        return Plan("torch", why) if why else Plan("dense", "no products with padding")
     return Plan("torch", "no kernel of ours is faster there")
 
 
@@ -96,3 +100,22 @@ def torch_is_faster(direction: Direction, problem: Problem) -> bool:
 def serves_dense(problem: Problem) -> bool:
     """Whether the dense kernels can compute it."""
     return problem.groups == 1 and not problem.channels_last
+
+
+def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: bool) -> str | None:
+    """Why PyTorch is faster than the dense kernels, where it is.
+
+    Measured on AVX2. fast_bfloat16: PyTorch multiplies bfloat16 in hardware.
+    """
+    if problem.dtype == "bfloat16" and fast_bfloat16:
+        return "this processor multiplies bfloat16, our kernels widen it"
+    if problem.dtype != "float32":
+        return None
+    if problem.in_channels < min(8, problem.out_channels):
+        return "too few input channels for a product of matrices"
+    rows, columns = problem.geometry
+    several_taps = rows.taps * columns.taps > 1
+    spread = max(rows.stride, columns.stride, rows.dilation, columns.dilation) > 1
+    if direction != "grad_weight" and several_taps and not spread:
+        return "neighbouring taps: there is no padding to save at rate 1"
+    return None

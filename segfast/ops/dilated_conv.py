@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segfast.ops import _check
+from segfast.ops import _atrous_pyramid, _check
 from segfast.ops._autocast import autocast
 from segfast.ops._check import IntOrPair
 from segfast.ops._dilated_conv_geometry import (
@@ -224,12 +224,15 @@ def atrous_pyramid2d(
     require_channel_factors(x, sum(w.shape[0] for w in weights), scale=scale, shift=shift)
     if activation is not None:
         _check.require_choice("activation", activation, ("relu",))
+    relu = activation is not None
+    if (fused := _atrous_pyramid.fused(x, branches, scale, shift, relu)) is not None:
+        return fused
     y = torch.cat([dilated_conv2d(x, w, b, padding="same", dilation=r) for w, b, r in branches], 1)
     if scale is not None:
         y = y * autocast(scale)[:, None, None]
     if shift is not None:
         y = y + autocast(shift)[:, None, None]
-    return y if activation is None else y.relu()
+    return y.relu() if relu else y
 
 
 def context_module2d(

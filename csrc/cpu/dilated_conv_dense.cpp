@@ -1,0 +1,271 @@
+// segfast::_dilated_conv_dense and its gradients: checks, memory, threads; the arithmetic is in
+// kernels/dilated_conv.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "csrc/buffer.h"
+#include "csrc/check.h"
+#include "csrc/parallel.h"
+#include "dispatch.h"
+#include "kernels/dilated_conv/dense.h"
+
+namespace segfast {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+const DenseKernels& kernels() { return dispatch<DenseKernels>(SEGFAST_TABLES(dense_kernels)); }
+
+int64_t sum_bytes(const Tensor& x) { return x.scalar_type() == ScalarType::Double ? 8 : 4; }
+
+const char* image(const Tensor& x, int64_t n) {
+  return static_cast<const char*>(x.const_data_ptr()) +
+         n * (x.numel() / x.size(0)) * static_cast<int64_t>(x.element_size());
+}
+
+void check_map(const Tensor& x, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(x.dim() == 4, name, " must have four dimensions");
+  check_tensor(x, like.scalar_type(), x.numel(), name);
+}
+
+// Stride, padding, dilation: each vertical, horizontal.
+struct Strides {
+  int64_t sh, sw, ph, pw, dh, dw;
+};
+
+// input [N, C, H, W], output [N, O, Ho, Wo], kernel [kh, kw]
+DilatedConv problem(const Tensor& like, int64_t in, int64_t out, const int64_t (&input)[2],
+                    const int64_t (&output)[2], const int64_t (&kernel)[2], const Strides& s,
+                    int64_t groups) {
+  STD_TORCH_CHECK(groups == 1, "the dense kernels have no groups, got ", groups);
+  STD_TORCH_CHECK(s.sh >= 1 && s.sw >= 1 && s.dh >= 1 && s.dw >= 1, "strides must be positive");
+  STD_TORCH_CHECK(in >= 1 && out >= 1 && kernel[0] >= 1 && kernel[1] >= 1, "nothing may be 0");
+  STD_TORCH_CHECK(input[0] >= 1 && input[1] >= 1 && output[0] >= 1 && output[1] >= 1,
+                  "maps must have positions");
+  return {dtype_of(like.scalar_type(), "maps"),
+          like.size(0),
+          1,
+          in,
+          out,
+          {input[0], output[0], kernel[0], s.sh, s.ph, s.dh},
+          {input[1], output[1], kernel[1], s.sw, s.pw, s.dw}};
+}
+
+// Packed weights of a convolution or its transpose.
+Buffer<char> pack(const DenseConv& p, const Tensor& weight) {
+  const int64_t channels = result_channels(p), padded = round_up(channels, kChannelStep);
+  auto packed = make_buffer<char>(padded * taps(p.conv) * source_channels(p) * sum_bytes(weight));
+  for_each_item(padded / kChannelStep, [&] {
+    return [&](int64_t item) {
+      const int64_t begin = item * kChannelStep;
+      kernels().pack_weight(p, weight.const_data_ptr(), begin,
+                            std::min(channels, begin + kChannelStep), packed.get());
+    };
+  });
+  return packed;
+}
+
+// A convolution of the source (or its transpose), and where its channels begin in the result.
+struct Branch {
+  DenseConv conv;
+  Tensor weight;
+  int64_t first_channel;
+};
+
+const void* after(const void* data, int64_t elements, int64_t bytes) {
+  return data == nullptr ? nullptr : static_cast<const char*>(data) + elements * bytes;
+}
+
+// All branches side by side. Items are channels [begin, end) of a block of an image's result.
+void convolve(const std::vector<Branch>& branches, const Tensor& source, const DenseFinish& finish,
+              const Tensor& result) {
+  struct Item {
+    const Branch* branch;
+    const char* packed;
+    DenseBlock block;
+    int64_t begin, end;
+  };
+  std::vector<Item> items;  // of one image
+  std::vector<Buffer<char>> packed;
+  int64_t scratch_bytes = 0;
+  for (const Branch& branch : branches) {
+    packed.push_back(pack(branch.conv, branch.weight));
+    scratch_bytes = std::max(scratch_bytes, kernels().conv_scratch(branch.conv));
+    const int64_t channels = result_channels(branch.conv);
+    for (const DenseBlock& block : dense_blocks(branch.conv)) {
+      for (int64_t begin = 0; begin < channels; begin += kBlockChannels) {
+        const int64_t end = std::min(channels, begin + kBlockChannels);
+        items.push_back({&branch, packed.back().get(), block, begin, end});
+      }
+    }
+  }
+  const int64_t count = static_cast<int64_t>(items.size()), bytes = result.element_size();
+  for_each_item(source.size(0) * count, [&] {
+    return [&, scratch = make_buffer<char>(scratch_bytes)](int64_t index) {
+      const auto& [branch, weight, block, begin, end] = items[index % count];
+      const int64_t first = branch->first_channel, n = index / count;
+      const DenseFinish its{after(finish.bias, first, bytes),
+                            after(finish.scale, first, sum_bytes(source)),
+                            after(finish.shift, first, sum_bytes(source)), finish.relu};
+      char* to =
+          const_cast<char*>(image(result, n)) + first * result.size(2) * result.size(3) * bytes;
+      kernels().conv(branch->conv, block, begin, end, image(source, n), weight, its, to,
+                     scratch.get());
+    };
+  });
+}
+
+const void* data_of(const MaybeTensor& x) { return x ? x->const_data_ptr() : nullptr; }
+
+// x [N, C, H, W], weight [O, C, kh, kw] -> y [N, O, height, width]
+Tensor dilated_conv_dense(const Tensor& x, const Tensor& weight, MaybeTensor bias, int64_t height,
+                          int64_t width, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh,
+                          int64_t dw, int64_t groups) {
+  check_map(x, x, "x");
+  check_map(weight, x, "weight");
+  STD_TORCH_CHECK(weight.size(1) == x.size(1), "weight must have the channels of x");
+  const int64_t out = weight.size(0);
+  if (bias) check_tensor(*bias, x.scalar_type(), out, "bias");
+  const DenseConv p{problem(x, x.size(1), out, {x.size(2), x.size(3)}, {height, width},
+                            {weight.size(2), weight.size(3)}, {sh, sw, ph, pw, dh, dw}, groups),
+                    false};
+  Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), out, height, width});
+  if (x.size(0) == 0) return y;
+  convolve({{p, weight, 0}}, x, {data_of(bias), nullptr, nullptr, false}, y);
+  return y;
+}
+
+// grad [N, O, Ho, Wo], weight [O, C, kh, kw] -> grad_x [N, C, height, width]
+Tensor dilated_conv_dense_grad_input(const Tensor& grad, const Tensor& weight, int64_t height,
+                                     int64_t width, int64_t sh, int64_t sw, int64_t ph, int64_t pw,
+                                     int64_t dh, int64_t dw, int64_t groups) {
+  check_map(grad, grad, "grad");
+  check_map(weight, grad, "weight");
+  STD_TORCH_CHECK(weight.size(0) == grad.size(1), "weight must have the channels of grad");
+  const int64_t in = weight.size(1);
+  const DenseConv p{problem(grad, in, grad.size(1), {height, width}, {grad.size(2), grad.size(3)},
+                            {weight.size(2), weight.size(3)}, {sh, sw, ph, pw, dh, dw}, groups),
+                    true};
+  Tensor x = torch::stable::new_empty(grad, std::vector<int64_t>{grad.size(0), in, height, width});
+  if (grad.size(0) == 0) return x;
+  convolve({{p, weight, 0}}, grad, {nullptr, nullptr, nullptr, false}, x);
+  return x;
+}
+
+// grad [N, O, Ho, Wo], x [N, C, H, W] -> grad_weight [O, C, height, width]
+Tensor dilated_conv_dense_grad_weight(const Tensor& grad, const Tensor& x, int64_t height,
+                                      int64_t width, int64_t sh, int64_t sw, int64_t ph, int64_t pw,
+                                      int64_t dh, int64_t dw, int64_t groups) {
+  check_map(grad, grad, "grad");
+  check_map(x, grad, "x");
+  const int64_t images = x.size(0), in = x.size(1), out = grad.size(1);
+  STD_TORCH_CHECK(grad.size(0) == images, "grad must have the batch of x");
+  const DenseConv p{problem(x, in, out, {x.size(2), x.size(3)}, {grad.size(2), grad.size(3)},
+                            {height, width}, {sh, sw, ph, pw, dh, dw}, groups),
+                    false};
+  Tensor weight = torch::stable::new_empty(x, std::vector<int64_t>{out, in, height, width});
+  if (images == 0) return torch::stable::fill_(weight, 0.0);
+
+  // Work is cut into blocks of weights and, where those are few, into parts of the positions; the
+  // gradient is packed for as many images at a time as a buffer holds.
+  constexpr int64_t kItems = 32, kPackedBytes = 64 << 20;
+  const auto blocks = weight_blocks(p);
+  const int64_t count = static_cast<int64_t>(blocks.size()), element = sum_bytes(x);
+  const int64_t step = weight_output_rows(p), chunks = round_up(p.conv.rows.output, step) / step;
+  const int64_t padded = round_up(out, kChannelStep);
+  const int64_t packed_image = padded * p.conv.rows.output * p.conv.columns.output * element;
+  const int64_t together = std::clamp<int64_t>(kPackedBytes / packed_image, 1, images);
+  const int64_t parts = std::clamp<int64_t>(kItems / count, 1, together * chunks);
+  int64_t sums_bytes = 0, scratch_bytes = 0;
+  for (const WeightBlock& b : blocks) {
+    sums_bytes = std::max(sums_bytes, taps(p.conv) * weight_rows(b) * weight_pitch(b) * element);
+    scratch_bytes = std::max(scratch_bytes, kernels().weight_scratch(p, b));
+  }
+  const auto packed = make_buffer<char>(together * packed_image);
+  const auto sums = make_buffer<char>(count * parts * sums_bytes);
+  for (int64_t first = 0; first < images; first += together) {
+    const int64_t here = std::min(together, images - first),
+                  groups_of_channels = padded / kChannelStep;
+    for_each_item(here * groups_of_channels, [&] {
+      return [&](int64_t item) {
+        const int64_t n = item / groups_of_channels,
+                      begin = item % groups_of_channels * kChannelStep;
+        kernels().pack_grad(p, image(grad, first + n), begin, std::min(out, begin + kChannelStep),
+                            packed.get() + n * packed_image);
+      };
+    });
+    for_each_item(count * parts, [&] {
+      return [&, scratch = make_buffer<char>(scratch_bytes)](int64_t item) {
+        const int64_t part = item % parts;
+        const WeightBlock& b = blocks[item / parts];
+        const int64_t used = taps(p.conv) * weight_rows(b) * weight_pitch(b) * element;
+        char* to = sums.get() + item / parts * parts * sums_bytes + part * used;
+        if (first == 0) std::memset(to, 0, used);
+        const int64_t all = here * chunks;
+        for (int64_t u = all * part / parts; u < all * (part + 1) / parts; ++u) {
+          const int64_t n = u / chunks, row = u % chunks * step;
+          kernels().add_weight(p, b, {row, std::min(p.conv.rows.output, row + step)},
+                               image(x, first + n), packed.get() + n * packed_image, to,
+                               scratch.get());
+        }
+      };
+    });
+  }
+  for_each_item(count, [&] {
+    return [&](int64_t item) {
+      kernels().merge_weight(p, blocks[item], sums.get() + item * parts * sums_bytes, parts,
+                             weight.mutable_data_ptr());
+    };
+  });
+  return weight;
+}
+
+// x [N, C, H, W], weights [O_b, C, kh, kw] with odd kernels, bias, scale, shift [O_1 + O_2 + ...]
+//   -> act(scale ([w_1 *_rate x, ...] + bias) + shift)  [N, O_1 + O_2 + ..., H, W]
+Tensor atrous_pyramid_dense(const Tensor& x, std::vector<Tensor> weights, MaybeTensor bias,
+                            std::vector<int64_t> rates, MaybeTensor scale, MaybeTensor shift,
+                            bool relu) {
+  check_map(x, x, "x");
+  STD_TORCH_CHECK(weights.size() == rates.size(), "every branch must have a rate");
+  const int64_t height = x.size(2), width = x.size(3);
+  std::vector<Branch> branches;
+  int64_t channels = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor& weight = weights[i];
+    check_map(weight, x, "weights");
+    const int64_t kh = weight.size(2), kw = weight.size(3), rate = rates[i];
+    STD_TORCH_CHECK(weight.size(1) == x.size(1), "weights must have the channels of x");
+    STD_TORCH_CHECK(kh % 2 == 1 && kw % 2 == 1, "weights must have odd kernels");
+    const Strides strides{1, 1, rate * (kh - 1) / 2, rate * (kw - 1) / 2, rate, rate};
+    branches.push_back({{problem(x, x.size(1), weight.size(0), {height, width}, {height, width},
+                                 {kh, kw}, strides, 1),
+                         false},
+                        weight,
+                        channels});
+    channels += weight.size(0);
+  }
+  const ScalarType sum = sum_bytes(x) == 8 ? ScalarType::Double : ScalarType::Float;
+  if (bias) check_tensor(*bias, x.scalar_type(), channels, "bias");
+  if (scale) check_tensor(*scale, sum, channels, "scale");
+  if (shift) check_tensor(*shift, sum, channels, "shift");
+  Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), channels, height, width});
+  if (x.size(0) == 0) return y;
+  convolve(branches, x, {data_of(bias), data_of(scale), data_of(shift), relu}, y);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
+  m.impl("_dilated_conv_dense", TORCH_BOX(&dilated_conv_dense));
+  m.impl("_dilated_conv_dense_grad_input", TORCH_BOX(&dilated_conv_dense_grad_input));
+  m.impl("_dilated_conv_dense_grad_weight", TORCH_BOX(&dilated_conv_dense_grad_weight));
+  m.impl("_atrous_pyramid_dense", TORCH_BOX(&atrous_pyramid_dense));
+}
+
+}  // namespace segfast

@@ -1,0 +1,54 @@
+"""Which kernel the plan chooses on the CPU, from sizes alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem, plan
+
+ALL = frozenset({"torch", "direct", "dense"})
+Pair = tuple[int, int]
+
+
+def problem(
+    channels: Pair, rate: int, *, dtype: str = "float32", last: bool = False, stride: int = 1,
+    taps: int = 3, groups: int = 1,
+) -> Problem:  # fmt: skip
+    size, both = (33, 33), (rate, rate)
+    outputs = ((33 - 1) // stride + 1,) * 2
+    padding = (rate * (taps // 2),) * 2
+    geometry = Geometry.of(size, outputs, (taps, taps), (stride, stride), padding, both)
+    return Problem("cpu", dtype, last, 1, groups, *channels, geometry)
+
+
+def served(given: Problem, available: frozenset[str] = ALL) -> tuple[str, ...]:
+    return tuple(plan(direction, given, available).kernel for direction in DIRECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (problem((2048, 256), 12), ("dense", "dense", "dense")),
+        (problem((512, 512), 2), ("dense", "dense", "dense")),
+        (problem((21, 21), 4), ("dense", "dense", "dense")),
+        (problem((256, 256), 1, taps=1), ("dense", "dense", "dense")),
+        (problem((256, 256), 1, stride=2), ("dense", "dense", "dense")),
+        (problem((256, 256), 1), ("torch", "torch", "dense")),
+        (problem((256, 256), 1, dtype="bfloat16"), ("dense", "dense", "dense")),
+        (problem((3, 64), 2), ("torch", "torch", "torch")),
+        (problem((2, 2), 2), ("dense", "dense", "dense")),
+        (problem((2048, 256), 12, last=True), ("torch", "torch", "torch")),
+    ],
+    ids=str,
+)
+def test_dense(given: Problem, expected: tuple[str, ...]) -> None:
+    assert served(given) == expected
+    assert served(given, frozenset({"torch"})) == ("torch", "torch", "torch")
+
+
+def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
+    available = ALL | {"fast bfloat16"}
+    assert served(problem((64, 64), 6, dtype="bfloat16"), available) == ("torch",) * 3
+    assert served(problem((64, 64), 6, dtype="float16"), available) == ("dense",) * 3
+    assert "bfloat16" in plan("forward", problem((64, 64), 6, dtype="bfloat16"), available).why
