@@ -1,4 +1,4 @@
-// Memory formats of maps [N, C, H, W], and dtypes as kernels name them.
+// Memory formats of maps [N, C, H, W].
 #pragma once
 
 #include <torch/csrc/stable/device.h>
@@ -75,22 +75,6 @@ inline Tensor empty_in_format(const Sizes& sizes, ScalarType dtype, const Device
       aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), to<int32_t>(from(dtype)),
                                to<int32_t>(from(device.type())), device.index(), &made));
   return Tensor(made);
-}
-
-inline Dtype dtype_of(ScalarType dtype, const char* name) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    default:
-      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ",
-                      torch::headeronly::toString(dtype));
-  }
 }
 
 }  // namespace segfast
