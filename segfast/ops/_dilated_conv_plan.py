@@ -51,6 +51,8 @@ def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> P
     "fast bfloat16" among them is not a kernel but what PyTorch's can do.
     """
     if "direct" in available and serves_direct(problem):
+        if torch_is_faster(direction, problem):
+            return Plan("torch", "few channels in a group, but PyTorch's kernel is faster there")
         return Plan("direct", "few channels in a group")
     if "dense" in available and serves_dense(problem):
         why = torch_beats_dense(direction, problem, "fast bfloat16" in available)
@@ -60,9 +62,39 @@ def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> P
 
 def serves_direct(problem: Problem) -> bool:
     """Whether the direct kernels can compute it."""
-    if problem.channels_last:
-        return problem.in_channels == problem.out_channels == 1
-    return problem.groups > 1 and problem.in_channels <= 8
+    depthwise = problem.in_channels == problem.out_channels == 1
+    if problem.channels_last or problem.groups == 1:
+        return depthwise
+    return problem.in_channels <= 8
+
+
+# PyTorch's own kernel for depthwise convolution of planes in float32 wins against the direct one up
+# to this rate, on maps narrower than this: (direction, kernel) -> (rate, columns of the output).
+_NARROW = {
+    ("forward", 3): (2, 16),
+    ("forward", 5): (2, 20),
+    ("forward", 7): (1, 64),
+    ("grad_input", 3): (1, 11),
+    ("grad_input", 5): (1, 20),
+    ("grad_input", 7): (1, 64),
+    ("grad_weight", 3): (1, 24),
+}
+
+
+def torch_is_faster(direction: Direction, problem: Problem) -> bool:
+    """Where PyTorch wins among what the direct kernels serve."""
+    if problem.channels_last or problem.dtype != "float32":
+        return False
+    rows, columns = problem.geometry
+    if problem.in_channels == problem.out_channels == 1:
+        rate, width = _NARROW.get((direction, columns.taps), (0, 0))
+        return max(rows.dilation, columns.dilation) <= rate and columns.output < width
+    if problem.in_channels == 8:  # its blocks of eight channels, unless padding is much of its work
+        if problem.out_channels <= 8:
+            return direction == "grad_weight" and rows.dilation == columns.dilation == 1
+        dense = problem.live_multiplications() > 0.8 * problem.multiplications()
+        return dense or problem.out_channels > 32
+    return False
 
 
 def serves_dense(problem: Problem) -> bool:

@@ -1,0 +1,96 @@
+// Memory formats of maps [N, C, H, W], and dtypes as kernels name them.
+#pragma once
+
+#include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+
+#include "csrc/check.h"
+#include "dtype.h"
+
+namespace segfast {
+
+using torch::headeronly::DeviceType;
+using torch::headeronly::MemoryFormat;
+using torch::stable::Device;
+using Sizes = std::array<int64_t, 4>;  // N, C, H, W
+
+struct Shape {
+  Sizes sizes, strides;
+
+  explicit Shape(const Tensor& t) {
+    const auto size = t.sizes(), stride = t.strides();
+    std::copy(size.begin(), size.end(), sizes.begin());
+    std::copy(stride.begin(), stride.end(), strides.begin());
+  }
+};
+
+// Dimensions, the fastest first.
+constexpr std::array<int, 4> order_of(bool channels_last) {
+  return channels_last ? std::array{1, 3, 2, 0} : std::array{3, 2, 1, 0};
+}
+
+// As at::suggest_memory_format: ambiguous shapes are what their strides say.
+inline bool suggests_channels_last(const Shape& t) {
+  int64_t least = 0;
+  for (int d : order_of(true)) {
+    const int64_t size = t.sizes[d], stride = t.strides[d];
+    if (size == 0 || stride < least || (d == 0 && least == t.strides[1])) return false;
+    least = stride * std::max<int64_t>(size, 1);
+  }
+  return t.strides[1] != 0;
+}
+
+inline bool is_dense(const Shape& t, bool channels_last) {
+  int64_t expected = 1;
+  for (int d : order_of(channels_last)) {
+    if (t.sizes[d] == 0) return true;
+    if (t.sizes[d] != 1 && t.strides[d] != expected) return false;
+    expected *= t.sizes[d];
+  }
+  return true;
+}
+
+inline Tensor in_format(const Tensor& t, bool channels_last) {
+  if (is_dense(Shape(t), channels_last)) return t;
+  return torch::stable::contiguous(
+      t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+// Dense; the strides of dimensions of size 1 tell the format, too. Not torch::stable::empty, which
+// looks up aten::empty by its name and boxes its arguments: 3 us of a call's 10.
+inline Tensor empty_in_format(const Sizes& sizes, ScalarType dtype, const Device& device,
+                              bool channels_last) {
+  Sizes strides;
+  int64_t next = 1;
+  for (int d : order_of(channels_last)) {
+    strides[d] = next;
+    next *= std::max<int64_t>(sizes[d], 1);
+  }
+  using torch::stable::detail::from, torch::stable::detail::to;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), to<int32_t>(from(dtype)),
+                               to<int32_t>(from(device.type())), device.index(), &made));
+  return Tensor(made);
+}
+
+inline Dtype dtype_of(ScalarType dtype, const char* name) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ",
+                      torch::headeronly::toString(dtype));
+  }
+}
+
+}  // namespace segfast

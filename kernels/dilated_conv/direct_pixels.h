@@ -1,0 +1,74 @@
+// Maps [N, H, W, C] with one channel per group: vectors over channels, some channels at a time.
+#pragma once
+
+#include "direct.h"
+#include "direct_lines.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+
+int64_t pixels_parts(const DilatedConv&);
+int64_t pixels_grad_weight_items(const DilatedConv&);
+int64_t pixels_grad_weight_scratch(const DilatedConv&);
+void pixels_grad_weight(const DilatedConv&, const void*, const void*, void*, int64_t, int64_t,
+                        void*);
+void pixels_merge(const DilatedConv&, void*, void*);
+
+namespace {
+
+constexpr int64_t kChannels = 256;  // of a block: a few rows of it fit the second-level cache
+
+SEGFAST_INLINE int64_t channel_blocks(const DilatedConv& p) {
+  return divide_up(p.groups, kChannels);
+}
+
+// Channels [begin, begin + count).
+struct Channels {
+  int64_t begin, count;
+};
+SEGFAST_INLINE Channels channels_of(const DilatedConv& p, int64_t block) {
+  const int64_t begin = block * kChannels;
+  return {begin, smaller(kChannels, p.groups - begin)};
+}
+
+// A row of pixels, some channels of each.
+template <typename S, typename T>
+SEGFAST_INLINE void stage_pixels(const S* from, int64_t pixels, int64_t pitch, int64_t channels,
+                                 T* to) {
+  for (int64_t m = 0; m < pixels; ++m, from += pitch, to += channels) {
+    for (int64_t c = 0; c < channels; ++c) to[c] = widen(from[c]);
+  }
+}
+template <typename S, typename T>
+SEGFAST_INLINE void unstage_pixels(const T* from, int64_t pixels, int64_t pitch, int64_t channels,
+                                   S* to) {
+  for (int64_t m = 0; m < pixels; ++m, from += channels, to += pitch) {
+    for (int64_t c = 0; c < channels; ++c) narrow(from[c], to + c);
+  }
+}
+
+// The taps of a line that are live for one position: [first_tap, last_tap).
+SEGFAST_INLINE Span live_taps(const Line& line, int64_t position) {
+  for (int64_t k = 0; k < line.spans; ++k) {
+    if (position < line.span[k].end) return line.span[k];
+  }
+  return {};
+}
+
+// f(first channel, vectors tag, width tag) over `count` channels: pairs of vectors, one vector, and
+// for the rest narrower ones; no channel twice.
+template <int N, typename F>
+SEGFAST_INLINE void for_channels(int64_t first, int64_t count, const F& f) {
+  for (; first + 2 * N <= count; first += 2 * N) f(first, Width<2>{}, Width<N>{});
+  if (first + N <= count) {
+    f(first, Width<1>{}, Width<N>{});
+    first += N;
+  }
+  if constexpr (N > 1) {
+    if (first < count) for_channels<N / 2>(first, count, f);
+  }
+}
+
+}  // namespace
+}  // namespace SEGFAST_ISA
+}  // namespace segfast

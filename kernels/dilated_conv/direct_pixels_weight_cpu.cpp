@@ -1,0 +1,191 @@
+// The weight's gradient for maps [N, H, W, C], one channel per group: products of pixels, summed in
+// registers over a run of a row, then over the rows of a chunk; chunks are merged in their order.
+#include "direct_pixels.h"
+
+namespace segfast {
+namespace SEGFAST_ISA {
+namespace {
+
+constexpr int kMostTaps = 6;             // whose sums, two vectors each, stay in registers
+constexpr int64_t kItems = 32;           // to share among threads, where there is work for them
+constexpr int64_t kMostAdded = 1 << 14;  // positions summed one after the other
+
+// Rows of all maps, cut by the problem's size alone.
+struct Chunks {
+  int64_t rows, count;
+
+  explicit Chunks(const DilatedConv& p) {
+    const int64_t all = p.batch * p.rows.output;
+    const int64_t wanted =
+        larger(divide_up(kItems, channel_blocks(p)), divide_up(all * p.columns.output, kMostAdded));
+    rows = larger(1, divide_up(all, wanted));
+    count = larger(1, divide_up(all, rows));
+  }
+};
+
+template <typename S, typename T>
+struct Scratch {
+  Line rows, columns;
+  T *x, *g;          // [live rows, columns, channels], [columns, channels]; null: used in place
+  int64_t* offsets;  // [taps]
+  T** sums;          // [taps]
+
+  Scratch(const DilatedConv& p, Arena* arena) {
+    constexpr bool kInPlace = kSameType<S, T>;
+    const Lines row_lines = LineMaker(arena, p.rows, 1, false).lines();
+    const Lines column_lines = LineMaker(arena, p.columns, 1, false).lines();
+    x = kInPlace ? nullptr : arena->take<T>(p.rows.taps * p.columns.input * kChannels);
+    g = kInPlace ? nullptr : arena->take<T>(p.columns.output * kChannels);
+    offsets = arena->take<int64_t>(taps(p));
+    sums = arena->take<T*>(taps(p));
+    if (arena->counts()) return;
+    rows = *row_lines.line;
+    columns = *column_lines.line;
+  }
+};
+
+// B taps' sums over a run of pixels.
+template <int N, int V, int B, typename T>
+SEGFAST_INLINE void products(const T* g, int64_t g_step, const T* x, int64_t x_step, int64_t run,
+                             const int64_t* offset, T* const* sums, int64_t channel) {
+  Vec<T, N> sum[B][V];
+#pragma GCC unroll 6
+  for (int b = 0; b < B; ++b) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sum[b][v] = load<N>(sums[b] + channel + v * N);
+  }
+  for (int64_t m = 0; m < run; ++m, g += g_step, x += x_step) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const Vec<T, N> grad = load<N>(g + v * N);
+#pragma GCC unroll 6
+      for (int b = 0; b < B; ++b) sum[b][v] += grad * load<N>(x + offset[b] + v * N);
+    }
+  }
+#pragma GCC unroll 6
+  for (int b = 0; b < B; ++b) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store<N>(sums[b] + channel + v * N, sum[b][v]);
+  }
+}
+
+template <int N, int V, int B, typename T>
+void products_of(int64_t count, const T* g, int64_t g_step, const T* x, int64_t x_step, int64_t run,
+                 const int64_t* offset, T* const* sums, int64_t channel) {
+  if constexpr (B > 1) {
+    if (count < B) {
+      return products_of<N, V, B - 1>(count, g, g_step, x, x_step, run, offset, sums, channel);
+    }
+  }
+  products<N, V, B>(g, g_step, x, x_step, run, offset, sums, channel);
+}
+
+// One row of g, some channels of it. x: row 0 of the map, or the live rows in scratch.
+template <typename S, typename T>
+void add_row(const DilatedConv& p, const Scratch<S, T>& s, const Span& live, int64_t position,
+             bool in_scratch, const T* g, const T* x, int64_t pixel, int64_t channels, T* part) {
+  for (int64_t k = 0; k < s.columns.spans; ++k) {
+    const Span& span = s.columns.span[k];
+    int64_t count = 0;
+    for (int64_t i = live.first_tap; i < live.last_tap; ++i) {
+      const LineTap& row = s.rows.tap[i];
+      const int64_t x_row = in_scratch ? i - live.first_tap : position * s.rows.step + row.first;
+      for (int64_t j = span.first_tap; j < span.last_tap; ++j) {
+        const LineTap& column = s.columns.tap[j];
+        s.offsets[count] = (x_row * p.columns.input + column.first) * pixel;
+        s.sums[count++] = part + (row.tap * p.columns.taps + column.tap) * p.groups;
+      }
+    }
+    const T* from = x + span.begin * s.columns.step * pixel;
+    for (int64_t t = 0; t < count; t += kMostTaps) {
+      const int64_t some = smaller(kMostTaps, count - t);
+      for_channels<kLanes<T>>(
+          0, channels, [&](int64_t c, auto vectors, auto lanes) __attribute__((always_inline)) {
+            constexpr int V = decltype(vectors)::value, N = decltype(lanes)::value;
+            products_of<N, V, kMostTaps>(some, g + span.begin * pixel + c, pixel, from + c,
+                                         s.columns.step * pixel, span.end - span.begin,
+                                         s.offsets + t, s.sums + t, c);
+          });
+    }
+  }
+}
+
+// Items are (chunk of rows, block of channels).
+template <typename S, typename T>
+void grad_weight_of(const DilatedConv& p, const S* grads, const S* maps, T* parts, int64_t begin,
+                    int64_t end, Arena* arena) {
+  const Scratch<S, T> s(p, arena);
+  const Chunks chunks(p);
+  const int64_t blocks = channel_blocks(p), x_row = p.columns.input * p.groups;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t chunk = item / blocks;
+    const Channels channels = channels_of(p, item % blocks);
+    const int64_t at = channels.begin, count = channels.count;
+    T* part = parts + chunk * taps(p) * p.groups + at;
+    for (int64_t t = 0; t < taps(p); ++t) {
+      for (int64_t c = 0; c < count; ++c) part[t * p.groups + c] = 0;
+    }
+    const int64_t last = smaller(p.batch * p.rows.output, (chunk + 1) * chunks.rows);
+    for (int64_t k = chunk * chunks.rows; k < last; ++k) {
+      const int64_t map = k / p.rows.output;
+      const int64_t position = k % p.rows.output;
+      const Span live = live_taps(s.rows, position);
+      const S* x = maps + map * p.rows.input * x_row + at;
+      const S* g = grads + (map * p.rows.output + position) * p.columns.output * p.groups + at;
+      if constexpr (kSameType<S, T>) {
+        add_row(p, s, live, position, false, g, x, p.groups, count, part);
+      } else {
+        stage_pixels(g, p.columns.output, p.groups, count, s.g);
+        for (int64_t i = live.first_tap; i < live.last_tap; ++i) {
+          stage_pixels(x + (position * s.rows.step + s.rows.tap[i].first) * x_row, p.columns.input,
+                       p.groups, count, s.x + (i - live.first_tap) * p.columns.input * count);
+        }
+        add_row(p, s, live, position, true, s.g, s.x, count, count, part);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t pixels_parts(const DilatedConv& p) { return Chunks(p).count; }
+
+int64_t pixels_grad_weight_items(const DilatedConv& p) {
+  return Chunks(p).count * channel_blocks(p);
+}
+
+int64_t pixels_grad_weight_scratch(const DilatedConv& p) {
+  Arena arena(nullptr);
+  by_dtype(p.dtype,
+           [&](auto element, auto sum) { Scratch<decltype(element), decltype(sum)>(p, &arena); });
+  return arena.used();
+}
+
+void pixels_grad_weight(const DilatedConv& p, const void* grad, const void* x, void* sums,
+                        int64_t begin, int64_t end, void* memory) {
+  Arena arena(memory);
+  by_dtype(p.dtype, [&](auto element, auto sum) {
+    using S = decltype(element);
+    using T = decltype(sum);
+    grad_weight_of(p, static_cast<const S*>(grad), static_cast<const S*>(x), static_cast<T*>(sums),
+                   begin, end, &arena);
+  });
+}
+
+void pixels_merge(const DilatedConv& p, void* sums, void* weight) {
+  by_dtype(p.dtype, [&](auto element, auto sum) {
+    using T = decltype(sum);
+    T* total = static_cast<T*>(sums);  // [kh kw, G], as each part
+    auto* to = static_cast<decltype(element)*>(weight);
+    const int64_t parts = pixels_parts(p), part = taps(p) * p.groups;
+    for (int64_t k = 1; k < parts; ++k) {
+      for (int64_t i = 0; i < part; ++i) total[i] += total[k * part + i];
+    }
+    for (int64_t t = 0; t < taps(p); ++t) {
+      for (int64_t g = 0; g < p.groups; ++g) narrow(total[t * p.groups + g], to + g * taps(p) + t);
+    }
+  });
+}
+
+}  // namespace SEGFAST_ISA
+}  // namespace segfast
