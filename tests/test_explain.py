@@ -217,7 +217,11 @@ def test_every_operator_is_known() -> None:
 # ------------------------------------------------------------------------------ refusals
 
 
-@pytest.mark.parametrize("op", [torch.relu, "dilated_conv2d", len, lambda x: x], ids=str)
+@pytest.mark.parametrize(
+    "op",
+    [torch.relu, "dilated_conv2d", len, lambda x: x],
+    ids=["torch", "name", "built-in", "lambda"],
+)
 def test_what_is_no_operator_is_refused(op: Any) -> None:
     with pytest.raises(TypeError, match=r"^op must be an operator of segfast\.ops or a module"):
         explain(op, torch.ones(3))

@@ -30,14 +30,15 @@ def served(given: Problem, available: frozenset[str] = ALL) -> tuple[str, ...]:
     ("given", "expected"),
     [
         (problem((2048, 256), 12), ("dense", "dense", "dense")),
-        (problem((512, 512), 2), ("dense", "dense", "dense")),
+        (problem((512, 512), 2), ("dense", "torch", "dense")),  # 92 % of the products are live
+        (problem((512, 512), 4), ("dense", "dense", "dense")),
         (problem((21, 21), 4), ("dense", "dense", "dense")),
-        (problem((256, 256), 1, taps=1), ("dense", "dense", "dense")),
+        (problem((256, 256), 1, taps=1), ("torch", "torch", "dense")),
         (problem((256, 256), 1, stride=2), ("dense", "dense", "dense")),
         (problem((256, 256), 1), ("torch", "torch", "dense")),
         (problem((256, 256), 1, dtype="bfloat16"), ("dense", "dense", "dense")),
         (problem((3, 64), 2), ("torch", "torch", "torch")),
-        (problem((2, 2), 2), ("dense", "dense", "dense")),
+        (problem((2, 2), 6), ("dense", "dense", "dense")),
         (problem((2048, 256), 12, last=True), ("torch", "torch", "torch")),
     ],
     ids=str,
