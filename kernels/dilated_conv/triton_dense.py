@@ -1,0 +1,170 @@
+"""Dense dilated convolution for Triton: products of matrices over rectangles of live taps.
+
+    y[p, o] = act(scale_o (sum_{t live, c} w[o, t, c] x[p s - b + t d, c] + bias_o) + shift_o)
+
+x [N, H, W, C] and y [N, Ho, Wo, O] contiguous, weights [O, taps, C]. Within a rectangle every tap
+of the table's row is live for every position: rows beyond the last one repeat it and are not
+stored, so that only a tail of channels is masked. One launch computes all rectangles of all
+branches, each with its taps; the input gradient at stride 1 is the same with mirrored taps.
+
+    grad_w[o, t, c] = sum_{p live for t} g[p, o] x[p s - b + t d, c]
+
+is one product for each tap, over its live positions.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_tiles import AREA, FIRST, PIECES, SLOT, WIDTH, M, N, find_row, keep, position, store
+from .triton_work import DENSE, GRAD_WEIGHT
+
+INPUT = tl.constexpr(DENSE.index("input"))
+TAPS = tl.constexpr(DENSE.index("taps"))
+TAP_COLUMNS = tl.constexpr(DENSE.index("tap_columns"))
+ROW_RATE = tl.constexpr(DENSE.index("row_rate"))
+COLUMN_RATE = tl.constexpr(DENSE.index("column_rate"))
+WEIGHT = tl.constexpr(DENSE.index("weight"))
+WEIGHT_ROW = tl.constexpr(DENSE.index("weight_row"))
+WEIGHT_COLUMN = tl.constexpr(DENSE.index("weight_column"))
+WEIGHT_CHANNEL = tl.constexpr(DENSE.index("weight_channel"))
+DENSE_COLUMNS = tl.constexpr(len(DENSE))
+
+TAP_INPUT = tl.constexpr(GRAD_WEIGHT.index("input"))
+TAP_OUTPUT = tl.constexpr(GRAD_WEIGHT.index("output"))
+POSITIONS = tl.constexpr(GRAD_WEIGHT.index("positions"))
+LIVE_AREA = tl.constexpr(GRAD_WEIGHT.index("live_area"))
+LIVE_WIDTH = tl.constexpr(GRAD_WEIGHT.index("live_width"))
+GRAD_WEIGHT_COLUMNS = tl.constexpr(len(GRAD_WEIGHT))
+
+
+@triton.jit(do_not_specialize=["in_image", "in_line", "out_image", "out_line"])
+def dense_kernel(
+    x,
+    weight,
+    bias,  # [channels] each, or None
+    scale,
+    shift,
+    y,
+    partial,  # None: nothing is in pieces
+    table,
+    C,
+    channels,  # of y
+    in_image,  # positions of x from an image to the next; an output line, an output column
+    in_line,
+    in_column,
+    out_image,
+    out_line,
+    RELU: tl.constexpr,
+    WHOLE: tl.constexpr,  # BLOCK_K divides C
+    ALIGNED: tl.constexpr,  # 16 divides the output channels of every branch
+    INDEX: tl.constexpr,  # int32, or int64 where a map has 2^31 elements
+    DOT_DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of positions x output channels, or a piece of its sum over taps and channels."""
+    program = tl.program_id(0)
+    row = find_row(table, program, ROWS, DENSE_COLUMNS)
+    item = program - tl.load(row + FIRST)
+    pieces = tl.load(row + PIECES)
+    last_m, last_n = tl.load(row + M) - 1, tl.load(row + N) - 1
+    tile, piece = item // pieces, item % pieces
+    blocks = last_n // BLOCK_N + 1
+    m = tile // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    area, width = tl.load(row + AREA), tl.load(row + WIDTH)
+    first = position(tl.minimum(m, last_m), area, width, in_image, in_line, in_column)
+    x_rows = x + (first + tl.load(row + INPUT)).to(INDEX)[:, None] * C
+    w_taps = tl.load(row + WEIGHT) + tl.minimum(n, last_n) * tl.load(row + WEIGHT_CHANNEL)
+    w_rows = weight + w_taps[:, None] * C
+    tap_columns = tl.load(row + TAP_COLUMNS)
+    x_line, x_column = tl.load(row + ROW_RATE), tl.load(row + COLUMN_RATE)
+    w_line, w_column = tl.load(row + WEIGHT_ROW), tl.load(row + WEIGHT_COLUMN)
+    k_blocks = tl.cdiv(C, BLOCK_K)
+    steps = tl.load(row + TAPS) * k_blocks
+
+    sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    length = tl.cdiv(steps, pieces)
+    for step in range(piece * length, tl.minimum(steps, (piece + 1) * length)):
+        tap = step // k_blocks
+        i, j = tap // tap_columns, tap % tap_columns
+        c = step % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+        x_tile = x_rows + (i * x_line + j * x_column).to(INDEX) * C + c[None, :]
+        w_tile = w_rows + (i * w_line + j * w_column) * C + c[None, :]
+        if WHOLE:
+            a, b = tl.load(x_tile), tl.load(w_tile)
+        else:
+            inside = (c < C)[None, :]
+            a = tl.load(x_tile, mask=inside, other=0.0)
+            b = tl.load(w_tile, mask=inside, other=0.0)
+        a, b = a.to(DOT_DTYPE), b.to(DOT_DTYPE)
+        sums = tl.dot(a, tl.trans(b), sums, input_precision="tf32x3")  # of float32 only
+
+    if pieces == 1:
+        store(
+            sums, row, m, n, bias, scale, shift, y, channels, out_image, out_line, 1,
+            RELU, ALIGNED, INDEX,
+        )  # fmt: skip
+    elif partial is not None:
+        keep(partial, tl.load(row + SLOT) + item, sums, BLOCK_M, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=["in_image", "in_line", "out_image", "out_line"])
+def grad_weight_kernel(
+    grad,  # [N, Ho, Wo, O]
+    x,  # [N, H, W, C]
+    out,  # [O, taps, C]
+    partial,  # None: nothing is in pieces
+    table,
+    O,  # noqa: E741
+    C,
+    taps,
+    in_image,  # positions of x from an image to the next; an output line, an output column
+    in_line,
+    in_column,
+    out_image,  # positions of grad
+    out_line,
+    ALIGNED: tl.constexpr,  # 16 divides C
+    INDEX: tl.constexpr,
+    DOT_DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of output channels x channels for one tap, or a piece of its sum over positions."""
+    program = tl.program_id(0)
+    row = find_row(table, program, ROWS, GRAD_WEIGHT_COLUMNS)
+    item = program - tl.load(row + FIRST)
+    pieces = tl.load(row + PIECES)
+    tile, piece = item // pieces, item % pieces
+    blocks = tl.cdiv(C, BLOCK_N)
+    m = tile // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    x_first, grad_first = tl.load(row + TAP_INPUT), tl.load(row + TAP_OUTPUT)
+    area, width = tl.load(row + LIVE_AREA), tl.load(row + LIVE_WIDTH)
+    positions = tl.load(row + POSITIONS)
+    steps = tl.cdiv(positions, BLOCK_K)
+
+    sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    length = tl.cdiv(steps, pieces)
+    for step in range(piece * length, tl.minimum(steps, (piece + 1) * length)):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        live = (k < positions)[:, None]
+        of_grad = (grad_first + position(k, area, width, out_image, out_line, 1)).to(INDEX)
+        of_x = (x_first + position(k, area, width, in_image, in_line, in_column)).to(INDEX)
+        a = tl.load(
+            grad + of_grad[:, None] * O + m[None, :], mask=live & (m < O)[None, :], other=0.0
+        )
+        b = tl.load(x + of_x[:, None] * C + n[None, :], mask=live & (n < C)[None, :], other=0.0)
+        a, b = a.to(DOT_DTYPE), b.to(DOT_DTYPE)
+        sums = tl.dot(tl.trans(a), b, sums, input_precision="tf32x3")  # of float32 only
+
+    if pieces == 1:
+        store(
+            sums, row, m, n, None, None, None, out, C, 0, 0, taps, False, ALIGNED, tl.int32
+        )
+    elif partial is not None:
+        keep(partial, tl.load(row + SLOT) + item, sums, BLOCK_M, BLOCK_N)

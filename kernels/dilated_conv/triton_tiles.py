@@ -1,0 +1,108 @@
+"""What the programs of the dense Triton kernels share: finding their work, storing their tile.
+
+A table [ROWS, COLUMNS] int32 (triton_work.py) has a row for each product of matrices. A tile of
+sums [BLOCK_M, BLOCK_N] in float32 is stored as act(scale (sums + bias) + shift); where k is cut into
+pieces, it is kept in `partial` [slots, BLOCK_M, BLOCK_N], and sum_pieces_kernel stores.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_work import COMMON
+
+FIRST = tl.constexpr(COMMON.index("first"))
+SLOT = tl.constexpr(COMMON.index("slot"))
+PIECES = tl.constexpr(COMMON.index("pieces"))
+M = tl.constexpr(COMMON.index("m"))
+N = tl.constexpr(COMMON.index("n"))
+AREA = tl.constexpr(COMMON.index("area"))
+WIDTH = tl.constexpr(COMMON.index("width"))
+OUT = tl.constexpr(COMMON.index("out"))
+CHANNEL = tl.constexpr(COMMON.index("channel"))
+
+
+@triton.jit
+def find_row(table, program, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The row whose programs hold this one."""
+    firsts = tl.load(table + tl.arange(0, ROWS) * COLUMNS + FIRST)
+    return table + (tl.sum((firsts <= program).to(tl.int32), 0) - 1) * COLUMNS
+
+
+@triton.jit
+def position(m, area, width, image, row, column):
+    """Of row m of a product: images, lines and their elements lie that far apart."""
+    line = m % area
+    return m // area * image + line // width * row + line % width * column
+
+
+@triton.jit
+def store(
+    sums, row, m, n, bias, scale, shift, y, channels, image, line, column,
+    RELU: tl.constexpr, ALIGNED: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """y [positions, channels] at rows m, columns n of a product."""
+    last, channel = tl.load(row + N), tl.load(row + CHANNEL)
+    if ALIGNED:  # else every element would be stored alone
+        last, channel = tl.multiple_of(last, 16), tl.multiple_of(channel, 16)
+    inside = n < last
+    n += channel
+    if bias is not None:
+        sums += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if scale is not None:
+        sums *= tl.load(scale + n, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if shift is not None:
+        sums += tl.load(shift + n, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        sums = tl.where(sums < 0, 0.0, sums)  # NaN stays
+    at = position(m, tl.load(row + AREA), tl.load(row + WIDTH), image, line, column)
+    at = (at + tl.load(row + OUT)).to(INDEX) * channels
+    mask = (m < tl.load(row + M))[:, None] & inside[None, :]
+    tl.store(y + (at[:, None] + n[None, :]), sums.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def keep(partial, slot, sums, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    cells = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(partial + slot.to(tl.int64) * (BLOCK_M * BLOCK_N) + cells, sums)
+
+
+@triton.jit(do_not_specialize=["image", "line"])
+def sum_pieces_kernel(
+    partial,  # [slots, BLOCK_M, BLOCK_N] float32
+    table,  # of the rows in pieces; "first" counts SUM_ROWS of a tile
+    bias,  # [channels] each, or None
+    scale,
+    shift,
+    y,
+    channels,
+    image,  # positions from an image to the next, a line, an element
+    line,
+    column,
+    RELU: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SUM_ROWS: tl.constexpr,
+):
+    """The sum of a tile's pieces, first to last."""
+    program = tl.program_id(0)
+    row = find_row(table, program, ROWS, COLUMNS)
+    pieces = tl.load(row + PIECES)
+    blocks = tl.cdiv(tl.load(row + N), BLOCK_N)
+    item = program - tl.load(row + FIRST)
+    tile = item // (BLOCK_M // SUM_ROWS)
+    rows = item % (BLOCK_M // SUM_ROWS) * SUM_ROWS + tl.arange(0, SUM_ROWS)
+    cells = rows[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    partial += (tl.load(row + SLOT) + tile * pieces).to(tl.int64) * (BLOCK_M * BLOCK_N)
+    sums = tl.zeros([SUM_ROWS, BLOCK_N], tl.float32)
+    for _ in range(pieces):
+        sums += tl.load(partial + cells)
+        partial += BLOCK_M * BLOCK_N
+    m = tile // blocks * BLOCK_M + rows
+    n = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    store(
+        sums, row, m, n, bias, scale, shift, y, channels, image, line, column, RELU, ALIGNED, INDEX
+    )

@@ -1,0 +1,399 @@
+"""Launches the Triton kernels of dilated convolution: allocation, tables, grids.
+
+Imported by the first call on a GPU. The tables of a geometry are copied to the device once and kept
+for good, since CUDA graphs hold their address; nothing here looks at values. Dense kernels work in
+channels_last: other maps are converted once, and results come in channels_last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segfast.kernels.dilated_conv import triton_configurations as configurations
+from segfast.kernels.dilated_conv import triton_work
+from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.kernels.dilated_conv.triton_configurations import SUM_ROWS
+from segfast.kernels.dilated_conv.triton_dense import dense_kernel, grad_weight_kernel
+from segfast.kernels.dilated_conv.triton_depthwise import (
+    depthwise_grad_weight_kernel,
+    depthwise_kernel,
+    sum_splits_kernel,
+)
+from segfast.kernels.dilated_conv.triton_tiles import sum_pieces_kernel
+from segfast.kernels.dilated_conv.triton_work import Branch, Work
+from segfast.ops._dilated_conv_op import Strides
+
+SUM_BLOCK = 256
+# The interpreter's bfloat16 is wrong: it multiplies the rounded numbers in float32.
+DOT_DTYPES = {
+    torch.bfloat16: tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float32: tl.float32,
+}
+
+
+# ------------------------------------------------------------------------------ the device
+
+
+def _cuda(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 132  # in the interpreter: an H100's
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class _Launch(NamedTuple):
+    work: Work
+    table: Tensor  # [rows, columns] int32
+    sums: Tensor | None  # the same of what is in pieces
+
+
+@functools.cache
+def _launch(make: Callable[..., Work], device: torch.device, *facts: Any) -> _Launch:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "segfast: a dilated convolution of new sizes cannot be recorded in a CUDA graph; "
+            "call it once before"
+        )
+    work = make(*facts, _multiprocessors(device))
+
+    def tensor(rows: Sequence[tuple[int, ...]]) -> Tensor:
+        return torch.tensor(triton_work.padded(rows), dtype=torch.int32, device=device)
+
+    return _Launch(work, tensor(work.table), tensor(work.sums) if work.sums else None)
+
+
+def _index(*maps: Tensor) -> tl.dtype:
+    return tl.int32 if max(x.numel() for x in maps) < 2**31 else tl.int64
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# ------------------------------------------------------------------------------ dense
+
+
+def _positions_first(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, H, W, C] contiguous, a view of channels_last"""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _partial(launch: _Launch, like: Tensor) -> Tensor | None:
+    c, slots = launch.work.configuration, launch.work.slots
+    shape = (slots, c.block_m, c.block_n)
+    return like.new_empty(shape, dtype=torch.float32) if slots else None
+
+
+def _tiles(launch: _Launch) -> dict[str, Any]:
+    c = launch.work.configuration
+    return {
+        "ROWS": launch.table.shape[0],
+        "BLOCK_M": c.block_m,
+        "BLOCK_N": c.block_n,
+        "BLOCK_K": c.block_k,
+        "num_warps": c.num_warps,
+        "num_stages": c.num_stages,
+    }
+
+
+def _sum_pieces(
+    launch: _Launch,
+    partial: Tensor | None,
+    epilogue: Sequence[Tensor | None],  # bias, scale, shift
+    out: Tensor,  # [..., channels]
+    steps: tuple[int, int, int],  # positions from an image to the next, a line, an element
+    **options: Any,
+) -> None:
+    if launch.sums is None:
+        return
+    sum_pieces_kernel[(launch.work.sum_programs,)](
+        partial,
+        launch.sums,
+        *epilogue,
+        out,
+        out.shape[-1],
+        *steps,
+        **options,
+        ROWS=launch.sums.shape[0],
+        COLUMNS=launch.sums.shape[1],
+        BLOCK_M=launch.work.configuration.block_m,
+        BLOCK_N=launch.work.configuration.block_n,
+        SUM_ROWS=SUM_ROWS,
+    )
+
+
+def _dense(
+    x: Tensor,  # [N, H, W, C]
+    weight: Tensor,  # [O, taps, C] of every branch, one after another
+    branches: tuple[Branch, ...],
+    stride: tuple[int, int] = (1, 1),
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:  # [N, Ho, Wo, sum O]
+    batch, height, width, channels = x.shape
+    rows, columns = branches[0].geometry
+    out_height, out_width = rows.output, columns.output
+    y = x.new_empty((batch, out_height, out_width, sum(b.channels for b in branches)))
+    if not y.numel():
+        return y
+    launch = _launch(triton_work.dense, x.device, branches, batch, channels, _name(x.dtype))
+    partial, c = _partial(launch, x), launch.work.configuration
+    epilogue = bias, scale, shift
+    options = {
+        "RELU": relu,
+        "ALIGNED": all(b.channels % 16 == 0 for b in branches),
+        "INDEX": _index(x, y),
+    }
+    with _cuda(x):
+        dense_kernel[(launch.work.programs,)](
+            x,
+            weight,
+            *epilogue,
+            y,
+            partial,
+            launch.table,
+            channels,
+            y.shape[3],
+            height * width,
+            stride[0] * width,
+            stride[1],
+            out_height * out_width,
+            out_width,
+            **options,
+            WHOLE=channels % c.block_k == 0,
+            DOT_DTYPE=DOT_DTYPES[x.dtype],
+            **_tiles(launch),
+        )
+        steps = (out_height * out_width, out_width, 1)
+        _sum_pieces(launch, partial, epilogue, y, steps, **options)
+    return y
+
+
+def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
+    """Maps [N, H, W, channels] -> [O, taps, C]"""
+    (batch, height, width, channels), outputs = x.shape, grad.shape[3]
+    rows, columns = geometry
+    taps = rows.taps * columns.taps
+    out = x.new_empty((outputs, taps, channels))
+    launch = _launch(
+        triton_work.grad_weight, x.device, geometry, batch, (outputs, channels), _name(x.dtype)
+    )
+    partial = _partial(launch, x)
+    aligned = channels % 16 == 0
+    with _cuda(x):
+        grad_weight_kernel[(launch.work.programs,)](
+            grad,
+            x,
+            out,
+            partial,
+            launch.table,
+            outputs,
+            channels,
+            taps,
+            height * width,
+            strides.sh * width,
+            strides.sw,
+            rows.output * columns.output,
+            columns.output,
+            ALIGNED=aligned,
+            INDEX=_index(grad, x),
+            DOT_DTYPE=DOT_DTYPES[x.dtype],
+            **_tiles(launch),
+        )
+        _sum_pieces(
+            launch, partial, (None,) * 3, out, (0, 0, taps),
+            RELU=False, ALIGNED=aligned, INDEX=tl.int32,
+        )  # fmt: skip
+    return out
+
+
+# ------------------------------------------------------------------------------ depthwise
+
+
+def _empty_like(x: Tensor, height: int, width: int) -> Tensor:
+    layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+    shape = (*x.shape[:2], height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _taps_first(weight: Tensor) -> Tensor:
+    """[C, 1, kh, kw] -> [kh kw, C]"""
+    return weight.flatten(1).t().contiguous()
+
+
+def _depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    size: tuple[int, int],
+    strides: Strides,
+    transposed: bool = False,
+) -> Tensor:
+    batch, channels, height, width = x.shape
+    y = _empty_like(x, *size)
+    positions = batch * size[0] * size[1]
+    block = configurations.DEPTHWISE["depthwise", x.stride(1) == 1]
+    programs = triton.cdiv(positions, block.positions) * triton.cdiv(channels, block.channels)
+    if not programs:
+        return y
+    with _cuda(x):
+        depthwise_kernel[(programs,)](
+            x,
+            _taps_first(weight),
+            bias,
+            y,
+            channels,
+            height,
+            width,
+            *size,
+            positions,
+            *x.stride(),
+            *y.stride(),
+            *weight.shape[2:],
+            *strides[:6],
+            TRANSPOSED=transposed,
+            INDEX=_index(x, y),
+            BLOCK_P=block.positions,
+            BLOCK_C=block.channels,
+            num_warps=block.num_warps,
+        )
+    return y
+
+
+def _depthwise_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
+    batch, channels, height, width = x.shape
+    rows, columns = geometry
+    taps = rows.taps * columns.taps
+    positions = batch * rows.output * columns.output
+    block = configurations.DEPTHWISE["grad_weight", x.stride(1) == 1]
+    blocks = triton.cdiv(channels, block.channels)
+    block_t = min(configurations.MOST_TAPS, triton.next_power_of_2(taps))
+    tap_blocks = triton.cdiv(taps, block_t)
+    span, splits = configurations.spans(
+        positions, block.positions, blocks * tap_blocks, 4 * _multiprocessors(x.device)
+    )
+    partial = x.new_empty((splits, taps, channels), dtype=torch.float32)
+    out = x.new_empty((taps, channels))
+    with _cuda(x):
+        depthwise_grad_weight_kernel[(splits * blocks * tap_blocks,)](
+            grad,
+            x,
+            partial,
+            channels,
+            height,
+            width,
+            rows.output,
+            columns.output,
+            positions,
+            *grad.stride(),
+            *x.stride(),
+            taps,
+            columns.taps,
+            *strides[:6],
+            span,
+            blocks,
+            tap_blocks,
+            INDEX=_index(grad, x),
+            BLOCK_T=block_t,
+            BLOCK_P=block.positions,
+            BLOCK_C=block.channels,
+            num_warps=block.num_warps,
+        )
+        programs = triton.cdiv(out.numel(), SUM_BLOCK)
+        sum_splits_kernel[(programs,)](partial, out, out.numel(), splits, BLOCK=SUM_BLOCK)
+    return out.t().reshape(channels, 1, rows.taps, columns.taps)
+
+
+# ------------------------------------------------------------------------------ the operators
+
+
+def conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Strides
+) -> Tensor:
+    if strides.groups > 1:
+        size = geometry.rows.output, geometry.columns.output
+        return _depthwise(x, weight, bias, size, strides)
+    branches = (Branch(geometry, weight.shape[0], False),)
+    y = _dense(
+        _positions_first(x), _positions_first(weight), branches, (strides.sh, strides.sw), bias
+    )
+    return y.permute(0, 3, 1, 2)
+
+
+def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
+    """Dense: at stride 1 only."""
+    if strides.groups > 1:
+        size = geometry.rows.input, geometry.columns.input
+        return _depthwise(grad, weight, None, size, strides, transposed=True)
+    branches = (Branch(triton_work.mirrored(geometry), weight.shape[1], True),)
+    x = _dense(_positions_first(grad), _positions_first(weight.transpose(0, 1)), branches)
+    return x.permute(0, 3, 1, 2)
+
+
+def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
+    if strides.groups > 1:
+        return _depthwise_grad_weight(grad, x, geometry, strides)
+    weight = _dense_grad_weight(_positions_first(grad), _positions_first(x), geometry, strides)
+    kernel = geometry.rows.taps, geometry.columns.taps
+    return weight.unflatten(1, kernel).permute(0, 3, 1, 2)
+
+
+def _same(x: Tensor, kernel: Sequence[int], rate: int) -> Geometry:
+    """Of a convolution of x [N, H, W, C] that keeps its size."""
+    size, (kh, kw) = (x.shape[1], x.shape[2]), kernel
+    padding = (rate * (kh - 1) // 2, rate * (kw - 1) // 2)
+    return Geometry.of(size, size, (kh, kw), (1, 1), padding, (rate, rate))
+
+
+def pyramid(
+    x: Tensor,  # [N, C, H, W]
+    weights: Sequence[Tensor],  # [O_b, C, kh, kw] each, kh and kw odd
+    bias: Tensor | None,  # [O], O = sum O_b
+    rates: Sequence[int],
+    scale: Tensor | None,  # [O]
+    shift: Tensor | None,  # [O]
+    relu: bool,
+) -> Tensor:  # [N, O, H, W], in channels_last
+    """All branches in one launch, side by side: act(scale (conv_b(x) + bias) + shift)."""
+    x = _positions_first(x)
+    branches = tuple(
+        Branch(_same(x, w.shape[2:], rate), w.shape[0], False)
+        for w, rate in zip(weights, rates, strict=True)
+    )
+    weight = x.new_empty(sum(w.numel() for w in weights))
+    for part, w in zip(weight.split([w.numel() for w in weights]), weights, strict=True):
+        rows = w.permute(0, 2, 3, 1)
+        part.view(rows.shape).copy_(rows)
+    y = _dense(x, weight, branches, bias=bias, scale=scale, shift=shift, relu=relu)
+    return y.permute(0, 3, 1, 2)
+
+
+def context_module(
+    x: Tensor,  # [N, C, H, W]
+    weights: Sequence[Tensor],  # [C_i, C_{i - 1}, kh, kw] each, kh and kw odd
+    biases: Sequence[Tensor | None],
+    dilations: Sequence[int],
+) -> Tensor:  # in channels_last
+    """A launch for each layer, its ReLU included."""
+    x = _positions_first(x)
+    layers = list(zip(weights, biases, dilations, strict=True))
+    for i, (w, bias, rate) in enumerate(layers):
+        branches = (Branch(_same(x, w.shape[2:], rate), w.shape[0], False),)
+        x = _dense(x, _positions_first(w), branches, bias=bias, relu=i + 1 < len(layers))
+    return x.permute(0, 3, 1, 2)
