@@ -2,7 +2,8 @@
 
     y[p, o] = act(scale_o (sum_{t live, c} w[o, t, c] x[p s - b + t d, c] + bias_o) + shift_o)
 
-x [N, H, W, C] and y [N, Ho, Wo, O] contiguous, weights [O, taps, C]. Within a rectangle every tap
+x [N, H, W, C] and y [N, Ho, Wo, O] contiguous, weights [O, taps, C], with zeros up to a multiple
+of 16 channels where they are read (vectors of 16 bytes). Within a rectangle every tap
 of the table's row is live for every position: rows beyond the last one repeat it and are not
 stored, so that only a tail of channels is masked. One launch computes all rectangles of all
 branches, each with its taps; the input gradient at stride 1 is the same with mirrored taps.
@@ -76,11 +77,12 @@ def dense_kernel(
     n = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     area, width = tl.load(row + AREA), tl.load(row + WIDTH)
     first = position(tl.minimum(m, last_m), area, width, in_image, in_line, in_column)
-    x_rows = x + (first + tl.load(row + INPUT)).to(INDEX)[:, None] * C
+    c = tl.arange(0, BLOCK_K)
+    x_tile = (first + tl.load(row + INPUT)).to(INDEX)[:, None] * C + c[None, :]
     w_taps = tl.load(row + WEIGHT) + tl.minimum(n, last_n) * tl.load(row + WEIGHT_CHANNEL)
-    w_rows = weight + w_taps[:, None] * C
+    w_tile = w_taps[:, None] * C + c[None, :]
     tap_columns = tl.load(row + TAP_COLUMNS)
-    x_line, x_column = tl.load(row + ROW_RATE), tl.load(row + COLUMN_RATE)
+    x_line, x_column = tl.load(row + ROW_RATE).to(INDEX), tl.load(row + COLUMN_RATE).to(INDEX)
     w_line, w_column = tl.load(row + WEIGHT_ROW), tl.load(row + WEIGHT_COLUMN)
     k_blocks = tl.cdiv(C, BLOCK_K)
     steps = tl.load(row + TAPS) * k_blocks
@@ -90,15 +92,15 @@ def dense_kernel(
     for step in range(piece * length, tl.minimum(steps, (piece + 1) * length)):
         tap = step // k_blocks
         i, j = tap // tap_columns, tap % tap_columns
-        c = step % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-        x_tile = x_rows + (i * x_line + j * x_column).to(INDEX) * C + c[None, :]
-        w_tile = w_rows + (i * w_line + j * w_column) * C + c[None, :]
+        begin = step % k_blocks * BLOCK_K
+        x_step = x + ((i * x_line + j * x_column) * C + begin)
+        w_step = weight + ((i * w_line + j * w_column) * C + begin)
         if WHOLE:
-            a, b = tl.load(x_tile), tl.load(w_tile)
+            a, b = tl.load(x_step + x_tile), tl.load(w_step + w_tile)
         else:
-            inside = (c < C)[None, :]
-            a = tl.load(x_tile, mask=inside, other=0.0)
-            b = tl.load(w_tile, mask=inside, other=0.0)
+            inside = (begin + c < C)[None, :]
+            a = tl.load(x_step + x_tile, mask=inside, other=0.0)
+            b = tl.load(w_step + w_tile, mask=inside, other=0.0)
         a, b = a.to(DOT_DTYPE), b.to(DOT_DTYPE)
         sums = tl.dot(a, tl.trans(b), sums, input_precision="tf32x3")  # of float32 only
 
@@ -126,7 +128,6 @@ def grad_weight_kernel(
     in_column,
     out_image,  # positions of grad
     out_line,
-    ALIGNED: tl.constexpr,  # 16 divides C
     INDEX: tl.constexpr,
     DOT_DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -164,7 +165,7 @@ def grad_weight_kernel(
 
     if pieces == 1:
         store(
-            sums, row, m, n, None, None, None, out, C, 0, 0, taps, False, ALIGNED, tl.int32
+            sums, row, m, n, None, None, None, out, C, 0, 0, taps, False, True, tl.int32
         )
     elif partial is not None:
         keep(partial, tl.load(row + SLOT) + item, sums, BLOCK_M, BLOCK_N)

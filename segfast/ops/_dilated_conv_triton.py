@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from segfast.kernels.dilated_conv import triton_configurations as configurations
 from segfast.kernels.dilated_conv import triton_work
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.kernels.dilated_conv.triton_configurations import SUM_ROWS
+from segfast.kernels.dilated_conv.triton_configurations import ALIGNMENT, SUM_ROWS
 from segfast.kernels.dilated_conv.triton_dense import dense_kernel, grad_weight_kernel
 from segfast.kernels.dilated_conv.triton_depthwise import (
     depthwise_grad_weight_kernel,
@@ -88,8 +89,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _positions_first(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, H, W, C] contiguous, a view of channels_last"""
-    return x.permute(0, 2, 3, 1).contiguous()
+    """[N, C, H, W] -> [N, H, W, C] contiguous, a view of channels_last; C padded to ALIGNMENT."""
+    missing = -x.shape[1] % ALIGNMENT
+    x = x.permute(0, 2, 3, 1)
+    return F.pad(x, (0, missing)) if missing else x.contiguous()
 
 
 def _partial(launch: _Launch, like: Tensor) -> Tensor | None:
@@ -157,7 +160,7 @@ def _dense(
     epilogue = bias, scale, shift
     options = {
         "RELU": relu,
-        "ALIGNED": all(b.channels % 16 == 0 for b in branches),
+        "ALIGNED": all(b.channels % ALIGNMENT == 0 for b in branches),
         "INDEX": _index(x, y),
     }
     with _cuda(x):
@@ -186,7 +189,7 @@ def _dense(
 
 
 def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
-    """Maps [N, H, W, channels] -> [O, taps, C]"""
+    """Maps [N, H, W, channels], padded channels -> [O, taps, C]"""
     (batch, height, width, channels), outputs = x.shape, grad.shape[3]
     rows, columns = geometry
     taps = rows.taps * columns.taps
@@ -195,7 +198,6 @@ def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
         triton_work.grad_weight, x.device, geometry, batch, (outputs, channels), _name(x.dtype)
     )
     partial = _partial(launch, x)
-    aligned = channels % 16 == 0
     with _cuda(x):
         grad_weight_kernel[(launch.work.programs,)](
             grad,
@@ -211,14 +213,13 @@ def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
             strides.sw,
             rows.output * columns.output,
             columns.output,
-            ALIGNED=aligned,
             INDEX=_index(grad, x),
             DOT_DTYPE=DOT_DTYPES[x.dtype],
             **_tiles(launch),
         )
         _sum_pieces(
             launch, partial, (None,) * 3, out, (0, 0, taps),
-            RELU=False, ALIGNED=aligned, INDEX=tl.int32,
+            RELU=False, ALIGNED=True, INDEX=tl.int32,
         )  # fmt: skip
     return out
 
@@ -351,6 +352,7 @@ def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -
         return _depthwise_grad_weight(grad, x, geometry, strides)
     weight = _dense_grad_weight(_positions_first(grad), _positions_first(x), geometry, strides)
     kernel = geometry.rows.taps, geometry.columns.taps
+    weight = weight[: grad.shape[1], :, : x.shape[1]]
     return weight.unflatten(1, kernel).permute(0, 3, 1, 2)
 
 
@@ -376,10 +378,7 @@ def pyramid(
         Branch(_same(x, w.shape[2:], rate), w.shape[0], False)
         for w, rate in zip(weights, rates, strict=True)
     )
-    weight = x.new_empty(sum(w.numel() for w in weights))
-    for part, w in zip(weight.split([w.numel() for w in weights]), weights, strict=True):
-        rows = w.permute(0, 2, 3, 1)
-        part.view(rows.shape).copy_(rows)
+    weight = torch.cat([_positions_first(w).flatten() for w in weights])
     y = _dense(x, weight, branches, bias=bias, scale=scale, shift=shift, relu=relu)
     return y.permute(0, 3, 1, 2)
 
