@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops import _dilated_conv_cpu
+from segfast.ops import _dilated_conv_cpu, _dilated_conv_cuda
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Plan, Problem, plan
 from segfast.ops._layout import channels_last, dense
 
@@ -76,7 +76,10 @@ def _problem(
 @functools.cache
 def available(device: str) -> frozenset[str]:
     """The kernels that are there for a kind of device."""
-    return frozenset({"torch", *(_dilated_conv_cpu.available() if device == "cpu" else ())})
+    if device == "cpu":
+        return frozenset({"torch", *_dilated_conv_cpu.available()})
+    triton = device == "cuda" and _dilated_conv_cuda.available()
+    return frozenset({"torch", "triton"} if triton else {"torch"})
 
 
 def choose(direction: Direction, problem: Problem) -> Plan:
@@ -191,6 +194,9 @@ def _torch_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
 KERNELS["torch", "forward"] = _torch_conv
 KERNELS["torch", "grad_input"] = _torch_grad_input
 KERNELS["torch", "grad_weight"] = _torch_grad_weight
+KERNELS["triton", "forward"] = _dilated_conv_cuda.conv
+KERNELS["triton", "grad_input"] = _dilated_conv_cuda.grad_input
+KERNELS["triton", "grad_weight"] = _dilated_conv_cuda.grad_weight
 for _family in _dilated_conv_cpu.FAMILIES:
     KERNELS[_family, "forward"] = functools.partial(_dilated_conv_cpu.conv, _family)
     KERNELS[_family, "grad_input"] = functools.partial(_dilated_conv_cpu.grad_input, _family)

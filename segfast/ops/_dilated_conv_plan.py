@@ -11,6 +11,7 @@ import functools
 from typing import Literal, NamedTuple
 
 from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.kernels.dilated_conv.triton_configurations import DTYPES
 
 Direction = Literal["forward", "grad_input", "grad_weight"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
@@ -57,6 +58,8 @@ def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> P
     if "dense" in available and serves_dense(problem):
         why = torch_beats_dense(direction, problem, "fast bfloat16" in available)
         return Plan("torch", why) if why else Plan("dense", "no products with padding")
+    if "triton" in available and serves_triton(problem, direction):
+        return Plan("triton", "no products with padding")
     return Plan("torch", "no kernel of ours is faster there")
 
 
@@ -123,3 +126,20 @@ def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: boo
         if live > MOST_LIVE[direction] * all_pairs:
             return f"only {1 - live / all_pairs:.0%} of the products are with padding"
     return None
+
+
+def serves_triton(problem: Problem, direction: Direction) -> bool:
+    """Whether the Triton kernels can compute it.
+
+    They reckon positions in 32 bits, and the input gradient of stride > 1 only where it is
+    depthwise: with a stride its taps are live for every other position, not for rectangles.
+    """
+    rows, columns = problem.geometry
+    positions = max(rows.input * columns.input, rows.output * columns.output)
+    weights = problem.in_channels * problem.out_channels * rows.taps * columns.taps
+    if problem.dtype not in DTYPES or max(problem.batch * positions, weights) >= 2**30:
+        return False
+    if problem.in_channels == problem.out_channels == 1:
+        return True
+    strided = (rows.stride, columns.stride) != (1, 1)
+    return problem.groups == 1 and not (strided and direction == "grad_input")
