@@ -164,8 +164,6 @@ def grad_weight_kernel(
         sums = tl.dot(tl.trans(a), b, sums, input_precision="tf32x3")  # of float32 only
 
     if pieces == 1:
-        store(
-            sums, row, m, n, None, None, None, out, C, 0, 0, taps, False, True, tl.int32
-        )
+        store(sums, row, m, n, None, None, None, out, C, 0, 0, taps, False, True, tl.int32)
     elif partial is not None:
         keep(partial, tl.load(row + SLOT) + item, sums, BLOCK_M, BLOCK_N)

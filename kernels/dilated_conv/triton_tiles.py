@@ -1,8 +1,8 @@
 """What the programs of the dense Triton kernels share: finding their work, storing their tile.
 
 A table [ROWS, COLUMNS] int32 (triton_work.py) has a row for each product of matrices. A tile of
-sums [BLOCK_M, BLOCK_N] in float32 is stored as act(scale (sums + bias) + shift); where k is cut into
-pieces, it is kept in `partial` [slots, BLOCK_M, BLOCK_N], and sum_pieces_kernel stores.
+sums [BLOCK_M, BLOCK_N] in float32 is stored as act(scale (sums + bias) + shift); where its k is cut
+into pieces, each is kept in `partial` [slots, BLOCK_M, BLOCK_N], and sum_pieces_kernel stores.
 """
 
 import triton

@@ -89,9 +89,7 @@ def cover(axis: Axis) -> list[Span]:
     return spans
 
 
-def dense(
-    branches: Sequence[Branch], batch: int, channels: int, dtype: str, programs: int
-) -> Work:
+def dense(branches: Sequence[Branch], batch: int, channels: int, dtype: str, programs: int) -> Work:
     """Of convolutions side by side: weights [O, taps, C] one after another."""
     products, facts = [], []
     weight = channel = 0

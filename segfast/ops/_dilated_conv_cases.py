@@ -30,7 +30,7 @@ FUNCTIONS = {"dense": dense_kernel, "grad_weight": grad_weight_kernel}
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 MAPS = {"x", "y", "weight", "bias", "grad", "out"}
 FLOATS = {"scale", "shift", "partial"}
-# Channels that tiles divide, everything after the sum; others, nothing after it, offsets in int64
+# Channels that tiles divide, everything after the sum; others, a bias after it, offsets in int64
 # (launchers pad channels that are read; few tiles serve odd ones that are written).
 VARIANTS = ("whole", "ragged")
 
@@ -63,7 +63,7 @@ def _dense(kernel: str, dtype: str, chosen: Configuration, variant: str) -> Case
     if kernel == "dense":
         constants |= {"RELU": whole, "WHOLE": whole, "ALIGNED": aligned}
     if not whole:
-        absent = {"bias", "scale", "shift", "partial"} & set(FUNCTIONS[kernel].arg_names)
+        absent = {"scale", "shift", "partial"} & set(FUNCTIONS[kernel].arg_names)
         constants |= dict.fromkeys(absent)
     tile = f"{chosen.block_m}x{chosen.block_n}x{chosen.block_k}"
     options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}

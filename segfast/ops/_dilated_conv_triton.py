@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +75,11 @@ def _launch(make: Callable[..., Work], device: torch.device, *facts: Any) -> _La
     def tensor(rows: Sequence[tuple[int, ...]]) -> Tensor:
         return torch.tensor(triton_work.padded(rows), dtype=torch.int32, device=device)
 
-    return _Launch(work, tensor(work.table), tensor(work.sums) if work.sums else None)
+    # Inductor takes all that a thread allocates before its CUDA graphs from a pool of theirs, which
+    # may hold nothing for good: another thread allocates.
+    with ThreadPoolExecutor(1) as thread:
+        tables = list(thread.map(tensor, filter(None, (work.table, work.sums))))
+    return _Launch(work, tables[0], tables[1] if work.sums else None)
 
 
 def _index(*maps: Tensor) -> tl.dtype:
