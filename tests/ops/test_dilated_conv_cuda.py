@@ -36,7 +36,7 @@ DEVICE = "cuda"
 @pytest.fixture(autouse=True)
 def exact_cudnn() -> Iterator[None]:
     """What PyTorch serves is not rounded to tf32, either."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
