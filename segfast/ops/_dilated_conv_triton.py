@@ -7,7 +7,6 @@ channels_last: other maps are converted once, and results come in channels_last.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,21 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segfast.kernels.dilated_conv import triton_configurations as configurations
 from segfast.kernels.dilated_conv import triton_work
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.kernels.dilated_conv.triton_configurations import ALIGNMENT, SUM_ROWS
 from segfast.kernels.dilated_conv.triton_dense import dense_kernel, grad_weight_kernel
-from segfast.kernels.dilated_conv.triton_depthwise import (
-    depthwise_grad_weight_kernel,
-    depthwise_kernel,
-    sum_splits_kernel,
-)
 from segfast.kernels.dilated_conv.triton_tiles import sum_pieces_kernel
 from segfast.kernels.dilated_conv.triton_work import Branch, Work
 from segfast.ops._dilated_conv_op import Strides
+from segfast.ops._dilated_conv_triton_depthwise import depthwise, depthwise_grad_weight
+from segfast.ops._triton import index_type, multiprocessors, on_device
 
-SUM_BLOCK = 256
 # The interpreter's bfloat16 is wrong: it multiplies the rounded numbers in float32.
 DOT_DTYPES = {
     torch.bfloat16: tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16,
@@ -42,19 +36,7 @@ DOT_DTYPES = {
 }
 
 
-# ------------------------------------------------------------------------------ the device
-
-
-def _cuda(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 132  # in the interpreter: an H100's
-    return torch.cuda.get_device_properties(device).multi_processor_count
+# ------------------------------------------------------------------------------ tables
 
 
 class _Launch(NamedTuple):
@@ -70,7 +52,7 @@ def _launch(make: Callable[..., Work], device: torch.device, *facts: Any) -> _La
             "segfast: a dilated convolution of new sizes cannot be recorded in a CUDA graph; "
             "call it once before"
         )
-    work = make(*facts, _multiprocessors(device))
+    work = make(*facts, multiprocessors(device))
 
     def tensor(rows: Sequence[tuple[int, ...]]) -> Tensor:
         return torch.tensor(triton_work.padded(rows), dtype=torch.int32, device=device)
@@ -80,10 +62,6 @@ def _launch(make: Callable[..., Work], device: torch.device, *facts: Any) -> _La
     with ThreadPoolExecutor(1) as thread:
         tables = list(thread.map(tensor, filter(None, (work.table, work.sums))))
     return _Launch(work, tables[0], tables[1] if work.sums else None)
-
-
-def _index(*maps: Tensor) -> tl.dtype:
-    return tl.int32 if max(x.numel() for x in maps) < 2**31 else tl.int64
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -166,9 +144,9 @@ def _dense(
     options = {
         "RELU": relu,
         "ALIGNED": all(b.channels % ALIGNMENT == 0 for b in branches),
-        "INDEX": _index(x, y),
+        "INDEX": index_type(x, y),
     }
-    with _cuda(x):
+    with on_device(x):
         dense_kernel[(launch.work.programs,)](
             x,
             weight,
@@ -203,7 +181,7 @@ def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
         triton_work.grad_weight, x.device, geometry, batch, (outputs, channels), _name(x.dtype)
     )
     partial = _partial(launch, x)
-    with _cuda(x):
+    with on_device(x):
         grad_weight_kernel[(launch.work.programs,)](
             grad,
             x,
@@ -218,7 +196,7 @@ def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
             strides.sw,
             rows.output * columns.output,
             columns.output,
-            INDEX=_index(grad, x),
+            INDEX=index_type(grad, x),
             DOT_DTYPE=DOT_DTYPES[x.dtype],
             **_tiles(launch),
         )
@@ -229,103 +207,6 @@ def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
     return out
 
 
-# ------------------------------------------------------------------------------ depthwise
-
-
-def _empty_like(x: Tensor, height: int, width: int) -> Tensor:
-    layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
-    shape = (*x.shape[:2], height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-
-
-def _taps_first(weight: Tensor) -> Tensor:
-    """[C, 1, kh, kw] -> [kh kw, C]"""
-    return weight.flatten(1).t().contiguous()
-
-
-def _depthwise(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    size: tuple[int, int],
-    strides: Strides,
-    transposed: bool = False,
-) -> Tensor:
-    batch, channels, height, width = x.shape
-    y = _empty_like(x, *size)
-    positions = batch * size[0] * size[1]
-    block = configurations.DEPTHWISE["depthwise", x.stride(1) == 1]
-    programs = triton.cdiv(positions, block.positions) * triton.cdiv(channels, block.channels)
-    if not programs:
-        return y
-    with _cuda(x):
-        depthwise_kernel[(programs,)](
-            x,
-            _taps_first(weight),
-            bias,
-            y,
-            channels,
-            height,
-            width,
-            *size,
-            positions,
-            *x.stride(),
-            *y.stride(),
-            *weight.shape[2:],
-            *strides[:6],
-            TRANSPOSED=transposed,
-            INDEX=_index(x, y),
-            BLOCK_P=block.positions,
-            BLOCK_C=block.channels,
-            num_warps=block.num_warps,
-        )
-    return y
-
-
-def _depthwise_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
-    batch, channels, height, width = x.shape
-    rows, columns = geometry
-    taps = rows.taps * columns.taps
-    positions = batch * rows.output * columns.output
-    block = configurations.DEPTHWISE["grad_weight", x.stride(1) == 1]
-    blocks = triton.cdiv(channels, block.channels)
-    block_t = min(configurations.MOST_TAPS, triton.next_power_of_2(taps))
-    tap_blocks = triton.cdiv(taps, block_t)
-    span, splits = configurations.spans(
-        positions, block.positions, blocks * tap_blocks, 4 * _multiprocessors(x.device)
-    )
-    partial = x.new_empty((splits, taps, channels), dtype=torch.float32)
-    out = x.new_empty((taps, channels))
-    with _cuda(x):
-        depthwise_grad_weight_kernel[(splits * blocks * tap_blocks,)](
-            grad,
-            x,
-            partial,
-            channels,
-            height,
-            width,
-            rows.output,
-            columns.output,
-            positions,
-            *grad.stride(),
-            *x.stride(),
-            taps,
-            columns.taps,
-            *strides[:6],
-            span,
-            blocks,
-            tap_blocks,
-            INDEX=_index(grad, x),
-            BLOCK_T=block_t,
-            BLOCK_P=block.positions,
-            BLOCK_C=block.channels,
-            num_warps=block.num_warps,
-        )
-        programs = triton.cdiv(out.numel(), SUM_BLOCK)
-        sum_splits_kernel[(programs,)](partial, out, out.numel(), splits, BLOCK=SUM_BLOCK)
-    return out.t().reshape(channels, 1, rows.taps, columns.taps)
-
-
 # ------------------------------------------------------------------------------ the operators
 
 
@@ -334,7 +215,7 @@ def conv(
 ) -> Tensor:
     if x.shape[1] == weight.shape[0] == strides.groups:
         size = geometry.rows.output, geometry.columns.output
-        return _depthwise(x, weight, bias, size, strides)
+        return depthwise(x, weight, bias, size, strides)
     branches = (Branch(geometry, weight.shape[0], False),)
     y = _dense(
         _positions_first(x), _positions_first(weight), branches, (strides.sh, strides.sw), bias
@@ -346,7 +227,7 @@ def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Stride
     """Dense: at stride 1 only."""
     if weight.shape[1] == 1 and weight.shape[0] == strides.groups:
         size = geometry.rows.input, geometry.columns.input
-        return _depthwise(grad, weight, None, size, strides, transposed=True)
+        return depthwise(grad, weight, None, size, strides, transposed=True)
     branches = (Branch(triton_work.mirrored(geometry), weight.shape[1], True),)
     x = _dense(_positions_first(grad), _positions_first(weight.transpose(0, 1)), branches)
     return x.permute(0, 3, 1, 2)
@@ -354,7 +235,7 @@ def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Stride
 
 def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
     if x.shape[1] == grad.shape[1] == strides.groups:
-        return _depthwise_grad_weight(grad, x, geometry, strides)
+        return depthwise_grad_weight(grad, x, geometry, strides)
     weight = _dense_grad_weight(_positions_first(grad), _positions_first(x), geometry, strides)
     kernel = geometry.rows.taps, geometry.columns.taps
     weight = weight[: grad.shape[1], :, : x.shape[1]]

@@ -6,7 +6,6 @@ at values, so that CUDA graphs can hold it; memory is PyTorch's.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from segfast.kernels.linear_attention import reference, triton_configurations
 from segfast.kernels.linear_attention.triton_configurations import Configuration
 from segfast.kernels.linear_attention.triton_read import read_backward_kernel, read_kernel
 from segfast.kernels.linear_attention.triton_state import state_kernel, sum_splits_kernel
+from segfast.ops._triton import on_device
 
 SUM_BLOCK = 256
 TAYLOR = reference.FEATURE_MAPS.index("taylor")
@@ -27,11 +27,6 @@ DOT_DTYPES = {
     "tf32": tl.float32,
     "float32": tl.float32,
 }
-
-
-def _cuda(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def configuration(kernel: str, x: Tensor, rows: int) -> Configuration | None:
@@ -117,7 +112,7 @@ def _split_state(
 
 
 def state(k: Tensor, v: Tensor, feature_map: int, chosen: Configuration) -> Tensor:
-    with _cuda(k):
+    with on_device(k):
         partial = _split_state(k, v, None, feature_map, 0.0, chosen)
         if partial.shape[1] == 1:
             return partial[:, 0]
@@ -132,7 +127,7 @@ def state_backward(
     of_values = configuration("grad_v", k, grad.shape[1])
     assert of_values is not None  # every kernel serves the same shapes
     grad = grad.contiguous()
-    with _cuda(k):
+    with on_device(k):
         grad_k, _ = _through_state(v, k, grad, None, feature_map, 0.0, chosen, keys=True)
     grad_v = read(k, grad, None, None, feature_map, 0.0, of_values, keys=True)
     return grad_k, grad_v
@@ -154,7 +149,7 @@ def read(
     e_blocks = triton.cdiv(values, chosen.block_e)
     span, splits = triton_configurations.splits(chosen, positions, batch * e_blocks)
     maps = (q, o) if residual is None else (q, o, residual)
-    with _cuda(q):
+    with on_device(q):
         read_kernel[(e_blocks * splits * batch,)](
             q,
             state,
@@ -191,7 +186,7 @@ def read_backward(
     assert of_state is not None  # every kernel serves the same shapes
     state = state.contiguous()
     grad_state, grad_gamma = torch.empty_like(state), state.new_empty(q.shape[:1])
-    with _cuda(q):
+    with on_device(q):
         grad_q, partial = _through_state(grad, q, state, gamma, feature_map, eps, chosen)
         _sum_splits(partial, grad_state[..., -1:], gamma, grad_gamma)
         partial = _split_state(q, grad, state, feature_map, eps, of_state)
