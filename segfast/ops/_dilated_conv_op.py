@@ -112,6 +112,8 @@ def _serving(
 def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, *rest: int
 ) -> Tensor:
+    if x.shape[0] == 0:
+        return _empty(x, weight.shape[0], (height, width))
     strides = Strides(*rest)
     kernel, geometry = _serving(
         "forward", x.device.type, x.dtype, channels_last(x), x.shape[0],
@@ -122,6 +124,8 @@ def _conv(
 
 def _grad_input(grad: Tensor, weight: Tensor, height: int, width: int, *rest: int) -> Tensor:
     strides = Strides(*rest)
+    if grad.shape[0] == 0:
+        return _empty(grad, weight.shape[1] * strides.groups, (height, width))
     kernel, geometry = _serving(
         "grad_input", grad.device.type, grad.dtype, channels_last(grad), grad.shape[0],
         weight.shape, (height, width), grad.shape[-2:], strides,
@@ -132,6 +136,8 @@ def _grad_input(grad: Tensor, weight: Tensor, height: int, width: int, *rest: in
 def _grad_weight(grad: Tensor, x: Tensor, height: int, width: int, *rest: int) -> Tensor:
     strides = Strides(*rest)
     shape = (grad.shape[1], x.shape[1] // strides.groups, height, width)
+    if x.shape[0] == 0:
+        return x.new_zeros(shape)
     kernel, geometry = _serving(
         "grad_weight", x.device.type, x.dtype, channels_last(x), x.shape[0],
         shape, x.shape[-2:], grad.shape[-2:], strides,
@@ -210,7 +216,7 @@ for _name, _function in zip(SCHEMAS, _SERVE, strict=True):
 # ------------------------------------------------------------------------------ fakes
 
 
-def _fake(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+def _empty(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
     layout = torch.channels_last if channels_last(like) else torch.contiguous_format
     shape = (like.shape[0], channels, *size)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
@@ -218,12 +224,12 @@ def _fake(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
 
 @torch.library.register_fake("segfast::_dilated_conv")
 def _(x: Tensor, weight: Tensor, bias: Any, height: int, width: int, *strides: int) -> Tensor:
-    return _fake(x, weight.shape[0], (height, width))
+    return _empty(x, weight.shape[0], (height, width))
 
 
 @torch.library.register_fake("segfast::_dilated_conv_grad_input")
 def _(grad: Tensor, weight: Tensor, height: int, width: int, *strides: int) -> Tensor:
-    return _fake(grad, weight.shape[1] * Strides(*strides).groups, (height, width))
+    return _empty(grad, weight.shape[1] * Strides(*strides).groups, (height, width))
 
 
 @torch.library.register_fake("segfast::_dilated_conv_grad_weight")
