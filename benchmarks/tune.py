@@ -12,6 +12,7 @@ code: 1 where that happens, 0 otherwise.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import _common
-from benchmarks._dilated_conv.workloads import _CPU, Workload, inputs_of
+from benchmarks._dilated_conv.workloads import CPU, Workload, inputs_of
 from segfast.ops import _dilated_conv_op as op
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, plan
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, candidates
 
 TOLERATED = 1.05
 
@@ -32,7 +33,7 @@ TOLERATED = 1.05
 def single_convolutions(device: str) -> Iterator[Workload]:
     """Every convolution of the benchmark's CPU rows once, by itself."""
     seen = set()
-    for row in _CPU:
+    for row in CPU:
         for rate in row.rates:
             shape = (row.channels, row.outputs, row.side, rate, row.groups, row.layout)
             if shape not in seen:
@@ -44,7 +45,7 @@ def single_convolutions(device: str) -> Iterator[Workload]:
 def jobs(
     workload: Workload, direction: Direction
 ) -> tuple[Problem, dict[str, Callable[[], Tensor]]]:
-    """The problem, and a job for every kernel that can serve it, PyTorch's first."""
+    """The problem, and a job for every kernel that can serve it, PyTorch's last."""
     inputs, rate, side = inputs_of(workload), workload.rates[0], workload.side
     x, weight = inputs.x, inputs.weights[0].contiguous()
     grad = inputs.grad
@@ -57,17 +58,17 @@ def jobs(
         "grad_weight": (grad, x, geometry, strides),
     }
     found = {}
-    for kernel in sorted(op.available(workload.device), key=lambda name: name != "torch"):
-        only = frozenset({"torch", kernel})
-        if plan(direction, problem, only, forced=True).kernel == kernel:
-            function = op.KERNELS[kernel, direction]
-            found[kernel] = lambda function=function: function(*arguments[direction])
+    for kernel in candidates(direction, problem, op.available(workload.device)):
+        compute = op.KERNELS[kernel, direction]
+        found[kernel] = functools.partial(compute, *arguments[direction])
     return problem, found
 
 
 def medians(found: dict[str, Callable[[], Tensor]], seconds: float) -> dict[str, float]:
     """Milliseconds, kernels taking turns."""
-    samples = _common.interleaved(found, seconds)
+    once = sum(_common.timed(job) for job in found.values())  # warms up, too
+    rounds = _common.number_of_rounds(once, seconds, 5, 50)
+    samples = _common.interleaved(found, rounds)
     return {name: 1e3 * _common.quantiles(times)[1] for name, times in samples.items()}
 
 

@@ -113,7 +113,7 @@ def _segfast_serves(workload: Workload) -> str:
         problem = _dilated_conv_op.problem(x, shape, geometry, workload.groups)
         for direction in DIRECTIONS if workload.train else DIRECTIONS[:1]:
             found.append(_dilated_conv_op.choose(direction, problem).kernel)
-    return ", ".join(dict.fromkeys(found))
+    return ", ".join(sorted(set(found), key=lambda kernel: kernel == "torch"))
 
 
 def _torch_serves(what: str) -> Callable[[Workload], str]:

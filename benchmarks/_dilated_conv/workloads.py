@@ -155,12 +155,12 @@ def _cuda(row: Workload) -> Workload:
                    threads=(1,), allocator="default", targets=())  # fmt: skip
 
 
-_CPU = _rows()
-_ON_GPU = [row for row in _CPU if not row.name.startswith("small")]
+CPU = _rows()
+_ON_GPU = [row for row in CPU if not row.name.startswith("small")]
 _BATCHES = [
     replace(row, name=f"{row.name}-batch8", batch=8) for row in _ON_GPU if row.kind == "pyramid"
 ]
-WORKLOADS = (*(_cuda(row) for row in (*_ON_GPU, *_BATCHES)), *_CPU)
+WORKLOADS = (*(_cuda(row) for row in (*_ON_GPU, *_BATCHES)), *CPU)
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
 

@@ -51,16 +51,30 @@ def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> P
 
     "fast bfloat16" among them is not a kernel but what PyTorch's can do.
     """
-    if "direct" in available and serves_direct(problem):
+    kernel = candidates(direction, problem, available)[0]
+    if kernel == "direct":
         if torch_is_faster(direction, problem):
             return Plan("torch", "few channels in a group, but PyTorch's kernel is faster there")
         return Plan("direct", "few channels in a group")
-    if "dense" in available and serves_dense(problem):
+    if kernel == "dense":
         why = torch_beats_dense(direction, problem, "fast bfloat16" in available)
         return Plan("torch", why) if why else Plan("dense", "no products with padding")
-    if "triton" in available and serves_triton(problem, direction):
+    if kernel == "triton":
         return Plan("triton", "no products with padding")
     return Plan("torch", "no kernel of ours is faster there")
+
+
+def candidates(
+    direction: Direction, problem: Problem, available: frozenset[str]
+) -> tuple[str, ...]:
+    """The available kernels that can compute it, PyTorch's last."""
+    serves = {
+        "direct": serves_direct(problem),
+        "dense": serves_dense(problem),
+        "triton": serves_triton(problem, direction),
+        "torch": True,
+    }
+    return tuple(kernel for kernel, can in serves.items() if can and kernel in available)
 
 
 def serves_direct(problem: Problem) -> bool:

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segfast.ops import _atrous_pyramid, _check
+from segfast._native import native
+from segfast.ops import _check, _dilated_conv_cuda, _dilated_conv_fused
 from segfast.ops._autocast import autocast
 from segfast.ops._check import IntOrPair
 from segfast.ops._dilated_conv_geometry import (
@@ -34,6 +35,7 @@ from segfast.ops._dilated_conv_geometry import (
     resolve_transposed,
 )
 from segfast.ops._dilated_conv_grad import Conv, GradInput
+from segfast.ops._dilated_conv_op import available
 from segfast.ops._function import call
 from segfast.ops._layout import channels_last
 
@@ -225,7 +227,7 @@ def atrous_pyramid2d(
     if activation is not None:
         _check.require_choice("activation", activation, ("relu",))
     relu = activation is not None
-    if (fused := _atrous_pyramid.fused(x, branches, scale, shift, relu)) is not None:
+    if (fused := _dilated_conv_fused.pyramid(x, branches, scale, shift, relu)) is not None:
         return fused
     y = torch.cat([dilated_conv2d(x, w, b, padding="same", dilation=r) for w, b, r in branches], 1)
     if scale is not None:
@@ -268,6 +270,8 @@ def context_module2d(
         torch.Size([1, 21, 64, 64])
     """
     layers = require_layers(x, weights, biases, dilations)
+    if (fused := _dilated_conv_fused.context_module(x, layers)) is not None:
+        return fused
     for i, (weight, bias, rate) in enumerate(layers):
         x = dilated_conv2d(x, weight, bias, padding="same", dilation=rate)
         x = x.relu() if i + 1 < len(layers) else x
@@ -276,7 +280,10 @@ def context_module2d(
 
 def served_by() -> dict[str, str]:
     """Device -> the kernels that serve there."""
-    return {"cpu": "PyTorch", "cuda": "PyTorch"}
+    cpu = "PyTorch"
+    if (module := native()) is not None and available("cpu") > {"torch"}:
+        cpu = f"direct, dense: C++ ({module.instruction_set()}); the rest: PyTorch"
+    return {"cpu": cpu, "cuda": _dilated_conv_cuda.served_by()}
 
 
 def _single(name: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from segfast import _native
 from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops import _atrous_pyramid, atrous_pyramid2d
+from segfast.ops import _dilated_conv_fused, atrous_pyramid2d
 from segfast.testing import assert_as_good_as, dtypes, poison_empty
 from tests.kernels.test_dilated_conv_dense import guarded
 
@@ -102,14 +102,14 @@ def test_pyramid_refusals(compiled_kernels: None) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch, compiled_kernels: None) -> list[bool]:
     """Of every pyramid, whether the operator computed it."""
     seen: list[bool] = []
-    original = _atrous_pyramid.fused
+    original = _dilated_conv_fused.pyramid
 
     def spy(*arguments: object) -> Tensor | None:
         y = original(*arguments)  # type: ignore[arg-type]
         seen.append(y is not None)
         return y
 
-    monkeypatch.setattr(_atrous_pyramid, "fused", spy)
+    monkeypatch.setattr(_dilated_conv_fused, "pyramid", spy)
     return seen
 
 
