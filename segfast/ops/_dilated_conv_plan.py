@@ -98,11 +98,18 @@ _NARROW = {
 }
 
 
+# In channels_last, forward: up to this rate, for 3x3 kernels. Beyond it PyTorch leaves that kernel.
+_DEPTHWISE_RATE = 4
+
+
 def torch_is_faster(direction: Direction, problem: Problem) -> bool:
     """Where PyTorch wins among what the direct kernels serve."""
-    if problem.channels_last or problem.dtype != "float32":
+    if problem.dtype != "float32":
         return False
     rows, columns = problem.geometry
+    if problem.channels_last:
+        small = rows.taps == columns.taps == 3 and rows.dilation == columns.dilation
+        return direction == "forward" and small and rows.dilation <= _DEPTHWISE_RATE
     if problem.in_channels == problem.out_channels == 1:
         rate, width = _NARROW.get((direction, columns.taps), (0, 0))
         return max(rows.dilation, columns.dilation) <= rate and columns.output < width
@@ -135,7 +142,8 @@ def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: boo
     if problem.in_channels < min(8, problem.out_channels):
         return "too few input channels for a product of matrices"
     rows, columns = problem.geometry
-    if direction in MOST_LIVE and rows.stride == columns.stride == 1:
+    ragged = problem.in_channels % 8 or problem.out_channels % 8  # PyTorch pads them
+    if direction in MOST_LIVE and rows.stride == columns.stride == 1 and not ragged:
         live, all_pairs = problem.geometry.live_pairs(), problem.geometry.pairs()
         if live > MOST_LIVE[direction] * all_pairs:
             return f"only {1 - live / all_pairs:.0%} of the products are with padding"

@@ -32,7 +32,8 @@ def served(given: Problem, available: frozenset[str] = ALL) -> tuple[str, ...]:
         (problem((2048, 256), 12), ("dense", "dense", "dense")),
         (problem((512, 512), 2), ("dense", "torch", "dense")),  # 92 % of the products are live
         (problem((512, 512), 4), ("dense", "dense", "dense")),
-        (problem((21, 21), 4), ("dense", "dense", "dense")),
+        (problem((21, 21), 1), ("dense", "dense", "dense")),  # not whole vectors of channels
+        (problem((24, 24), 1), ("torch", "torch", "dense")),
         (problem((256, 256), 1, taps=1), ("torch", "torch", "dense")),
         (problem((256, 256), 1, stride=2), ("dense", "dense", "dense")),
         (problem((256, 256), 1), ("torch", "torch", "dense")),
@@ -53,3 +54,20 @@ def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
     assert served(problem((64, 64), 6, dtype="bfloat16"), available) == ("torch",) * 3
     assert served(problem((64, 64), 6, dtype="float16"), available) == ("dense",) * 3
     assert "bfloat16" in plan("forward", problem((64, 64), 6, dtype="bfloat16"), available).why
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (problem((1, 1), 12, groups=512), ("direct", "direct", "direct")),
+        (problem((1, 1), 12, groups=512, last=True), ("direct", "direct", "direct")),
+        (problem((1, 1), 2, groups=512, last=True), ("torch", "direct", "direct")),
+        (problem((1, 1), 2, groups=512, last=True, dtype="float16"), ("direct",) * 3),
+        (problem((1, 4), 6, groups=16), ("direct", "direct", "direct")),
+        (problem((1, 4), 6, groups=16, last=True), ("torch", "torch", "torch")),
+        (problem((64, 64), 6, groups=4), ("torch", "torch", "torch")),
+    ],
+    ids=str,
+)
+def test_direct(given: Problem, expected: tuple[str, ...]) -> None:
+    assert served(given) == expected
