@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-OPERATORS = ("linear_attention", "max_unpool", "dense_crf")  # newest first
+OPERATORS = ("dilated_conv", "linear_attention", "max_unpool", "dense_crf")  # newest first
 BUDGET = 540  # seconds
 NO_GPU = 3
 NO_TESTS = 5  # pytest's exit code when everything was deselected

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from segfast._native import native
 from segfast.kernels.dilated_conv.geometry import Geometry
@@ -19,7 +18,7 @@ from segfast.ops._autocast import autocast
 from segfast.ops._dilated_conv_cuda import launchers
 from segfast.ops._dilated_conv_geometry import Branch
 from segfast.ops._dilated_conv_op import choose, problem
-from segfast.ops._function import compiled, transformed
+from segfast.ops._function import compiled, needs_graph, transformed
 from segfast.ops._layout import dense
 
 PYRAMID = "_atrous_pyramid_dense"
@@ -78,12 +77,8 @@ def context_module(x: Tensor, layers: list[Branch]) -> Tensor | None:
 
 def _plain(tensors: Iterable[Tensor | None]) -> bool:
     """Whether nothing looks on, no gradient is wanted, and there is something to compute."""
-    if transformed() or forward_ad._current_level >= 0:
-        return False
     given = [t for t in tensors if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        return False
-    return all(t.numel() for t in given)
+    return not transformed() and not needs_graph(*given) and all(t.numel() for t in given)
 
 
 def _kernel(x: Tensor, weight: Tensor, rate: int) -> str:

@@ -15,6 +15,7 @@ from segfast.ops import _check
 from segfast.ops._autocast import autocast_dtype
 from segfast.ops._check import IntOrPair, Pair, pair
 from segfast.ops._dilated_conv_op import Strides, torch_serves
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction
 from segfast.ops._function import remembered
 
 MAP, MAP1 = "[N, C, H, W] or [C, H, W]", "[N, C, L] or [C, L]"
@@ -43,6 +44,14 @@ class Given(NamedTuple):
     x: Facts
     weight: Facts
     bias: Facts | None
+
+    def cast(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The tensors as autocast has them, x with a batch."""
+        dtype = self.x.cast
+        bias = None if bias is None else bias.to(dtype)
+        return (x if x.dim() == 4 else x[None]).to(dtype), weight.to(dtype), bias
 
 
 def given(x: Any, weight: Any, bias: Any, map_: str, kernel: str) -> Given:
@@ -93,6 +102,7 @@ class Resolved(NamedTuple):
     outputs: Pair
     strides: Strides
     plain: bool  # PyTorch serves all directions, and takes the arguments as they are
+    plain_result: bool  # it serves the result, as long as no gradient is wanted
 
 
 @remembered
@@ -120,7 +130,9 @@ def resolve(
             f"{kernel} at dilation {rates}"
         )
     strides = Strides(*steps, *before, *rates, groups)
-    return _resolved((outputs[0], outputs[1]), strides, given, channels_last, size, outputs)
+    return _resolved(
+        "forward", (outputs[0], outputs[1]), strides, given, channels_last, size, outputs
+    )
 
 
 @remembered
@@ -147,21 +159,26 @@ def resolve_transposed(
     if outputs[0] < 1 or outputs[1] < 1 or min(size) < 1:
         raise ValueError(f"x of {size[0]} x {size[1]} and padding {before} leave no output")
     strides = Strides(*steps, *before, *rates, groups)
-    return _resolved((outputs[0], outputs[1]), strides, given, channels_last, outputs, size)
+    return _resolved(
+        "grad_input", (outputs[0], outputs[1]), strides, given, channels_last, outputs, size
+    )
 
 
 def _resolved(
-    outputs: Pair, strides: Strides, given: Given, channels_last: bool,
+    result: Direction, outputs: Pair, strides: Strides, given: Given, channels_last: bool,
     conv_input: Sequence[int], conv_output: Sequence[int],
 ) -> Resolved:  # fmt: skip
     if torch.compiler.is_compiling():  # decided inside the raw operators
-        return Resolved(outputs, strides, False)
+        return Resolved(outputs, strides, False, False)
     weight = given.weight.shape
     geometry = strides.geometry(conv_input, conv_output, weight[-2:])
     batch = given.x.shape[0] if len(given.x.shape) == 4 else 1
     device, dtype = given.x.device.type, given.x.cast
-    plain = torch_serves(device, dtype, channels_last, batch, weight, geometry, strides.groups)
-    return Resolved(outputs, strides, plain)
+    served = [
+        torch_serves(which, device, dtype, channels_last, batch, weight, geometry, strides.groups)
+        for which in DIRECTIONS
+    ]
+    return Resolved(outputs, strides, all(served), served[DIRECTIONS.index(result)])
 
 
 def _last_two(fact: Facts) -> Pair:

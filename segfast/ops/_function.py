@@ -19,14 +19,19 @@ def transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def needs_graph(*arguments: Any) -> bool:
+    """Whether a derivative of a call may be wanted."""
+    backward = torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in arguments
+    )
+    return backward or forward_ad._current_level >= 0
+
+
 def call(function: type[Function], *arguments: Any) -> Any:
     """`function.apply(*arguments)`, whose 60 us are saved where nothing needs them."""
     if transformed():
         return function.apply(*arguments)
-    needs_graph = torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in arguments
-    )
-    if needs_graph or forward_ad._current_level >= 0:
+    if needs_graph(*arguments):
         # What Function.apply ends in, without its look at the signature and for torch.func.
         return super(Function, function).apply(*arguments)  # type: ignore[misc]
     return function.forward(*arguments)

@@ -36,7 +36,7 @@ from segfast.ops._dilated_conv_geometry import (
 )
 from segfast.ops._dilated_conv_grad import Conv, GradInput
 from segfast.ops._dilated_conv_op import available
-from segfast.ops._function import call
+from segfast.ops._function import call, needs_graph
 from segfast.ops._layout import channels_last
 
 
@@ -82,11 +82,10 @@ def dilated_conv2d(
     resolved = resolve(
         tensors, stride, padding, dilation, groups, x.dim() == 4 and channels_last(x)
     )
-    if resolved.plain:
+    if resolved.plain or (resolved.plain_result and not needs_graph(x, weight, bias)):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    maps = autocast(x) if x.dim() == 4 else autocast(x)[None]
-    bias = None if bias is None else autocast(bias)
-    y = call(Conv, maps, autocast(weight), bias, *resolved.outputs, *resolved.strides)
+    maps, weight, bias = tensors.cast(x, weight, bias)
+    y = call(Conv, maps, weight, bias, *resolved.outputs, *resolved.strides)
     return y if x.dim() == 4 else y[0]
 
 
@@ -173,14 +172,14 @@ def dilated_conv_transpose2d(
     tensors = given(x, weight, bias, MAP, "[C, O / groups, kh, kw]")
     last = x.dim() == 4 and channels_last(x)
     resolved = resolve_transposed(tensors, stride, padding, output_padding, groups, dilation, last)
-    if resolved.plain:
+    if resolved.plain or (resolved.plain_result and not needs_graph(x, weight, bias)):
         return F.conv_transpose2d(
             x, weight, bias, stride, padding, output_padding, groups, dilation
         )
-    maps = autocast(x) if x.dim() == 4 else autocast(x)[None]
-    y = call(GradInput, maps, autocast(weight), *resolved.outputs, *resolved.strides)
+    maps, weight, bias = tensors.cast(x, weight, bias)
+    y = call(GradInput, maps, weight, *resolved.outputs, *resolved.strides)
     if bias is not None:
-        y = y + autocast(bias)[:, None, None]
+        y = y + bias[:, None, None]
     return y if x.dim() == 4 else y[0]
 
 
