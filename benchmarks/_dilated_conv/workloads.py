@@ -90,21 +90,21 @@ DEPTHWISE = (  # channels, side, rate: MobileNetV3, Xception, separable ASPP
     (256, 65, 36),
 )
 LARGE_RATE = 7  # from where PyTorch leaves its depthwise kernels
-MEANS = {"forward": (8.0, 1.4, 1.1), "train": (10.0, 1.4, 1.1)}
+DEPTHWISE_MEANS = {"forward": 8.0, "train": 10.0}
+ASPP_MEANS = (("ASPP forward", "torch", 1.4), ("ASPP forward, PyTorch's best route", BEST, 1.1))
 
 
 def _rows() -> list[Workload]:
     rows = []
     for train in (False, True):
         operation = "train" if train else "forward"
-        depthwise, aspp, best = MEANS[operation]
         for layout in ("nchw", "nhwc"):
             for c, side, rate in ((24, 20, 9), *DEPTHWISE):
                 small = c == 24
                 name = "small" if small else f"{c}x{side}r{rate}"
                 large = 2 * sum(r >= LARGE_RATE for _, _, r in DEPTHWISE)
                 label = f"depthwise {operation}, rate >= {LARGE_RATE}"
-                means = (Mean(label, "torch", 2, depthwise, large),)
+                means = (Mean(label, "torch", 2, DEPTHWISE_MEANS[operation], large),)
                 row = Workload(
                     f"{name}-depthwise-{layout}-{operation}", "conv", train, 1, c, c, side, (rate,),
                     c, layout, providers=SIMPLE, seconds=0.3 if small else 1.0,
@@ -114,10 +114,7 @@ def _rows() -> list[Workload]:
                 rows.append(row)
         for side, rates in ASPP:
             name = f"aspp{side}r{'-'.join(map(str, rates))}-{operation}"
-            means = (
-                Mean(f"ASPP {operation}", "torch", 2, aspp, len(ASPP)),
-                Mean(f"ASPP {operation}, PyTorch's best route", BEST, 2, best, len(ASPP)),
-            )
+            means = tuple(Mean(n, peer, 2, ratio, len(ASPP)) for n, peer, ratio in ASPP_MEANS)
             rows.append(
                 Workload(
                     name, "pyramid", train, 1, 2048, 256, side, rates, providers=PEERS,

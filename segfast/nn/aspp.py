@@ -119,9 +119,9 @@ class ASPP(nn.Module):
         # [P_y, P_p] [y, p] = P_y y + P_p p, and p is the same at every position.
         scale, shift = folded([self.project[1]])
         project: Any = self.project[0]
-        weight = project.weight * _per_row(scale)
+        weight = _scaled(project.weight, scale)
         of_map, of_image = weight.tensor_split([y.shape[1]], 1)
-        image = F.conv2d(pooling(x), of_image, shift)  # [N, O, 1, 1]
+        image = F.conv2d(pooling(x), of_image, shift.to(weight.dtype))  # [N, O, 1, 1]
         return (F.conv2d(y, of_map) + image).relu_()
 
 
@@ -188,19 +188,19 @@ def is_fixed(norm: nn.Module) -> bool:
 
 
 def folded(norms: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """gamma / sqrt(var + eps) and beta - mean scale, of all channels of fixed normalisations."""
+    """gamma / sqrt(var + eps) and beta - mean scale, in float32 or wider."""
     gamma, beta, mean = (
         wide(torch.cat([getattr(norm, name) for norm in norms]))
         for name in ("weight", "bias", "running_mean")
     )
     var = torch.cat([wide(norm.running_var) + norm.eps for norm in norms])
     scale = gamma * var.rsqrt()
-    dtype = norms[0].weight.dtype
-    return scale.to(dtype), (beta - mean * scale).to(dtype)
+    return scale, beta - mean * scale
 
 
-def _per_row(scale: Tensor) -> Tensor:
-    return scale[:, None, None, None]  # [O, 1, 1, 1]
+def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """weight [O, ...] times scale [O], rounded once."""
+    return (weight.to(scale.dtype) * scale[:, None, None, None]).to(weight.dtype)
 
 
 def _separable(x: Tensor, conv: Any, scale: Tensor, shift: Tensor) -> Tensor:
@@ -209,4 +209,5 @@ def _separable(x: Tensor, conv: Any, scale: Tensor, shift: Tensor) -> Tensor:
     *before, pointwise = steps
     for step in before:
         x = step(x)
-    return F.conv2d(x, pointwise.weight * _per_row(scale), shift).relu_()
+    weight = _scaled(pointwise.weight, scale)
+    return F.conv2d(x, weight, shift.to(weight.dtype)).relu_()

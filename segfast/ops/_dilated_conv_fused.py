@@ -8,6 +8,7 @@ torch.func looks on, they are composed of convolutions (dilated_conv.py).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._autocast import autocast
 from segfast.ops._dilated_conv_cuda import launchers
 from segfast.ops._dilated_conv_geometry import Branch
-from segfast.ops._dilated_conv_op import choose, problem
+from segfast.ops._dilated_conv_op import available, choose, problem
+from segfast.ops._dilated_conv_plan import Problem, candidates
 from segfast.ops._function import compiled, needs_graph, transformed
 from segfast.ops._layout import dense
 
@@ -27,6 +29,12 @@ torch.library.define(
     "(Tensor x, Tensor[] weights, Tensor? bias, int[] rates, Tensor? scale, Tensor? shift, "
     "bool relu) -> Tensor",
 )
+
+
+@torch.library.register_fake(f"segfast::{PYRAMID}")
+def _(x: Tensor, weights: list[Tensor], *rest: Any) -> Tensor:
+    n, _, height, width = x.shape
+    return x.new_empty((n, sum(weight.shape[0] for weight in weights), height, width))
 
 
 def pyramid(
@@ -41,21 +49,19 @@ def pyramid(
     if not _plain([x, *factors, *(t for weight, bias, _ in branches for t in (weight, bias))]):
         return None
     x = autocast(x)
-    if any(factor is not None and autocast(factor).dtype != x.dtype for factor in factors):
-        return None  # the composition's result has another dtype
+    sums = torch.promote_types(x.dtype, torch.float32)
+    scale, shift = (None if f is None else f.to(sums).contiguous() for f in factors)
     weights = [autocast(weight) for weight, _, _ in branches]
     biases = [None if bias is None else autocast(bias) for _, bias, _ in branches]
     rates = [rate for _, _, rate in branches]
     bias = _side_by_side(x, weights, biases)
-    scale, shift = (None if factor is None else autocast(factor) for factor in factors)
-    kernels = [_kernel(x, weight, rate) for weight, rate in zip(weights, rates, strict=True)]
-    if set(kernels) == {"triton"}:
+    asked = [_problem(x, weight, rate) for weight, rate in zip(weights, rates, strict=True)]
+    kernels = {choose("forward", each).kernel for each in asked}
+    if "triton" in kernels and all(map(_triton_can, asked)):
         y: Tensor = launchers().pyramid(x, weights, bias, rates, scale, shift, relu)
         return dense(y, like=x)
     if "dense" not in kernels or native() is None or not compiled(PYRAMID, x.device.type):
         return None
-    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
-    scale, shift = (None if f is None else f.to(sums).contiguous() for f in (scale, shift))
     given = [weight.contiguous() for weight in weights]
     return getattr(torch.ops.segfast, PYRAMID)(dense(x), given, bias, rates, scale, shift, relu)
 
@@ -70,7 +76,7 @@ def context_module(x: Tensor, layers: list[Branch]) -> Tensor | None:
     rates = [rate for _, _, rate in layers]
     like = (x[:, :1].expand(-1, weight.shape[1], -1, -1) for weight in weights)
     maps = zip(like, weights, rates, strict=True)
-    if {_kernel(*each) for each in maps} != {"triton"}:
+    if x.dtype.itemsize > 2 or not all(_triton_can(_problem(*each)) for each in maps):
         return None
     return dense(launchers().context_module(x, weights, biases, rates), like=x)
 
@@ -78,15 +84,20 @@ def context_module(x: Tensor, layers: list[Branch]) -> Tensor | None:
 def _plain(tensors: Iterable[Tensor | None]) -> bool:
     """Whether nothing looks on, no gradient is wanted, and there is something to compute."""
     given = [t for t in tensors if t is not None]
-    return not transformed() and not needs_graph(*given) and all(t.numel() for t in given)
+    if transformed() or torch._C._len_torch_dispatch_stack() or needs_graph(*given):
+        return False  # modes (fake tensors, tracing) see the convolutions
+    return all(t.numel() and type(t) in (Tensor, torch.nn.Parameter) for t in given)
 
 
-def _kernel(x: Tensor, weight: Tensor, rate: int) -> str:
-    """What would compute one of the convolutions by itself."""
+def _triton_can(problem: Problem) -> bool:
+    return "triton" in candidates("forward", problem, available(problem.device))
+
+
+def _problem(x: Tensor, weight: Tensor, rate: int) -> Problem:
     size, kernel = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
     padding = (rate * (kernel[0] // 2), rate * (kernel[1] // 2))
     geometry = Geometry.of(size, size, kernel, (1, 1), padding, (rate, rate))
-    return choose("forward", problem(x, weight.shape, geometry, 1)).kernel
+    return problem(x, weight.shape, geometry, 1)
 
 
 def _side_by_side(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor | None:

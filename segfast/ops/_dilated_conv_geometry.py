@@ -62,30 +62,35 @@ def given(x: Any, weight: Any, bias: Any, map_: str, kernel: str) -> Given:
     )
 
 
-def require_channels(given: Given, groups: int, *, transposed: bool = False) -> None:
+NAMES = ("x", "weight", "bias")
+
+
+def require_channels(
+    given: Given, groups: int, *, transposed: bool = False, names: tuple[str, ...] = NAMES
+) -> None:
     """Dimensions, channels, dtypes and devices of a convolution in two dimensions."""
     x, weight, bias = given
     contract = "[C, O / groups, kh, kw]" if transposed else "[O, C / groups, kh, kw]"
     _check.require_count("groups", groups, 1)
     if len(x.shape) not in (3, 4):
-        raise ValueError(f"x must be {MAP}, got {x}")
+        raise ValueError(f"{names[0]} must be {MAP}, got {x}")
     if len(weight.shape) != 4 or min(weight.shape) < 1:
-        raise ValueError(f"weight must be {contract}, nothing 0, got {weight}")
+        raise ValueError(f"{names[1]} must be {contract}, nothing 0, got {weight}")
     if weight.shape[0] % groups:
         raise ValueError(
-            f"groups must divide the {weight.shape[0]} rows of weight, got groups={groups}"
+            f"groups must divide the {weight.shape[0]} rows of {names[1]}, got groups={groups}"
         )
     inputs, outputs = weight.shape[1] * groups, weight.shape[0]
     if transposed:
         inputs, outputs = outputs, inputs
     if x.shape[-3] != inputs:
         raise ValueError(
-            f"x must have {inputs} channels for weight {tuple(weight.shape)} and "
+            f"{names[0]} must have {inputs} channels for {names[1]} {tuple(weight.shape)} and "
             f"groups={groups}, got {x}"
         )
     if bias is not None and tuple(bias.shape) != (outputs,):
-        raise ValueError(f"bias must be [{outputs}], got {bias}")
-    for name, fact in zip(("x", "weight", "bias"), given, strict=True):
+        raise ValueError(f"{names[2]} must be [{outputs}], got {bias}")
+    for name, fact in zip(names, given, strict=True):
         if fact is None:
             continue
         if fact.dtype not in _check.DTYPES:
@@ -202,8 +207,8 @@ Branch = tuple[Tensor, Tensor | None, int]  # weight, bias, atrous rate
 def require_branches(x: Any, weights: Any, biases: Any, rates: Any) -> list[Branch]:
     """Convolutions of x that keep its size."""
     branches = _zipped("rates", weights, biases, rates)
-    for weight, bias, _ in branches:
-        _require_same_sized(facts("x", x, "[N, C, H, W]"), weight, bias)
+    for i, (weight, bias, _) in enumerate(branches):
+        _require_same_sized(facts("x", x, "[N, C, H, W]"), weight, bias, "x", i)
     return branches
 
 
@@ -211,8 +216,9 @@ def require_layers(x: Any, weights: Any, biases: Any, dilations: Any) -> list[Br
     """Convolutions after one another that keep the size of x."""
     layers = _zipped("dilations", weights, biases, dilations)
     current = facts("x", x, "[N, C, H, W]")
-    for weight, bias, _ in layers:
-        _require_same_sized(current, weight, bias)
+    for i, (weight, bias, _) in enumerate(layers):
+        name = f"the map after layer {i - 1}" if i else "x"
+        _require_same_sized(current, weight, bias, name, i)
         n, _, height, width = current.shape
         current = current._replace(shape=(n, weight.shape[0], height, width))
     return layers
@@ -243,12 +249,12 @@ def _zipped(name: str, weights: Any, biases: Any, rates: Any) -> list[Branch]:
     return list(zip(weights, biases, rates, strict=True))
 
 
-def _require_same_sized(x: Facts, weight: Any, bias: Any) -> None:
+def _require_same_sized(x: Facts, weight: Any, bias: Any, name: str, i: int) -> None:
+    names = (name, f"weights[{i}]", f"biases[{i}]")
     if len(x.shape) != 4:
         raise ValueError(f"x must be [N, C, H, W], got {x}")
-    kernel = facts("weights", weight, "[O, C, kh, kw]")
-    require_channels(
-        Given(x, kernel, None if bias is None else facts("biases", bias, "or None")), 1
-    )
+    kernel = facts(names[1], weight, "[O, C, kh, kw]")
+    summand = None if bias is None else facts(names[2], bias, "or None")
+    require_channels(Given(x, kernel, summand), 1, names=names)
     if any(k % 2 == 0 for k in kernel.shape[-2:]):
-        raise ValueError(f"weights must have odd kernels, got {kernel}")
+        raise ValueError(f"{names[1]} must have an odd kernel, got {kernel}")

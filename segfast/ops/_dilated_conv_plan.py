@@ -1,8 +1,9 @@
 """Which kernel serves a dilated convolution, and why: a pure function of sizes, no tensors.
 
 Kernels: "direct" (C++: one input channel per group, or few), "dense" (C++: products of matrices
-over rectangles), "triton" (the same on a GPU), "torch" (PyTorch's own). What a rule says was
-measured by benchmarks/tune.py.
+over rectangles), "triton" (the same on a GPU), "torch" (PyTorch's own). The rules of where PyTorch
+is faster were measured on AVX2 (those for CUDA are not measured yet); `python -m benchmarks.tune`
+checks what they choose.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Plan(NamedTuple):
     why: str
 
 
+EVERY = frozenset({"direct", "dense", "triton", "torch"})
+LEAST_SAVED = 0.1  # share of products that the dense Triton kernels must leave out
+
+
 @functools.lru_cache(1024)
 def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> Plan:
     """The kernel for one direction, of those that are `available` ("torch" always is).
@@ -53,25 +58,28 @@ def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> P
     """
     kernel = candidates(direction, problem, available)[0]
     if kernel == "direct":
-        if torch_is_faster(direction, problem):
-            return Plan("torch", "few channels in a group, but PyTorch's kernel is faster there")
-        return Plan("direct", "few channels in a group")
+        why = torch_beats_direct(direction, problem)
+        return Plan("torch", why) if why else Plan("direct", "few channels in a group")
     if kernel == "dense":
         why = torch_beats_dense(direction, problem, "fast bfloat16" in available)
         return Plan("torch", why) if why else Plan("dense", "no products with padding")
     if kernel == "triton":
-        return Plan("triton", "no products with padding")
-    return Plan("torch", "no kernel of ours is faster there")
+        why = torch_may_beat_triton(problem)
+        return Plan("torch", why) if why else Plan("triton", "no products with padding")
+    if len(candidates(direction, problem, EVERY)) > 1:
+        return Plan("torch", "our kernels are not there: segfast.info() says why")
+    return Plan("torch", "no kernel of ours computes it")
 
 
 def candidates(
     direction: Direction, problem: Problem, available: frozenset[str]
 ) -> tuple[str, ...]:
     """The available kernels that can compute it, PyTorch's last."""
+    on_cpu, on_cuda = problem.device == "cpu", problem.device == "cuda"
     serves = {
-        "direct": serves_direct(problem),
-        "dense": serves_dense(problem),
-        "triton": serves_triton(problem, direction),
+        "direct": on_cpu and serves_direct(problem),
+        "dense": on_cpu and serves_dense(problem),
+        "triton": on_cuda and serves_triton(problem, direction),
         "torch": True,
     }
     return tuple(kernel for kernel, can in serves.items() if can and kernel in available)
@@ -102,23 +110,28 @@ _NARROW = {
 _DEPTHWISE_RATE = 4
 
 
-def torch_is_faster(direction: Direction, problem: Problem) -> bool:
-    """Where PyTorch wins among what the direct kernels serve."""
+def torch_beats_direct(direction: Direction, problem: Problem) -> str | None:
+    """Why PyTorch is faster than the direct kernels, where it is."""
     if problem.dtype != "float32":
-        return False
+        return None
     rows, columns = problem.geometry
+    square = rows.taps == columns.taps
+    rate = max(rows.dilation, columns.dilation)
     if problem.channels_last:
-        small = rows.taps == columns.taps == 3 and rows.dilation == columns.dilation
-        return direction == "forward" and small and rows.dilation <= _DEPTHWISE_RATE
+        low = square and rows.taps == 3 and rate <= _DEPTHWISE_RATE
+        return "PyTorch has a kernel for low rates" if low and direction == "forward" else None
     if problem.in_channels == problem.out_channels == 1:
-        rate, width = _NARROW.get((direction, columns.taps), (0, 0))
-        return max(rows.dilation, columns.dilation) <= rate and columns.output < width
+        most, width = _NARROW.get((direction, columns.taps), (0, 0))
+        narrow = square and rate <= most and columns.output < width
+        return "PyTorch has a kernel for low rates, faster on narrow maps" if narrow else None
     if problem.in_channels == 8:  # its blocks of eight channels, unless padding is much of its work
         if problem.out_channels <= 8:
-            return direction == "grad_weight" and rows.dilation == columns.dilation == 1
-        dense = problem.live_multiplications() > 0.8 * problem.multiplications()
-        return dense or problem.out_channels > 32
-    return False
+            beaten = direction == "grad_weight" and rate == 1
+        else:
+            most_live = problem.live_multiplications() > 0.8 * problem.multiplications()
+            beaten = most_live or problem.out_channels > 32
+        return "PyTorch has a kernel for blocks of eight channels" if beaten else None
+    return None
 
 
 def serves_dense(problem: Problem) -> bool:
@@ -147,6 +160,18 @@ def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: boo
         live, all_pairs = problem.geometry.live_pairs(), problem.geometry.pairs()
         if live > MOST_LIVE[direction] * all_pairs:
             return f"only {1 - live / all_pairs:.0%} of the products are with padding"
+    return None
+
+
+def torch_may_beat_triton(problem: Problem) -> str | None:
+    """Why PyTorch keeps what the Triton kernels could serve. Not measured yet."""
+    if problem.in_channels == problem.out_channels == 1:
+        return None
+    if problem.dtype == "float32":
+        return "ours takes three products of TF32 for float32: not measured against cuDNN yet"
+    saved = 1 - problem.geometry.live_pairs() / problem.geometry.pairs()
+    if saved < LEAST_SAVED:
+        return f"only {saved:.0%} of the products are with padding"
     return None
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.ops import _check, _dilated_conv_cuda, _dilated_conv_fused
-from segfast.ops._autocast import autocast
 from segfast.ops._check import IntOrPair
 from segfast.ops._dilated_conv_geometry import (
     MAP,
@@ -205,11 +204,13 @@ def atrous_pyramid2d(
         weights: [O_b, C, kh, kw] of every branch, kh and kw odd; 1x1 is a branch, too.
         biases: [O_b] or None of every branch, or None.
         rates: the atrous rate of every branch.
-        scale, shift: [O_1 + O_2 + ...] or None (1 and 0).
+        scale, shift: [O_1 + O_2 + ...] or None (1 and 0), of any floating-point dtype: applied
+            in float32 or wider.
         activation: None or "relu".
 
     Returns:
-        y [N, O_1 + O_2 + ..., H, W], the branches in their order, in the memory format of x.
+        y [N, O_1 + O_2 + ..., H, W], the branches in their order, in the memory format and dtype
+        of x (after autocast).
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -229,11 +230,16 @@ def atrous_pyramid2d(
     if (fused := _dilated_conv_fused.pyramid(x, branches, scale, shift, relu)) is not None:
         return fused
     y = torch.cat([dilated_conv2d(x, w, b, padding="same", dilation=r) for w, b, r in branches], 1)
+    z = (
+        y.to(torch.promote_types(y.dtype, torch.float32))
+        if scale is not None or shift is not None
+        else y
+    )
     if scale is not None:
-        y = y * autocast(scale)[:, None, None]
+        z = z * scale.to(z.dtype)[:, None, None]
     if shift is not None:
-        y = y + autocast(shift)[:, None, None]
-    return y.relu() if relu else y
+        z = z + shift.to(z.dtype)[:, None, None]
+    return (z.relu() if relu else z).to(y.dtype)
 
 
 def context_module2d(
@@ -280,7 +286,7 @@ def context_module2d(
 def served_by() -> dict[str, str]:
     """Device -> the kernels that serve there."""
     cpu = "PyTorch"
-    if (module := native()) is not None and available("cpu") > {"torch"}:
+    if (module := native()) is not None and {"direct", "dense"} & available("cpu"):
         cpu = f"direct, dense: C++ ({module.instruction_set()}); the rest: PyTorch"
     return {"cpu": cpu, "cuda": _dilated_conv_cuda.served_by()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segfast import _native
 from segfast.kernels.dilated_conv import reference
@@ -138,9 +139,8 @@ def test_it_composes_where_it_must(calls: list[bool]) -> None:
     pyramid(x, bias, scale.requires_grad_(), shift, *weights)
     pyramid(x.to(memory_format=torch.channels_last), bias, scale.detach(), shift, *weights)
     pyramid(x[:0], bias, scale.detach(), shift, *weights)
-    with torch.no_grad():
-        assert pyramid(x.bfloat16(), *(t.bfloat16() for t in (bias, scale)), shift,
-                       *(w.bfloat16() for w in weights)).dtype == torch.float32  # fmt: skip
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        pyramid(*(mode.from_tensor(t.detach()) for t in (x, bias, scale, shift, *weights)))
     few, *others = pyramid_problem(2, torch.float32)  # PyTorch is faster
     pyramid(few, *others)
     assert calls == [False] * 5
@@ -151,7 +151,24 @@ def test_autocast(calls: list[bool]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = pyramid(*inputs)
     assert calls == [True]
-    assert torch.equal(y, pyramid(*(t.bfloat16() for t in inputs)))
+    x, bias, scale, shift, *weights = inputs
+    weights = [weight.bfloat16() for weight in weights]
+    assert torch.equal(y, pyramid(x.bfloat16(), bias.bfloat16(), scale, shift, *weights))
+
+
+@dtypes(torch.float32, torch.bfloat16)
+def test_factors_of_another_dtype(calls: list[bool], dtype: torch.dtype) -> None:
+    x, bias, scale, shift, *weights = pyramid_problem(140, dtype)
+    factors = scale.double(), shift.float()
+    y = pyramid(x, bias, *factors, *weights)
+    composed = pyramid(x.requires_grad_(), bias, *factors, *weights)
+    assert calls == [True, False]
+    assert y.dtype == composed.dtype == dtype
+    without_last = torch.cat([bias[:30], bias.new_zeros(3)])
+    exact = [t.detach().double() for t in (x, without_last, *factors, *weights)]
+    sizes = pyramid_reference(*(t.abs() for t in exact))
+    truth = pyramid_reference(*exact)
+    assert_as_good_as(y, truth, composed.detach(), terms=15 * 140, magnitude=sizes)
 
 
 def test_compile_and_vmap(calls: list[bool]) -> None:

@@ -311,7 +311,11 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: atrous_pyramid2d(X[:, :2], [W], [], (1,)), ValueError, "biases must be 1"),
     (lambda: atrous_pyramid2d(X[:, :2], [W], None, 6), TypeError, "rates must be a list"),
     (lambda: atrous_pyramid2d(X[:, :2], [W], None, (0,)), ValueError, "rates must be at least 1"),
-    (lambda: atrous_pyramid2d(X[:, :2], [W[..., :2]], None, (1,)), ValueError, "odd kernels"),
+    (
+        lambda: atrous_pyramid2d(X[:, :2], [W[..., :2]], None, (1,)),
+        ValueError,
+        "weights[0] must have an odd kernel",
+    ),
     (lambda: atrous_pyramid2d(X[0, :2], [W], None, (1,)), ValueError, "x must be [N, C, H, W]"),
     (
         lambda: atrous_pyramid2d(X[:, :2], [W], None, (1,), scale=torch.ones(5)),
@@ -326,7 +330,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: context_module2d(X[:, :2], [W, W], None, (1, 2)),
         ValueError,
-        "x must have 2 channels",
+        "the map after layer 0 must have 2 channels for weights[1]",
     ),
     (lambda: context_module2d(X[:, :2], [W], None, (1, 2)), ValueError, "dilations must be 1"),
 ]
