@@ -78,4 +78,5 @@ def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
         except TypeError:  # lists and symbolic sizes have no hash; what is wrong is refused again
             return function(*arguments)
 
+    answer.forget = cached.cache_clear  # type: ignore[attr-defined]
     return answer

@@ -230,11 +230,9 @@ def atrous_pyramid2d(
     if (fused := _dilated_conv_fused.pyramid(x, branches, scale, shift, relu)) is not None:
         return fused
     y = torch.cat([dilated_conv2d(x, w, b, padding="same", dilation=r) for w, b, r in branches], 1)
-    z = (
-        y.to(torch.promote_types(y.dtype, torch.float32))
-        if scale is not None or shift is not None
-        else y
-    )
+    z = y
+    if scale is not None or shift is not None:
+        z = y.to(torch.promote_types(y.dtype, torch.float32))
     if scale is not None:
         z = z * scale.to(z.dtype)[:, None, None]
     if shift is not None:

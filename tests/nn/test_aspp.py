@@ -108,6 +108,19 @@ def test_folding_is_as_exact(separable: bool, dtype: torch.dtype) -> None:
         assert_as_good_as(module(x), oracle, formula(module, x), terms=108)
 
 
+@EACH
+@torch.no_grad()
+def test_half_convolutions_with_normalisations_in_float32(separable: bool) -> None:
+    module = build(separable, torch.bfloat16)
+    oracle_module = copy.deepcopy(module).double()
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.float()
+    x = filled_input((2, 12, 17, 19)).bfloat16()
+    all_half = formula(build(separable, torch.bfloat16), x)
+    assert_as_good_as(module(x), formula(oracle_module, x.double()), all_half, terms=108)
+
+
 @torch.no_grad()
 def test_every_normalisation_has_its_epsilon() -> None:
     module = build()

@@ -12,7 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from segfast.ops import dilated_conv2d
+from segfast.ops import (
+    _dilated_conv_geometry,
+    _dilated_conv_op,
+    _dilated_conv_plan,
+    dilated_conv2d,
+)
 from segfast.ops._dilated_conv_cuda import launchers, served_by
 from segfast.ops._dilated_conv_op import Strides, choose, problem
 from segfast.ops._dilated_conv_plan import DIRECTIONS
@@ -38,6 +43,25 @@ def exact_cudnn() -> Iterator[None]:
     """What PyTorch serves is not rounded to tf32, either."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+
+
+@pytest.fixture(autouse=True)
+def every_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton serves all that it can compute, also where the plan prefers PyTorch."""
+    caches = (_dilated_conv_plan.plan, _dilated_conv_op._serving)
+    decisions = (_dilated_conv_geometry.resolve, _dilated_conv_geometry.resolve_transposed)
+
+    def forget() -> None:
+        for cache in caches:
+            cache.cache_clear()
+        for decision in decisions:
+            decision.forget()  # type: ignore[attr-defined]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_dilated_conv_plan, "torch_may_beat_triton", lambda problem: None)
+        forget()
+        yield
+    forget()
 
 
 HALF = (torch.float16, torch.bfloat16)
