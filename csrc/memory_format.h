@@ -22,6 +22,8 @@ struct Shape {
 
   explicit Shape(const Tensor& t) {
     const auto size = t.sizes(), stride = t.strides();
+    STD_TORCH_CHECK(size.size() == sizes.size(), "maps must be [N, C, H, W], got ", size.size(),
+                    " dimensions");
     std::copy(size.begin(), size.end(), sizes.begin());
     std::copy(stride.begin(), stride.end(), strides.begin());
   }

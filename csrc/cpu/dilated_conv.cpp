@@ -4,10 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <optional>
 
 #include "csrc/buffer.h"
 #include "csrc/check.h"
+#include "csrc/dilated_conv_call.h"
 #include "csrc/memory_format.h"
 #include "csrc/parallel.h"
 #include "dispatch.h"
@@ -16,41 +16,7 @@
 namespace segfast {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
-constexpr int64_t kMostSize = int64_t{1} << 31;  // positions, strides, channels: products fit
-constexpr int64_t kBlock = 65536;                // elements that are worth a thread's turn
-
-// The last seven arguments of each operator.
-struct Strides {
-  int64_t sh, sw, ph, pw, dh, dw, groups;
-};
-
-Axis axis_of(int64_t input, int64_t output, int64_t taps, int64_t stride, int64_t padding,
-             int64_t dilation) {
-  STD_TORCH_CHECK(taps >= 1 && taps < kMostSize && stride >= 1 && stride < kMostSize &&
-                      dilation >= 1 && dilation < kMostSize && padding >= 0 && padding < kMostSize,
-                  "kernel, stride and dilation must be at least 1, padding at least 0, got ", taps,
-                  ", ", stride, ", ", dilation, ", ", padding);
-  STD_TORCH_CHECK(input >= 1 && input < kMostSize && output >= 1 && output < kMostSize,
-                  "maps must be at least 1x1, got ", input, " and ", output);
-  return {input, output, taps, stride, padding, dilation};
-}
-
-DilatedConv problem(const Sizes& x, const Sizes& y, const Sizes& weight, const Strides& s,
-                    ScalarType dtype) {
-  STD_TORCH_CHECK(s.groups >= 1 && x[0] == y[0] && x[1] == weight[1] * s.groups &&
-                      y[1] == weight[0] && weight[0] % s.groups == 0 && weight[0] >= 1 &&
-                      weight[1] >= 1 && weight[0] < kMostSize && weight[1] < kMostSize,
-                  "sizes of maps, weight and groups=", s.groups, " do not fit");
-  return {dtype_of(dtype, "x"),
-          x[0],
-          s.groups,
-          weight[1],
-          weight[0] / s.groups,
-          axis_of(x[2], y[2], weight[2], s.sh, s.ph, s.dh),
-          axis_of(x[3], y[3], weight[3], s.sw, s.pw, s.dw)};
-}
+constexpr int64_t kBlock = 65536;  // elements that are worth a thread's turn
 
 Sizes sizes_of(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_cpu() && t.dim() == 4, name, " must be four-dimensional, on the CPU");

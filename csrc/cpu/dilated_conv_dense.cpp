@@ -5,19 +5,18 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <vector>
 
 #include "csrc/buffer.h"
 #include "csrc/check.h"
+#include "csrc/dilated_conv_call.h"
+#include "csrc/memory_format.h"
 #include "csrc/parallel.h"
 #include "dispatch.h"
 #include "kernels/dilated_conv/dense.h"
 
 namespace segfast {
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
 
 const DenseKernels& kernels() { return dispatch<DenseKernels>(SEGFAST_TABLES(dense_kernels)); }
 
@@ -33,27 +32,10 @@ void check_map(const Tensor& x, const Tensor& like, const char* name) {
   check_tensor(x, like.scalar_type(), x.numel(), name);
 }
 
-// Stride, padding, dilation: each vertical, horizontal.
-struct Strides {
-  int64_t sh, sw, ph, pw, dh, dw;
-};
-
-// input [N, C, H, W], output [N, O, Ho, Wo], kernel [kh, kw]
-DilatedConv problem(const Tensor& like, int64_t in, int64_t out, const int64_t (&input)[2],
-                    const int64_t (&output)[2], const int64_t (&kernel)[2], const Strides& s,
-                    int64_t groups) {
-  STD_TORCH_CHECK(groups == 1, "the dense kernels have no groups, got ", groups);
-  STD_TORCH_CHECK(s.sh >= 1 && s.sw >= 1 && s.dh >= 1 && s.dw >= 1, "strides must be positive");
-  STD_TORCH_CHECK(in >= 1 && out >= 1 && kernel[0] >= 1 && kernel[1] >= 1, "nothing may be 0");
-  STD_TORCH_CHECK(input[0] >= 1 && input[1] >= 1 && output[0] >= 1 && output[1] >= 1,
-                  "maps must have positions");
-  return {dtype_of(like.scalar_type(), "maps"),
-          like.size(0),
-          1,
-          in,
-          out,
-          {input[0], output[0], kernel[0], s.sh, s.ph, s.dh},
-          {input[1], output[1], kernel[1], s.sw, s.pw, s.dw}};
+DilatedConv ungrouped(const Sizes& x, const Sizes& y, const Sizes& weight, const Strides& s,
+                      ScalarType dtype) {
+  STD_TORCH_CHECK(s.groups == 1, "the dense kernels have no groups, got ", s.groups);
+  return problem(x, y, weight, s, dtype, 1 - kSizeLimit);  // a negative one leaves out inputs
 }
 
 // Packed weights of a convolution or its transpose.
@@ -129,12 +111,12 @@ Tensor dilated_conv_dense(const Tensor& x, const Tensor& weight, MaybeTensor bia
   check_map(x, x, "x");
   check_map(weight, x, "weight");
   STD_TORCH_CHECK(weight.size(1) == x.size(1), "weight must have the channels of x");
-  const int64_t out = weight.size(0);
-  if (bias) check_tensor(*bias, x.scalar_type(), out, "bias");
-  const DenseConv p{problem(x, x.size(1), out, {x.size(2), x.size(3)}, {height, width},
-                            {weight.size(2), weight.size(3)}, {sh, sw, ph, pw, dh, dw}, groups),
+  const Sizes from = Shape(x).sizes, kernel = Shape(weight).sizes;
+  const Sizes to{from[0], kernel[0], height, width};
+  if (bias) check_tensor(*bias, x.scalar_type(), kernel[0], "bias");
+  const DenseConv p{ungrouped(from, to, kernel, {sh, sw, ph, pw, dh, dw, groups}, x.scalar_type()),
                     false};
-  Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), out, height, width});
+  Tensor y = torch::stable::new_empty(x, to);
   if (x.size(0) == 0) return y;
   convolve({{p, weight, 0}}, x, {data_of(bias), nullptr, nullptr, false}, y);
   return y;
@@ -147,11 +129,11 @@ Tensor dilated_conv_dense_grad_input(const Tensor& grad, const Tensor& weight, i
   check_map(grad, grad, "grad");
   check_map(weight, grad, "weight");
   STD_TORCH_CHECK(weight.size(0) == grad.size(1), "weight must have the channels of grad");
-  const int64_t in = weight.size(1);
-  const DenseConv p{problem(grad, in, grad.size(1), {height, width}, {grad.size(2), grad.size(3)},
-                            {weight.size(2), weight.size(3)}, {sh, sw, ph, pw, dh, dw}, groups),
-                    true};
-  Tensor x = torch::stable::new_empty(grad, std::vector<int64_t>{grad.size(0), in, height, width});
+  const Sizes from = Shape(grad).sizes, kernel = Shape(weight).sizes;
+  const Sizes to{from[0], kernel[1], height, width};
+  const DenseConv p{
+      ungrouped(to, from, kernel, {sh, sw, ph, pw, dh, dw, groups}, grad.scalar_type()), true};
+  Tensor x = torch::stable::new_empty(grad, to);
   if (grad.size(0) == 0) return x;
   convolve({{p, weight, 0}}, grad, {nullptr, nullptr, nullptr, false}, x);
   return x;
@@ -165,10 +147,11 @@ Tensor dilated_conv_dense_grad_weight(const Tensor& grad, const Tensor& x, int64
   check_map(x, grad, "x");
   const int64_t images = x.size(0), in = x.size(1), out = grad.size(1);
   STD_TORCH_CHECK(grad.size(0) == images, "grad must have the batch of x");
-  const DenseConv p{problem(x, in, out, {x.size(2), x.size(3)}, {grad.size(2), grad.size(3)},
-                            {height, width}, {sh, sw, ph, pw, dh, dw}, groups),
+  const Sizes kernel{out, in, height, width};
+  const DenseConv p{ungrouped(Shape(x).sizes, Shape(grad).sizes, kernel,
+                              {sh, sw, ph, pw, dh, dw, groups}, x.scalar_type()),
                     false};
-  Tensor weight = torch::stable::new_empty(x, std::vector<int64_t>{out, in, height, width});
+  Tensor weight = torch::stable::new_empty(x, kernel);
   if (images == 0) return torch::stable::fill_(weight, 0.0);
 
   // Work is cut into blocks of weights and, where those are few, into parts of the positions; the
@@ -232,28 +215,30 @@ Tensor atrous_pyramid_dense(const Tensor& x, std::vector<Tensor> weights, MaybeT
                             bool relu) {
   check_map(x, x, "x");
   STD_TORCH_CHECK(weights.size() == rates.size(), "every branch must have a rate");
-  const int64_t height = x.size(2), width = x.size(3);
+  const Sizes from = Shape(x).sizes;
+  Sizes to{from[0], 0, from[2], from[3]};
   std::vector<Branch> branches;
-  int64_t channels = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& weight = weights[i];
     check_map(weight, x, "weights");
-    const int64_t kh = weight.size(2), kw = weight.size(3), rate = rates[i];
-    STD_TORCH_CHECK(weight.size(1) == x.size(1), "weights must have the channels of x");
+    const Sizes kernel = Shape(weight).sizes;
+    const int64_t kh = kernel[2], kw = kernel[3], rate = rates[i];
+    STD_TORCH_CHECK(kernel[1] == from[1], "weights must have the channels of x");
     STD_TORCH_CHECK(kh % 2 == 1 && kw % 2 == 1, "weights must have odd kernels");
-    const Strides strides{1, 1, rate * (kh - 1) / 2, rate * (kw - 1) / 2, rate, rate};
-    branches.push_back({{problem(x, x.size(1), weight.size(0), {height, width}, {height, width},
-                                 {kh, kw}, strides, 1),
-                         false},
-                        weight,
-                        channels});
-    channels += weight.size(0);
+    STD_TORCH_CHECK(is_size(kh) && is_size(kw) && is_size(rate),
+                    "kernels and rates must be at least 1 and below 2^31, got ", kh, "x", kw,
+                    " and ", rate);
+    const Strides strides{1, 1, rate * (kh - 1) / 2, rate * (kw - 1) / 2, rate, rate, 1};
+    const Sizes result{from[0], kernel[0], from[2], from[3]};
+    branches.push_back(
+        {{problem(from, result, kernel, strides, x.scalar_type()), false}, weight, to[1]});
+    to[1] += kernel[0];
   }
   const ScalarType sum = sum_bytes(x) == 8 ? ScalarType::Double : ScalarType::Float;
-  if (bias) check_tensor(*bias, x.scalar_type(), channels, "bias");
-  if (scale) check_tensor(*scale, sum, channels, "scale");
-  if (shift) check_tensor(*shift, sum, channels, "shift");
-  Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), channels, height, width});
+  if (bias) check_tensor(*bias, x.scalar_type(), to[1], "bias");
+  if (scale) check_tensor(*scale, sum, to[1], "scale");
+  if (shift) check_tensor(*shift, sum, to[1], "shift");
+  Tensor y = torch::stable::new_empty(x, to);
   if (x.size(0) == 0) return y;
   convolve(branches, x, {data_of(bias), data_of(scale), data_of(shift), relu}, y);
   return y;

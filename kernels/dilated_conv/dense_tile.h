@@ -21,6 +21,10 @@ struct Run {
 };
 
 //   c[rows[r] + n] += sum_{runs, k} left[(run.left + k step), r] right[(run.right + k), n]
+//
+// Not linear attention's `tile`, which has all terms of a sum at once, evenly spaced, and leaves
+// its sums in registers for the caller to finish. Here the terms come in runs, some live taps and
+// channels at a time, so sums wait in memory, in the rows of the positions that are live.
 template <int kCount, typename T>
 __attribute__((noinline)) void add_tile(const T* left, int64_t step, const T* right,
                                         const Run* runs, int64_t run_count, int64_t terms, T* c,

@@ -4,7 +4,8 @@
 //   tap t of output o reads input o * stride - padding + t * dilation
 //
 // Tensors are dense: x [N, G C, H, W], weight [G O, C, kh, kw], y [N, G O, Ho, Wo], where
-// G C = groups * in_channels and G O = groups * out_channels.
+// G C = groups * in_channels and G O = groups * out_channels. Maps lie in this order, but those of
+// the direct kernels of pixels as [N, H, W, C].
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,9 @@
 
 namespace segfast {
 
-// Along one direction. padding: before the first input, of either sign (mirrored taps); what lies
-// behind the last input is zero, however much of it the outputs ask for.
+// Along one direction. padding: before the first input; a negative one, which leaves out inputs, is
+// for the dense kernels only. What lies behind the last input is zero, however much of it the
+// outputs ask for.
 struct Axis {
   int64_t input, output;  // positions
   int64_t taps, stride, padding, dilation;

@@ -15,19 +15,30 @@ struct Correlation {
 };
 
 Correlation correlation_of(const DilatedConv& p, bool of_gradient, int lanes, Arena* arena) {
-  Correlation c;
   const int64_t out = p.in_channels * taps(p);  // weights of one output channel
-  const Plane x = strided_input(p), y = plane_of(p.rows.output, p.columns.output, 1);
+  const Plane y = plane_of(p.rows.output, p.columns.output, 1);
+  const Lines rows = LineMaker(arena, p.rows, lanes, of_gradient).lines();
+  const Lines columns = LineMaker(arena, p.columns, lanes, of_gradient).lines();
   if (of_gradient) {
-    c = {y, plane_of(x.rows, x.columns, 1), p.out_channels, p.in_channels, out, taps(p), 0, {}, {}};
-  } else {
-    c = {x, y, p.in_channels, p.out_channels, taps(p), out, 0, {}, {}};
+    return {.source = y,
+            .target = plane_of(p.rows.input, p.columns.input, columns.count),
+            .sources = p.out_channels,
+            .targets = p.in_channels,
+            .next_source = out,
+            .next_target = taps(p),
+            .next_group = p.out_channels * out,
+            .rows = rows,
+            .columns = columns};
   }
-  c.next_group = p.out_channels * out;
-  c.rows = LineMaker(arena, p.rows, lanes, of_gradient).lines();
-  c.columns = LineMaker(arena, p.columns, lanes, of_gradient).lines();
-  if (of_gradient) c.target = plane_of(x.rows, x.columns, c.columns.count);
-  return c;
+  return {.source = strided_input(p),
+          .target = y,
+          .sources = p.in_channels,
+          .targets = p.out_channels,
+          .next_source = taps(p),
+          .next_target = out,
+          .next_group = p.out_channels * out,
+          .rows = rows,
+          .columns = columns};
 }
 
 template <typename S, typename T>
