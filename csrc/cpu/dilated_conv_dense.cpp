@@ -35,7 +35,7 @@ void check_map(const Tensor& x, const Tensor& like, const char* name) {
 DilatedConv ungrouped(const Sizes& x, const Sizes& y, const Sizes& weight, const Strides& s,
                       ScalarType dtype) {
   STD_TORCH_CHECK(s.groups == 1, "the dense kernels have no groups, got ", s.groups);
-  return problem(x, y, weight, s, dtype, 1 - kSizeLimit);  // a negative one leaves out inputs
+  return problem(x, y, weight, s, dtype);
 }
 
 // Packed weights of a convolution or its transpose.

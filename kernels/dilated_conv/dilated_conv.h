@@ -14,9 +14,8 @@
 
 namespace segfast {
 
-// Along one direction. padding: before the first input; a negative one, which leaves out inputs, is
-// for the dense kernels only. What lies behind the last input is zero, however much of it the
-// outputs ask for.
+// Along one direction. padding: before the first input. What lies behind the last input is zero,
+// however much of it the outputs ask for.
 struct Axis {
   int64_t input, output;  // positions
   int64_t taps, stride, padding, dilation;

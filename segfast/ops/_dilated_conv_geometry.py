@@ -198,7 +198,7 @@ def _named_padding(padding: str, kernel: Pair, steps: Pair, rates: Pair) -> tupl
     if steps != (1, 1):
         raise ValueError(f"padding='same' needs stride 1, got {steps}")
     both = (rates[0] * (kernel[0] - 1), rates[1] * (kernel[1] - 1))
-    return (both[0] // 2, both[1] // 2), both
+    return pair("padding", (both[0] // 2, both[1] // 2), 0), both
 
 
 Branch = tuple[Tensor, Tensor | None, int]  # weight, bias, atrous rate
@@ -208,7 +208,7 @@ def require_branches(x: Any, weights: Any, biases: Any, rates: Any) -> list[Bran
     """Convolutions of x that keep its size."""
     branches = _zipped("rates", weights, biases, rates)
     for i, (weight, bias, _) in enumerate(branches):
-        _require_same_sized(facts("x", x, "[N, C, H, W]"), weight, bias, "x", i)
+        _require_same_sized(facts("x", x, "[N, C, H, W]"), weight, bias, rates[i], "x", i)
     return branches
 
 
@@ -218,7 +218,7 @@ def require_layers(x: Any, weights: Any, biases: Any, dilations: Any) -> list[Br
     current = facts("x", x, "[N, C, H, W]")
     for i, (weight, bias, _) in enumerate(layers):
         name = f"the map after layer {i - 1}" if i else "x"
-        _require_same_sized(current, weight, bias, name, i)
+        _require_same_sized(current, weight, bias, dilations[i], name, i)
         n, _, height, width = current.shape
         current = current._replace(shape=(n, weight.shape[0], height, width))
     return layers
@@ -249,7 +249,7 @@ def _zipped(name: str, weights: Any, biases: Any, rates: Any) -> list[Branch]:
     return list(zip(weights, biases, rates, strict=True))
 
 
-def _require_same_sized(x: Facts, weight: Any, bias: Any, name: str, i: int) -> None:
+def _require_same_sized(x: Facts, weight: Any, bias: Any, rate: int, name: str, i: int) -> None:
     names = (name, f"weights[{i}]", f"biases[{i}]")
     if len(x.shape) != 4:
         raise ValueError(f"x must be [N, C, H, W], got {x}")
@@ -258,3 +258,4 @@ def _require_same_sized(x: Facts, weight: Any, bias: Any, name: str, i: int) -> 
     require_channels(Given(x, kernel, summand), 1, names=names)
     if any(k % 2 == 0 for k in kernel.shape[-2:]):
         raise ValueError(f"{names[1]} must have an odd kernel, got {kernel}")
+    _named_padding("same", _last_two(kernel), (1, 1), (rate, rate))

@@ -94,7 +94,7 @@ def random_problems(count: int, seed: int) -> list[Problem]:
             outputs=pair(1, 20),
             kernel=pair(1, 4),
             stride=draw.choice(((1, 1), (1, 1), pair(1, 3))),
-            padding=pair(-2, 9),
+            padding=pair(0, 9),
             dilation=pair(1, draw.choice((2, 9, 40))),
         )
         for _ in range(count)

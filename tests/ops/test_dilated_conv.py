@@ -284,6 +284,11 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: dilated_conv2d(X, W, dilation=0, groups=2), ValueError, "dilation must be at least 1"),
     (lambda: dilated_conv2d(X, W, stride=(1, 2, 3), groups=2), TypeError, "stride must be an int"),
     (lambda: dilated_conv2d(X, W, padding=-1, groups=2), ValueError, "padding must be at least 0"),
+    (
+        lambda: dilated_conv2d(X, torch.zeros(6, 2, 5, 5), None, 1, "same", 2**30, 2),
+        ValueError,
+        "padding must be below 2^31",
+    ),
     (lambda: dilated_conv2d(X, W, padding="full", groups=2), ValueError, "one of same, valid"),
     (
         lambda: dilated_conv2d(X, W, stride=2, padding="same", groups=2),
