@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from segfast.ops import _check, dilated_conv2d
 from segfast.ops._check import IntOrPair
@@ -62,6 +63,8 @@ class DilatedConv2d(nn.Conv2d):
         """
         if type(conv) not in (nn.Conv2d, DilatedConv2d):
             raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+        if why := _not_plain(conv):
+            raise ValueError(f"conv must be a plain convolution, got one with {why}")
         return cls._sharing(conv, conv.stride, conv.padding, conv.dilation)
 
     @classmethod
@@ -185,21 +188,34 @@ def dilate_stage(stage: nn.Module, rates: Sequence[int]) -> nn.Module:
         >>> dilate_stage(stage, [2])(torch.randn(1, 8, 33, 33)).shape
         torch.Size([1, 8, 33, 33])
     """
-    blocks = list(stage.children())
+    blocks = [(name, block) for name, block in stage._modules.items() if block is not None]
     rates = require_counts("rates", rates)
     if len(rates) != len(blocks):
         raise ValueError(f"rates must be {len(blocks)}, one for each block; got {len(rates)}")
     places = [
         (parent, name, child, rate)
-        for (block_name, block), rate in zip(stage.named_children(), rates, strict=True)
+        for (block_name, block), rate in zip(blocks, rates, strict=True)
         for parent, name, child in _children_below(stage, block_name, block)
     ]
+    seen: set[nn.Module] = set()
     for _, name, child, _ in places:
         _require_dilatable(name, child)
+        if isinstance(child, nn.Conv2d) and child in seen:
+            raise ValueError(f"stage must not use {name} twice, in one block or in several")
+        seen.add(child)
     for parent, name, child, rate in places:
         if isinstance(child, nn.Conv2d):
             setattr(parent, name, _dilated(child, rate))
     return stage
+
+
+def _not_plain(conv: nn.Conv2d) -> str | None:
+    """What a copy of the convolution would lose."""
+    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks:
+        return "hooks (weight_norm, pruning and the like have one)"
+    if not isinstance(conv._parameters.get("weight"), nn.Parameter):
+        return "a computed weight (a parametrization)"
+    return None
 
 
 def _children_below(
@@ -208,7 +224,8 @@ def _children_below(
     """(parent, name there, module) of it and all in it."""
     below = [
         place
-        for child_name, child in module.named_children()
+        for child_name, child in module._modules.items()  # a child under two names twice
+        if child is not None
         for place in _children_below(module, child_name, child)
     ]
     return [(parent, name, module), *below]
@@ -220,13 +237,17 @@ def _require_dilatable(name: str, module: nn.Module) -> None:
             raise ValueError(f"{name} has an even kernel, {module.kernel_size}: not dilated")
         if type(module) not in (nn.Conv2d, DilatedConv2d):
             raise TypeError(f"{name} must be a torch.nn.Conv2d, got {type(module).__name__}")
+        if why := _not_plain(module):
+            raise ValueError(f"{name} must be a plain convolution, got one with {why}")
     elif _largest_stride(module) != 1:
         raise ValueError(f"{name} has a stride and is no convolution: {module}")
+    elif isinstance(module, _ConvTransposeNd):
+        raise ValueError(f"{name} is a transposed convolution: not dilated")
 
 
 def _largest_stride(module: nn.Module) -> int:
     stride = getattr(module, "stride", 1)
-    return max(stride) if isinstance(stride, tuple) else stride
+    return max(stride) if isinstance(stride, (tuple, list)) else stride
 
 
 def _dilated(conv: nn.Conv2d, rate: int) -> nn.Conv2d:

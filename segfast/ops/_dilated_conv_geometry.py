@@ -16,7 +16,7 @@ from segfast.ops._autocast import autocast_dtype
 from segfast.ops._check import IntOrPair, Pair, pair
 from segfast.ops._dilated_conv_op import Strides, torch_serves
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction
-from segfast.ops._function import remembered
+from segfast.ops._function import needs_graph, remembered
 
 MAP, MAP1 = "[N, C, H, W] or [C, H, W]", "[N, C, L] or [C, L]"
 
@@ -108,6 +108,11 @@ class Resolved(NamedTuple):
     strides: Strides
     plain: bool  # PyTorch serves all directions, and takes the arguments as they are
     plain_result: bool  # it serves the result, as long as no gradient is wanted
+
+    def by_torch(self, *tensors: Tensor | None) -> bool:
+        """Whether to call PyTorch's function: torch.jit.trace would keep our sizes as constants."""
+        plain = self.plain or (self.plain_result and not needs_graph(*tensors))
+        return plain or torch._C._get_tracing_state() is not None
 
 
 @remembered

@@ -35,7 +35,7 @@ from segfast.ops._dilated_conv_geometry import (
 )
 from segfast.ops._dilated_conv_grad import Conv, GradInput
 from segfast.ops._dilated_conv_op import available
-from segfast.ops._function import call, needs_graph
+from segfast.ops._function import call
 from segfast.ops._layout import channels_last
 
 
@@ -81,7 +81,7 @@ def dilated_conv2d(
     resolved = resolve(
         tensors, stride, padding, dilation, groups, x.dim() == 4 and channels_last(x)
     )
-    if resolved.plain or (resolved.plain_result and not needs_graph(x, weight, bias)):
+    if resolved.by_torch(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     maps, weight, bias = tensors.cast(x, weight, bias)
     y = call(Conv, maps, weight, bias, *resolved.outputs, *resolved.strides)
@@ -171,7 +171,7 @@ def dilated_conv_transpose2d(
     tensors = given(x, weight, bias, MAP, "[C, O / groups, kh, kw]")
     last = x.dim() == 4 and channels_last(x)
     resolved = resolve_transposed(tensors, stride, padding, output_padding, groups, dilation, last)
-    if resolved.plain or (resolved.plain_result and not needs_graph(x, weight, bias)):
+    if resolved.by_torch(x, weight, bias):
         return F.conv_transpose2d(
             x, weight, bias, stride, padding, output_padding, groups, dilation
         )

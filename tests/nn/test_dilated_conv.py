@@ -347,3 +347,21 @@ def test_a_refused_stage_is_not_changed() -> None:
 def test_multi_grid_refuses(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_would_be_lost_is_refused() -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    twice = nn.Sequential(nn.Sequential(shared, nn.ReLU(), shared))
+    with pytest.raises(ValueError, match=r"stage must not use \d twice"):
+        dilate_stage(twice, [2])
+    assert twice[0][0] is shared
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1))
+    stage = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, padding=1), normed)
+    before = stage[0]
+    with pytest.raises(TypeError, match=r"1 must be a torch\.nn\.Conv2d, got"):
+        dilate_stage(stage, [2, 4])
+    assert stage[0] is before
+    hooked = nn.Conv2d(4, 4, 3)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="conv must be a plain convolution, got one with hooks"):
+        DilatedConv2d.from_conv(hooked)

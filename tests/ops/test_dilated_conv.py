@@ -222,6 +222,31 @@ def test_any_strides() -> None:
         assert torch.equal(actual, other)
 
 
+@pytest.mark.parametrize("groups", [1, 4, 16])
+def test_a_map_of_one_image_in_hwc(groups: int) -> None:
+    """Its batch has a stride that neither memory format has."""
+    x, weight = torch.randn(17, 19, 16).permute(2, 0, 1)[None], torch.randn(16, 16 // groups, 3, 3)
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    y = dilated_conv2d(*leaves, None, 1, 12, 12, groups)
+    grad = torch.randn(17, 19, 16).permute(2, 0, 1)[None]
+    actual = y, *torch.autograd.grad(y, leaves, grad)
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    z = F.conv2d(*exact, None, 1, 12, 12, groups)
+    expected = z, *torch.autograd.grad(z, exact, grad.double())
+    for a, b in zip(actual, expected, strict=True):  # float32 sums of up to 323 products
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+
+
+def test_traces_keep_no_sizes() -> None:
+    weight, other = torch.randn(8, 8, 3, 3), torch.randn(1, 8, 14, 11)
+
+    def fn(x: Tensor) -> Tensor:
+        return dilated_conv2d(x, weight, None, 1, 6, 6)
+
+    traced = torch.jit.trace(fn, torch.randn(2, 8, 9, 9))
+    torch.testing.assert_close(traced(other), fn(other), rtol=1e-4, atol=1e-4)  # two sums of 72
+
+
 def test_unbatched() -> None:
     x, weight, bias = torch.randn(4, 9, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
     y = dilated_conv2d(x, weight, bias, padding=2, dilation=2)
