@@ -97,11 +97,14 @@ class ASPP(nn.Module):
         return self.project(torch.cat([*local, pooled.expand_as(local[0])], 1))
 
     def _folds(self, x: Tensor) -> bool:
-        """Whether every normalisation is a fixed factor and summand, and nothing learns."""
+        """Whether it is as built, normalisations are fixed factors and summands, nothing learns."""
         if self.training or learns(x, self):
             return False
         branches: Any = self.convs
-        return all(map(is_fixed, [*(branch[-2] for branch in branches), self.project[1]]))
+        plain = type(self.project[0]) is nn.Conv2d and self.project[0].bias is None
+        rectified = all(type(branch[-1]) is nn.ReLU for branch in (*branches, self.project[:3]))
+        norms = [*(branch[-2] for branch in branches), self.project[1]]
+        return plain and rectified and all(map(is_fixed, norms))
 
     def _folded(self, x: Tensor) -> Tensor:
         branches: Any = self.convs

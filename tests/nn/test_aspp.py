@@ -155,6 +155,19 @@ def test_folds_where_nothing_learns(pyramids: list[Any]) -> None:
     assert len(pyramids) == 2
 
 
+@torch.no_grad()
+def test_what_was_changed_is_not_folded(pyramids: list[Any]) -> None:
+    x = filled_input((2, 12, 9, 9))
+    projected, activated = build(), build()
+    projected.project[0] = nn.Conv2d(50, 10, 1, dtype=torch.float64)
+    activated.convs[1][2] = nn.GELU()
+    for module in (projected, activated):
+        module(x)
+    assert not pyramids
+    build()(x)
+    assert len(pyramids) == 1
+
+
 @EACH
 def test_gradients_are_those_of_the_formula(separable: bool) -> None:
     module, x = build(separable), filled_input((2, 12, 9, 7)).requires_grad_()
