@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks import _common
 from benchmarks._dilated_conv.workloads import CPU, Workload, inputs_of
-from segfast.ops import _dilated_conv_op as op
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, candidates
+from segfast.ops import _dilated_conv_kernels as kernels
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, Strides, candidates
 
 TOLERATED = 1.05
 
@@ -49,17 +49,17 @@ def jobs(
     inputs, rate, side = inputs_of(workload), workload.rates[0], workload.side
     x, weight = inputs.x, inputs.weights[0].contiguous()
     grad = inputs.grad
-    strides = op.Strides(1, 1, rate, rate, rate, rate, workload.groups)
+    strides = Strides(1, 1, rate, rate, rate, rate, workload.groups)
     geometry = strides.geometry((side, side), (side, side), (3, 3))
-    problem = op.problem(x, weight.shape, geometry, workload.groups)
+    problem = kernels.problem(x, weight.shape, geometry, workload.groups)
     arguments: dict[Direction, tuple[Any, ...]] = {
         "forward": (x, weight, None, geometry, strides),
         "grad_input": (grad, weight, geometry, strides),
         "grad_weight": (grad, x, geometry, strides),
     }
     found = {}
-    for kernel in candidates(direction, problem, op.available(workload.device)):
-        compute = op.KERNELS[kernel, direction]
+    for kernel in candidates(direction, problem, kernels.available(workload.device)):
+        compute = getattr(kernels.KERNELS[kernel], direction)
         found[kernel] = functools.partial(compute, *arguments[direction])
     return problem, found
 
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         for direction in DIRECTIONS:
             problem, found = jobs(workload, direction)
             times = medians(found, options.seconds)
-            chosen = op.choose(direction, problem).kernel
+            chosen = kernels.choose(direction, problem).kernel
             late = times[chosen] / min(times.values())
             text = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
             flag = " !" if late > TOLERATED else ""

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from segfast import ops
 from segfast.ops._check import describe
-from segfast.ops._dilated_conv_op import Strides, choose, problem
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Plan, Problem
+from segfast.ops._dilated_conv_kernels import choose, problem
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Plan, Problem, Strides
 
 Shape = tuple[int, ...]
 

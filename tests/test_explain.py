@@ -14,7 +14,7 @@ import segfast
 from segfast import explain, ops
 from segfast.explain import Explanation
 from segfast.nn import ASPP, ASPPv2, ContextModule, DilatedConv2d, SeparableDilatedConv2d
-from segfast.ops._dilated_conv_op import available
+from segfast.ops._dilated_conv_kernels import available
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Plan
 
 PYTORCHS = Plan("torch", "PyTorch's own operator was called")

@@ -14,8 +14,8 @@ import segfast
 from benchmarks._common import Job
 from benchmarks._dilated_conv.workloads import Inputs, Workload
 from benchmarks._measure import Provider, repeated
-from segfast.ops import _dilated_conv_op
-from segfast.ops._dilated_conv_plan import DIRECTIONS
+from segfast.ops._dilated_conv_kernels import choose, problem
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Strides
 
 Weights = Sequence[Tensor]
 Conv = Callable[[Tensor, Tensor, int, int], Tensor]  # x, weight, rate, groups
@@ -108,11 +108,11 @@ def _segfast_serves(workload: Workload) -> str:
     shape = (workload.outputs, workload.channels // workload.groups, 3, 3)
     found = []
     for rate in workload.rates:
-        strides = _dilated_conv_op.Strides(1, 1, rate, rate, rate, rate, workload.groups)
+        strides = Strides(1, 1, rate, rate, rate, rate, workload.groups)
         geometry = strides.geometry(x.shape[-2:], x.shape[-2:], (3, 3))
-        problem = _dilated_conv_op.problem(x, shape, geometry, workload.groups)
+        asked = problem(x, shape, geometry, workload.groups)
         for direction in DIRECTIONS if workload.train else DIRECTIONS[:1]:
-            found.append(_dilated_conv_op.choose(direction, problem).kernel)
+            found.append(choose(direction, asked).kernel)
     return ", ".join(sorted(set(found), key=lambda kernel: kernel == "torch"))
 
 

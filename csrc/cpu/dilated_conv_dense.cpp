@@ -32,6 +32,10 @@ void check_map(const Tensor& x, const Tensor& like, const char* name) {
   check_tensor(x, like.scalar_type(), x.numel(), name);
 }
 
+Tensor planes_like(const Tensor& like, const Sizes& sizes) {
+  return empty_in_format(sizes, like.scalar_type(), like.device(), false);
+}
+
 DilatedConv ungrouped(const Sizes& x, const Sizes& y, const Sizes& weight, const Strides& s,
                       ScalarType dtype) {
   STD_TORCH_CHECK(s.groups == 1, "the dense kernels have no groups, got ", s.groups);
@@ -116,7 +120,7 @@ Tensor dilated_conv_dense(const Tensor& x, const Tensor& weight, MaybeTensor bia
   if (bias) check_tensor(*bias, x.scalar_type(), kernel[0], "bias");
   const DenseConv p{ungrouped(from, to, kernel, {sh, sw, ph, pw, dh, dw, groups}, x.scalar_type()),
                     false};
-  Tensor y = torch::stable::new_empty(x, to);
+  Tensor y = planes_like(x, to);
   if (x.size(0) == 0) return y;
   convolve({{p, weight, 0}}, x, {data_of(bias), nullptr, nullptr, false}, y);
   return y;
@@ -133,7 +137,7 @@ Tensor dilated_conv_dense_grad_input(const Tensor& grad, const Tensor& weight, i
   const Sizes to{from[0], kernel[1], height, width};
   const DenseConv p{
       ungrouped(to, from, kernel, {sh, sw, ph, pw, dh, dw, groups}, grad.scalar_type()), true};
-  Tensor x = torch::stable::new_empty(grad, to);
+  Tensor x = planes_like(grad, to);
   if (grad.size(0) == 0) return x;
   convolve({{p, weight, 0}}, grad, {nullptr, nullptr, nullptr, false}, x);
   return x;
@@ -151,7 +155,7 @@ Tensor dilated_conv_dense_grad_weight(const Tensor& grad, const Tensor& x, int64
   const DenseConv p{ungrouped(Shape(x).sizes, Shape(grad).sizes, kernel,
                               {sh, sw, ph, pw, dh, dw, groups}, x.scalar_type()),
                     false};
-  Tensor weight = torch::stable::new_empty(x, kernel);
+  Tensor weight = planes_like(x, kernel);
   if (images == 0) return torch::stable::fill_(weight, 0.0);
 
   // Work is cut into blocks of weights and, where those are few, into parts of the positions; the
@@ -238,7 +242,7 @@ Tensor atrous_pyramid_dense(const Tensor& x, std::vector<Tensor> weights, MaybeT
   if (bias) check_tensor(*bias, x.scalar_type(), to[1], "bias");
   if (scale) check_tensor(*scale, sum, to[1], "scale");
   if (shift) check_tensor(*shift, sum, to[1], "shift");
-  Tensor y = torch::stable::new_empty(x, to);
+  Tensor y = planes_like(x, to);
   if (x.size(0) == 0) return y;
   convolve(branches, x, {data_of(bias), data_of(scale), data_of(shift), relu}, y);
   return y;

@@ -6,6 +6,7 @@ dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv*.cpp registers them.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -43,23 +44,32 @@ def available() -> list[str]:
     return [*families(), *(["fast bfloat16"] if multiplies_bfloat16 else [])]
 
 
-def conv(
-    family: str, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Any
-) -> Tensor:
-    size = geometry.rows.output, geometry.columns.output
-    operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv"))
-    return operator(x, weight, bias, *size, *strides)
+class Family:
+    """The three operators of a family, as _dilated_conv_kernels.py calls them."""
 
+    def __init__(self, family: str) -> None:
+        self.family = family
 
-def grad_input(
-    family: str, grad: Tensor, weight: Tensor, geometry: Geometry, strides: Any
-) -> Tensor:
-    size = geometry.rows.input, geometry.columns.input
-    operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv_grad_input"))
-    return operator(grad, weight, *size, *strides)
+    @functools.cached_property
+    def operators(self) -> list[Any]:
+        names = ("_dilated_conv", "_dilated_conv_grad_input", "_dilated_conv_grad_weight")
+        found = (getattr(torch.ops.segfast, operator_of(self.family, name)) for name in names)
+        return [operator.default for operator in found]
 
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Any
+    ) -> Tensor:
+        rows, columns = geometry
+        bias = None if bias is None else bias.contiguous()
+        y: Tensor = self.operators[0](x, weight, bias, rows.output, columns.output, *strides)
+        return y
 
-def grad_weight(family: str, grad: Tensor, x: Tensor, geometry: Geometry, strides: Any) -> Tensor:
-    size = geometry.rows.taps, geometry.columns.taps
-    operator = getattr(torch.ops.segfast, operator_of(family, "_dilated_conv_grad_weight"))
-    return operator(grad, x, *size, *strides)
+    def grad_input(self, grad: Tensor, weight: Tensor, geometry: Geometry, strides: Any) -> Tensor:
+        rows, columns = geometry
+        x: Tensor = self.operators[1](grad, weight, rows.input, columns.input, *strides)
+        return x
+
+    def grad_weight(self, grad: Tensor, x: Tensor, geometry: Geometry, strides: Any) -> Tensor:
+        rows, columns = geometry
+        weight: Tensor = self.operators[2](grad, x, rows.taps, columns.taps, *strides)
+        return weight

@@ -1,7 +1,7 @@
 """The Triton kernels of dilated convolution on CUDA, imported at the first call.
 
-They have the signatures of KERNELS in _dilated_conv_op.py. PyTorch serves where they do not: no
-Triton, a GPU older than sm_80, and what serves_triton in _dilated_conv_plan.py leaves out.
+They have the signatures of KERNELS in _dilated_conv_kernels.py. PyTorch serves where they do not:
+no Triton, a GPU older than sm_80, and what serves_triton in _dilated_conv_plan.py leaves out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def launchers() -> ModuleType:
     return _dilated_conv_triton
 
 
-def conv(
+def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Any
 ) -> Tensor:
     return launchers().conv(x, weight, bias, geometry, strides)

@@ -18,7 +18,7 @@ from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._autocast import autocast
 from segfast.ops._dilated_conv_cuda import launchers
 from segfast.ops._dilated_conv_geometry import Branch
-from segfast.ops._dilated_conv_op import available, choose, problem
+from segfast.ops._dilated_conv_kernels import available, choose, problem
 from segfast.ops._dilated_conv_plan import Problem, candidates
 from segfast.ops._function import compiled, needs_graph, transformed
 from segfast.ops._layout import dense

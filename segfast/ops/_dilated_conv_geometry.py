@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops import _check
 from segfast.ops._autocast import autocast_dtype
 from segfast.ops._check import IntOrPair, Pair, pair
-from segfast.ops._dilated_conv_op import Strides, torch_serves
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction
-from segfast.ops._function import needs_graph, remembered
+from segfast.ops._dilated_conv_plan import Strides
 
 MAP, MAP1 = "[N, C, H, W] or [C, H, W]", "[N, C, L] or [C, L]"
 
@@ -44,14 +43,6 @@ class Given(NamedTuple):
     x: Facts
     weight: Facts
     bias: Facts | None
-
-    def cast(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The tensors as autocast has them, x with a batch."""
-        dtype = self.x.cast
-        bias = None if bias is None else bias.to(dtype)
-        return (x if x.dim() == 4 else x[None]).to(dtype), weight.to(dtype), bias
 
 
 def given(x: Any, weight: Any, bias: Any, map_: str, kernel: str) -> Given:
@@ -102,24 +93,16 @@ def require_channels(
 
 
 class Resolved(NamedTuple):
-    """What a call amounts to."""
+    """A convolution, or its transpose, as the raw operators take it."""
 
-    outputs: Pair
+    outputs: Pair  # the size of the result
     strides: Strides
-    plain: bool  # PyTorch serves all directions, and takes the arguments as they are
-    plain_result: bool  # it serves the result, as long as no gradient is wanted
-
-    def by_torch(self, *tensors: Tensor | None) -> bool:
-        """Whether to call PyTorch's function: torch.jit.trace would keep our sizes as constants."""
-        plain = self.plain or (self.plain_result and not needs_graph(*tensors))
-        return plain or torch._C._get_tracing_state() is not None
+    geometry: Geometry
 
 
-@remembered
 def resolve(
-    given: Given, stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair, groups: int,
-    channels_last: bool,
-) -> Resolved:  # fmt: skip
+    given: Given, stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair, groups: int
+) -> Resolved:
     """A convolution."""
     require_channels(given, groups)
     x, weight, _ = given
@@ -140,15 +123,12 @@ def resolve(
             f"{kernel} at dilation {rates}"
         )
     strides = Strides(*steps, *before, *rates, groups)
-    return _resolved(
-        "forward", (outputs[0], outputs[1]), strides, given, channels_last, size, outputs
-    )
+    return Resolved((outputs[0], outputs[1]), strides, strides.geometry(size, outputs, kernel))
 
 
-@remembered
 def resolve_transposed(
     given: Given, stride: IntOrPair, padding: IntOrPair, output_padding: IntOrPair, groups: int,
-    dilation: IntOrPair, channels_last: bool,
+    dilation: IntOrPair,
 ) -> Resolved:  # fmt: skip
     """A transposed convolution: x is as the output of the convolution."""
     require_channels(given, groups, transposed=True)
@@ -169,26 +149,7 @@ def resolve_transposed(
     if outputs[0] < 1 or outputs[1] < 1 or min(size) < 1:
         raise ValueError(f"x of {size[0]} x {size[1]} and padding {before} leave no output")
     strides = Strides(*steps, *before, *rates, groups)
-    return _resolved(
-        "grad_input", (outputs[0], outputs[1]), strides, given, channels_last, outputs, size
-    )
-
-
-def _resolved(
-    result: Direction, outputs: Pair, strides: Strides, given: Given, channels_last: bool,
-    conv_input: Sequence[int], conv_output: Sequence[int],
-) -> Resolved:  # fmt: skip
-    if torch.compiler.is_compiling():  # decided inside the raw operators
-        return Resolved(outputs, strides, False, False)
-    weight = given.weight.shape
-    geometry = strides.geometry(conv_input, conv_output, weight[-2:])
-    batch = given.x.shape[0] if len(given.x.shape) == 4 else 1
-    device, dtype = given.x.device.type, given.x.cast
-    served = [
-        torch_serves(which, device, dtype, channels_last, batch, weight, geometry, strides.groups)
-        for which in DIRECTIONS
-    ]
-    return Resolved(outputs, strides, all(served), served[DIRECTIONS.index(result)])
+    return Resolved((outputs[0], outputs[1]), strides, strides.geometry(outputs, size, kernel))
 
 
 def _last_two(fact: Facts) -> Pair:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from segfast.ops import _dilated_conv_op
 from segfast.ops._dilated_conv_op import SCHEMAS, Strides
 from segfast.ops._function import call, forward_of
 
@@ -22,7 +23,7 @@ _NOTHING = (None,) * (2 + len(Strides._fields))  # for height, width and the str
 
 class Conv(Function):
     generate_vmap_rule = True
-    forward = forward_of(_ops._dilated_conv.default)
+    forward = forward_of(_ops._dilated_conv.default, _dilated_conv_op.conv)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -43,7 +44,7 @@ class Conv(Function):
 
 class GradInput(Function):
     generate_vmap_rule = True
-    forward = forward_of(_ops._dilated_conv_grad_input.default)
+    forward = forward_of(_ops._dilated_conv_grad_input.default, _dilated_conv_op.grad_input)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -66,7 +67,7 @@ class GradInput(Function):
 
 class GradWeight(Function):
     generate_vmap_rule = True
-    forward = forward_of(_ops._dilated_conv_grad_weight.default)
+    forward = forward_of(_ops._dilated_conv_grad_weight.default, _dilated_conv_op.grad_weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -8,14 +8,30 @@ checks what they choose.
 
 from __future__ import annotations
 
-import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.kernels.dilated_conv.triton_configurations import DTYPES
 
 Direction = Literal["forward", "grad_input", "grad_weight"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
+
+
+class Strides(NamedTuple):
+    """The last seven arguments of every raw operator."""
+
+    sh: int
+    sw: int
+    ph: int
+    pw: int
+    dh: int
+    dw: int
+    groups: int
+
+    def geometry(self, input_size: Any, output_size: Any, kernel: Any) -> Geometry:
+        sh, sw, ph, pw, dh, dw, _ = self
+        sizes = (tuple(input_size), tuple(output_size), tuple(kernel))
+        return Geometry.of(*sizes, (sh, sw), (ph, pw), (dh, dw))
 
 
 class Problem(NamedTuple):
@@ -50,7 +66,6 @@ EVERY = frozenset({"direct", "dense", "triton", "torch"})
 LEAST_SAVED = 0.1  # share of products that the dense Triton kernels must leave out
 
 
-@functools.lru_cache(1024)
 def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> Plan:
     """The kernel for one direction, of those that are `available` ("torch" always is).
 

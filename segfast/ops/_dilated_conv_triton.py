@@ -24,7 +24,7 @@ from segfast.kernels.dilated_conv.triton_configurations import ALIGNMENT, SUM_RO
 from segfast.kernels.dilated_conv.triton_dense import dense_kernel, grad_weight_kernel
 from segfast.kernels.dilated_conv.triton_tiles import sum_pieces_kernel
 from segfast.kernels.dilated_conv.triton_work import Branch, Work
-from segfast.ops._dilated_conv_op import Strides
+from segfast.ops._dilated_conv_plan import Strides
 from segfast.ops._dilated_conv_triton_depthwise import depthwise, depthwise_grad_weight
 from segfast.ops._triton import index_type, multiprocessors, on_device
 

@@ -13,7 +13,7 @@ from segfast.kernels.dilated_conv.triton_depthwise import (
     depthwise_kernel,
     sum_splits_kernel,
 )
-from segfast.ops._dilated_conv_op import Strides
+from segfast.ops._dilated_conv_plan import Strides
 from segfast.ops._triton import index_type, multiprocessors, on_device
 
 SUM_BLOCK = 256

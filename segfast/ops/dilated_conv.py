@@ -24,19 +24,15 @@ from segfast._native import native
 from segfast.ops import _check, _dilated_conv_cuda, _dilated_conv_fused
 from segfast.ops._check import IntOrPair
 from segfast.ops._dilated_conv_geometry import (
-    MAP,
     MAP1,
-    given,
     require_branches,
     require_channel_factors,
     require_layers,
-    resolve,
-    resolve_transposed,
 )
 from segfast.ops._dilated_conv_grad import Conv, GradInput
-from segfast.ops._dilated_conv_op import available
-from segfast.ops._function import call
-from segfast.ops._layout import channels_last
+from segfast.ops._dilated_conv_kernels import available
+from segfast.ops._dilated_conv_prepared import CONV, TRANSPOSED, cast, prepare
+from segfast.ops._function import call, needs_graph, tracing, watched
 
 
 def dilated_conv2d(
@@ -77,14 +73,14 @@ def dilated_conv2d(
         >>> segfast.ops.dilated_conv2d(x, w, padding=12, dilation=12).shape
         torch.Size([1, 8, 33, 33])
     """
-    tensors = given(x, weight, bias, MAP, "[O, C / groups, kh, kw]")
-    resolved = resolve(
-        tensors, stride, padding, dilation, groups, x.dim() == 4 and channels_last(x)
-    )
-    if resolved.by_torch(x, weight, bias):
+    found = prepare(CONV, x, weight, bias, stride, padding, dilation, groups)
+    learns = needs_graph(x, weight, bias)
+    if found.torch_always or (found.torch_result and not learns) or tracing():
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    maps, weight, bias = tensors.cast(x, weight, bias)
-    y = call(Conv, maps, weight, bias, *resolved.outputs, *resolved.strides)
+    if found.serve is not None and not learns and not watched():
+        return found.serve(x, weight, bias)
+    maps, weight, bias = cast(found.cast, x, weight, bias)
+    y = call(Conv, maps, weight, bias, *found.rest)
     return y if x.dim() == 4 else y[0]
 
 
@@ -168,15 +164,16 @@ def dilated_conv_transpose2d(
         >>> segfast.ops.dilated_conv_transpose2d(x, w, stride=2, padding=1).shape
         torch.Size([1, 8, 24, 30])
     """
-    tensors = given(x, weight, bias, MAP, "[C, O / groups, kh, kw]")
-    last = x.dim() == 4 and channels_last(x)
-    resolved = resolve_transposed(tensors, stride, padding, output_padding, groups, dilation, last)
-    if resolved.by_torch(x, weight, bias):
-        return F.conv_transpose2d(
-            x, weight, bias, stride, padding, output_padding, groups, dilation
-        )
-    maps, weight, bias = tensors.cast(x, weight, bias)
-    y = call(GradInput, maps, weight, *resolved.outputs, *resolved.strides)
+    rest = stride, padding, output_padding, groups, dilation
+    found = prepare(TRANSPOSED, x, weight, bias, *rest)
+    learns = needs_graph(x, weight, bias)
+    if found.torch_always or (found.torch_result and not learns) or tracing():
+        return F.conv_transpose2d(x, weight, bias, *rest)
+    if found.serve is not None and not learns and not watched():
+        y = found.serve(x, weight)
+        return y if bias is None else y.add_(bias[:, None, None])
+    maps, weight, bias = cast(found.cast, x, weight, bias)
+    y = call(GradInput, maps, weight, *found.rest)
     if bias is not None:
         y = y + bias[:, None, None]
     return y if x.dim() == 4 else y[0]

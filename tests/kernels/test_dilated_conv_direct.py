@@ -19,7 +19,7 @@ import segfast.ops  # noqa: F401  (defines the operators)
 from segfast import _native
 from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Axis, Geometry
-from segfast.ops._dilated_conv_op import Strides
+from segfast.ops._dilated_conv_plan import Strides
 from segfast.testing import assert_as_good_as, dtypes
 
 FORMATS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -20,8 +20,8 @@ from segfast.ops import (
     dilated_conv2d,
     dilated_conv_transpose2d,
 )
-from segfast.ops._dilated_conv_op import choose
-from segfast.ops._dilated_conv_op import problem as problem_of
+from segfast.ops._dilated_conv_kernels import choose
+from segfast.ops._dilated_conv_kernels import problem as problem_of
 from segfast.ops._dilated_conv_plan import DIRECTIONS
 from segfast.testing import dtypes, poison_empty
 from tests.ops.dilated_conv_cases import Case, check, random_cases

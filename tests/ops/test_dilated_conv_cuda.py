@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from segfast.ops import (
-    _dilated_conv_geometry,
-    _dilated_conv_op,
+    _dilated_conv_kernels,
     _dilated_conv_plan,
+    _dilated_conv_prepared,
     dilated_conv2d,
 )
 from segfast.ops._dilated_conv_cuda import launchers, served_by
-from segfast.ops._dilated_conv_op import Strides, choose, problem
-from segfast.ops._dilated_conv_plan import DIRECTIONS
+from segfast.ops._dilated_conv_kernels import choose, problem
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Strides
 from segfast.testing import assert_as_good_as, dtypes
 from tests.ops.dilated_conv_cases import Case, check, random_cases
 
@@ -48,14 +48,10 @@ def exact_cudnn() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def every_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Triton serves all that it can compute, also where the plan prefers PyTorch."""
-    caches = (_dilated_conv_plan.plan, _dilated_conv_op._serving)
-    decisions = (_dilated_conv_geometry.resolve, _dilated_conv_geometry.resolve_transposed)
 
     def forget() -> None:
-        for cache in caches:
-            cache.cache_clear()
-        for decision in decisions:
-            decision.forget()  # type: ignore[attr-defined]
+        _dilated_conv_kernels.SERVING.clear()
+        _dilated_conv_prepared.PREPARED.clear()
 
     with monkeypatch.context() as patch:
         patch.setattr(_dilated_conv_plan, "torch_may_beat_triton", lambda problem: None)

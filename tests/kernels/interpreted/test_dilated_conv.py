@@ -11,8 +11,7 @@ from torch import Tensor
 from segfast.kernels.dilated_conv import reference, triton_configurations, triton_work
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops import _dilated_conv_triton as launchers
-from segfast.ops._dilated_conv_op import Strides
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem, serves_triton
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem, Strides, serves_triton
 from segfast.testing import assert_as_good_as, dtypes
 from tests.ops.dilated_conv_cases import Case, check, random_cases
 

@@ -1,0 +1,143 @@
+"""What computes a raw operator: decided once for all calls that look alike.
+
+Small maps take less time than a decision. A raw operator asks for its tensors and its last
+arguments (`rest`: the size of the result, Strides), and gets a function of the tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.ops import _dilated_conv_cpu, _dilated_conv_cuda, _dilated_conv_torch
+from segfast.ops._dilated_conv_plan import Direction, Plan, Problem, Strides, plan
+from segfast.ops._function import Remembered
+from segfast.ops._layout import channels_last, dense
+
+
+def problem(x: Tensor, weight_shape: Sequence[int], geometry: Geometry, groups: int) -> Problem:
+    """x is the input or the output's gradient: what tells device, dtype, memory format, batch."""
+    return _problem(
+        x.device.type, x.dtype, channels_last(x), x.shape[0], weight_shape, geometry, groups
+    )
+
+
+def _problem(
+    device: str, dtype: torch.dtype, last: bool, batch: int, weight_shape: Sequence[int],
+    geometry: Geometry, groups: int,
+) -> Problem:  # fmt: skip
+    name = str(dtype).removeprefix("torch.")
+    outputs = weight_shape[0] // groups
+    return Problem(device, name, last, batch, groups, weight_shape[1], outputs, geometry)
+
+
+@functools.cache
+def available(device: str) -> frozenset[str]:
+    """The kernels that are there for a kind of device."""
+    if device == "cpu":
+        return frozenset({"torch", *_dilated_conv_cpu.available()})
+    triton = device == "cuda" and _dilated_conv_cuda.available()
+    return frozenset({"torch", "triton"} if triton else {"torch"})
+
+
+def choose(direction: Direction, problem: Problem) -> Plan:
+    return plan(direction, problem, available(problem.device))
+
+
+def torch_serves(
+    direction: Direction, device: str, dtype: torch.dtype, last: bool, batch: int,
+    weight_shape: Sequence[int], geometry: Geometry, groups: int,
+) -> bool:  # fmt: skip
+    asked = _problem(device, dtype, last, batch, weight_shape, geometry, groups)
+    return choose(direction, asked).kernel == "torch"
+
+
+# kernel -> forward, grad_input, grad_weight: (tensors, geometry, strides) -> result
+KERNELS: dict[str, Any] = {
+    "torch": _dilated_conv_torch,
+    "triton": _dilated_conv_cuda,
+    **{family: _dilated_conv_cpu.Family(family) for family in _dilated_conv_cpu.FAMILIES},
+}
+
+Serve = Callable[..., Tensor]  # (x, weight, bias), (grad, weight) or (grad, x) -> result
+SERVING: Remembered[Serve] = Remembered()
+
+
+def conv_for(x: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
+    """(x, weight, bias) -> y"""
+    key = x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), rest
+    return SERVING.get(key) or SERVING.keep(key, _conv(x, weight, rest))
+
+
+def grad_input_for(grad: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
+    """(grad, weight) -> grad_x"""
+    key = (
+        "grad_input", grad.shape, grad.stride(), grad.dtype, grad.device,
+        weight.shape, weight.stride(), rest,
+    )  # fmt: skip
+    return SERVING.get(key) or SERVING.keep(key, _grad_input(grad, weight, rest))
+
+
+def grad_weight_for(grad: Tensor, x: Tensor, rest: tuple[int, ...]) -> Serve:
+    """(grad, x) -> grad_weight"""
+    key = (
+        "grad_weight", grad.shape, grad.stride(), x.dtype, x.device, x.shape, x.stride(), rest
+    )  # fmt: skip
+    return SERVING.get(key) or SERVING.keep(key, _grad_weight(grad, x, rest))
+
+
+def _conv(x: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
+    strides, size = Strides(*rest[2:]), rest[:2]
+    if x.shape[0] == 0:
+        return lambda x, weight, bias: empty(x, weight.shape[0], size)
+    geometry = strides.geometry(x.shape[-2:], size, weight.shape[-2:])
+    kernel = choose("forward", problem(x, weight.shape, geometry, strides.groups)).kernel
+    compute = KERNELS[kernel].forward
+    if _keeps_format(kernel, x) and weight.is_contiguous():
+        return lambda x, weight, bias: compute(x, weight, bias, geometry, strides)
+    return lambda x, weight, bias: dense(
+        compute(dense(x), weight.contiguous(), bias, geometry, strides), like=x
+    )
+
+
+def _grad_input(grad: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
+    strides, size = Strides(*rest[2:]), rest[:2]
+    if grad.shape[0] == 0:
+        return lambda grad, weight: empty(grad, weight.shape[1] * strides.groups, size)
+    geometry = strides.geometry(size, grad.shape[-2:], weight.shape[-2:])
+    kernel = choose("grad_input", problem(grad, weight.shape, geometry, strides.groups)).kernel
+    compute = KERNELS[kernel].grad_input
+    if _keeps_format(kernel, grad) and weight.is_contiguous():
+        return lambda grad, weight: compute(grad, weight, geometry, strides)
+    return lambda grad, weight: dense(
+        compute(dense(grad), weight.contiguous(), geometry, strides), like=grad
+    )
+
+
+def _grad_weight(grad: Tensor, x: Tensor, rest: tuple[int, ...]) -> Serve:
+    strides, size = Strides(*rest[2:]), rest[:2]
+    shape = (grad.shape[1], x.shape[1] // strides.groups, *size)
+    if x.shape[0] == 0:
+        return lambda grad, x: x.new_zeros(shape)
+    geometry = strides.geometry(x.shape[-2:], grad.shape[-2:], size)
+    kernel = choose("grad_weight", problem(x, shape, geometry, strides.groups)).kernel
+    compute = KERNELS[kernel].grad_weight
+    return lambda grad, x: compute(dense(grad, like=x), dense(x), geometry, strides).contiguous()
+
+
+def _keeps_format(kernel: str, x: Tensor) -> bool:
+    """Whether a kernel takes x as it is, and gives its result in the format of x."""
+    usual = x.is_contiguous() != channels_last(x)  # sizes of 1 leave both open
+    return kernel in _dilated_conv_cpu.FAMILIES and usual and dense(x) is x
+
+
+def empty(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """[N, channels, *size] in the memory format of `like` [N, C, H, W]."""
+    layout = torch.channels_last if channels_last(like) else torch.contiguous_format
+    shape = (like.shape[0], channels, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
