@@ -7,7 +7,7 @@ torch.func looks on, they are composed of convolutions (dilated_conv.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,19 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.ops import _check
 from segfast.ops._autocast import autocast
 from segfast.ops._dilated_conv_cuda import launchers
-from segfast.ops._dilated_conv_geometry import Branch
+from segfast.ops._dilated_conv_geometry import (
+    Branch,
+    require_branches,
+    require_channel_factors,
+    require_layers,
+)
 from segfast.ops._dilated_conv_kernels import available, choose, problem
 from segfast.ops._dilated_conv_plan import Problem, candidates
-from segfast.ops._function import compiled, needs_graph, transformed
+from segfast.ops._dilated_conv_prepared import look_up
+from segfast.ops._function import Remembered, compiled, needs_graph, watched
 from segfast.ops._layout import dense
 
 PYRAMID = "_atrous_pyramid_dense"
@@ -37,56 +44,113 @@ def _(x: Tensor, weights: list[Tensor], *rest: Any) -> Tensor:
     return x.new_empty((n, sum(weight.shape[0] for weight in weights), height, width))
 
 
+_COMPOSED = "composed"
+_PYRAMIDS: Remembered[str] = Remembered()
+_CONTEXTS: Remembered[str] = Remembered()
+
+
+def forget() -> None:
+    """All decisions, for tests that change the rules."""
+    _PYRAMIDS.clear()
+    _CONTEXTS.clear()
+
+
 def pyramid(
     x: Tensor,  # [N, C, H, W]
-    branches: list[Branch],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    rates: Sequence[int],
     scale: Tensor | None,  # [O]
     shift: Tensor | None,  # [O]
-    relu: bool,
+    activation: str | None,
 ) -> Tensor | None:  # [N, O, H, W]
-    """act(scale ([w_1 *_{r_1} x + b_1, ...]) + shift), or None where the composition must serve."""
-    factors = [scale, shift]
-    if not _plain([x, *factors, *(t for weight, bias, _ in branches for t in (weight, bias))]):
+    """act(scale ([w_1 *_{r_1} x + b_1, ...]) + shift), or None where the composition must serve.
+
+    Raises what the arguments deserve.
+    """
+
+    def decide(plain: bool) -> str:
+        branches = require_branches(x, weights, biases, rates)
+        outputs = sum(weight.shape[0] for weight in weights)
+        require_channel_factors(x, outputs, scale=scale, shift=shift)
+        if activation is not None:
+            _check.require_choice("activation", activation, ("relu",))
+        return _kernel_of_pyramid(autocast(x), branches) if plain else _COMPOSED
+
+    if not (_is_list(weights) and _is_list(rates) and (biases is None or _is_list(biases))):
+        decide(False)  # raises
+    tensors = (x, scale, shift, *weights, *(biases or ()))
+    kernel = look_up(_PYRAMIDS, decide, tensors, (len(weights), tuple(rates), activation))
+    if kernel == _COMPOSED or needs_graph(*tensors) or watched():
         return None
-    x = autocast(x)
     sums = torch.promote_types(x.dtype, torch.float32)
-    scale, shift = (None if f is None else f.to(sums).contiguous() for f in factors)
-    weights = [autocast(weight) for weight, _, _ in branches]
-    biases = [None if bias is None else autocast(bias) for _, bias, _ in branches]
-    rates = [rate for _, _, rate in branches]
-    bias = _side_by_side(x, weights, biases)
-    asked = [_problem(x, weight, rate) for weight, rate in zip(weights, rates, strict=True)]
+    scale, shift = (None if f is None else f.to(sums).contiguous() for f in (scale, shift))
+    x, weights, biases = _cast(x, weights, biases)
+    arguments = _side_by_side(x, weights, biases), list(rates), scale, shift, activation is not None
+    if kernel == "triton":
+        y: Tensor = launchers().pyramid(x, weights, *arguments)
+        return dense(y, like=x)
+    contiguous = [weight.contiguous() for weight in weights]
+    y = getattr(torch.ops.segfast, PYRAMID)(dense(x), contiguous, *arguments)
+    return y
+
+
+def context_module(
+    x: Tensor,  # [N, C, H, W]
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    dilations: Sequence[int],
+) -> Tensor | None:
+    """x through all layers, or None where the composition must serve.
+
+    Raises what the arguments deserve.
+    """
+
+    def decide(plain: bool) -> str:
+        layers = require_layers(x, weights, biases, dilations)
+        return _kernel_of_context(autocast(x), layers) if plain else _COMPOSED
+
+    if not (_is_list(weights) and _is_list(dilations) and (biases is None or _is_list(biases))):
+        decide(False)  # raises
+    tensors = (x, *weights, *(biases or ()))
+    kernel = look_up(_CONTEXTS, decide, tensors, (len(weights), tuple(dilations)))
+    if kernel == _COMPOSED or needs_graph(*tensors) or watched():
+        return None
+    arguments = _cast(x, weights, biases)
+    return dense(launchers().context_module(*arguments, list(dilations)), like=arguments[0])
+
+
+def _is_list(values: Any) -> bool:
+    return isinstance(values, (list, tuple))
+
+
+def _kernel_of_pyramid(x: Tensor, branches: list[Branch]) -> str:
+    if x.numel() == 0:
+        return _COMPOSED
+    asked = [_problem(x, weight, rate) for weight, _, rate in branches]
     kernels = {choose("forward", each).kernel for each in asked}
     if "triton" in kernels and all(map(_triton_can, asked)):
-        y: Tensor = launchers().pyramid(x, weights, bias, rates, scale, shift, relu)
-        return dense(y, like=x)
-    if "dense" not in kernels or native() is None or not compiled(PYRAMID, x.device.type):
-        return None
-    given = [weight.contiguous() for weight in weights]
-    return getattr(torch.ops.segfast, PYRAMID)(dense(x), given, bias, rates, scale, shift, relu)
+        return "triton"
+    there = native() is not None and compiled(PYRAMID, x.device.type)
+    return "dense" if "dense" in kernels and there else _COMPOSED
 
 
-def context_module(x: Tensor, layers: list[Branch]) -> Tensor | None:
-    """x [N, C, H, W] through all layers, or None where the composition must serve."""
-    if not _plain([x, *(t for weight, bias, _ in layers for t in (weight, bias))]):
-        return None
-    x = autocast(x)
-    weights = [autocast(weight) for weight, _, _ in layers]
-    biases = [None if bias is None else autocast(bias) for _, bias, _ in layers]
-    rates = [rate for _, _, rate in layers]
-    like = (x[:, :1].expand(-1, weight.shape[1], -1, -1) for weight in weights)
-    maps = zip(like, weights, rates, strict=True)
-    if x.dtype.itemsize > 2 or not all(_triton_can(_problem(*each)) for each in maps):
-        return None
-    return dense(launchers().context_module(x, weights, biases, rates), like=x)
+def _kernel_of_context(x: Tensor, layers: list[Branch]) -> str:
+    like = (x[:, :1].expand(-1, weight.shape[1], -1, -1) for weight, _, _ in layers)
+    asked = [_problem(maps, w, rate) for maps, (w, _, rate) in zip(like, layers, strict=True)]
+    served = x.numel() and x.dtype.itemsize <= 2 and all(map(_triton_can, asked))
+    return "triton" if served else _COMPOSED
 
 
-def _plain(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether nothing looks on, no gradient is wanted, and there is something to compute."""
-    given = [t for t in tensors if t is not None]
-    if transformed() or torch._C._len_torch_dispatch_stack() or needs_graph(*given):
-        return False  # modes (fake tensors, tracing) see the convolutions
-    return all(t.numel() and type(t) in (Tensor, torch.nn.Parameter) for t in given)
+def _cast(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """As autocast has them."""
+    summands: Sequence[Tensor | None] = [None] * len(weights) if biases is None else biases
+    if not torch._C._is_any_autocast_enabled():
+        return x, list(weights), list(summands)
+    cast = [None if bias is None else autocast(bias) for bias in summands]
+    return autocast(x), [autocast(weight) for weight in weights], cast
 
 
 def _triton_can(problem: Problem) -> bool:

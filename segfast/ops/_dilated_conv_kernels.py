@@ -22,18 +22,14 @@ from segfast.ops._layout import channels_last, dense
 
 def problem(x: Tensor, weight_shape: Sequence[int], geometry: Geometry, groups: int) -> Problem:
     """x is the input or the output's gradient: what tells device, dtype, memory format, batch."""
-    return _problem(
-        x.device.type, x.dtype, channels_last(x), x.shape[0], weight_shape, geometry, groups
-    )
+    device, name, (rows, channels, *_) = x.device.type, dtype_name(x.dtype), weight_shape
+    outputs = rows // groups
+    return Problem(device, name, channels_last(x), x.shape[0], groups, channels, outputs, geometry)
 
 
-def _problem(
-    device: str, dtype: torch.dtype, last: bool, batch: int, weight_shape: Sequence[int],
-    geometry: Geometry, groups: int,
-) -> Problem:  # fmt: skip
-    name = str(dtype).removeprefix("torch.")
-    outputs = weight_shape[0] // groups
-    return Problem(device, name, last, batch, groups, weight_shape[1], outputs, geometry)
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> "float32" """
+    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache
@@ -47,14 +43,6 @@ def available(device: str) -> frozenset[str]:
 
 def choose(direction: Direction, problem: Problem) -> Plan:
     return plan(direction, problem, available(problem.device))
-
-
-def torch_serves(
-    direction: Direction, device: str, dtype: torch.dtype, last: bool, batch: int,
-    weight_shape: Sequence[int], geometry: Geometry, groups: int,
-) -> bool:  # fmt: skip
-    asked = _problem(device, dtype, last, batch, weight_shape, geometry, groups)
-    return choose(direction, asked).kernel == "torch"
 
 
 # kernel -> forward, grad_input, grad_weight: (tensors, geometry, strides) -> result

@@ -7,20 +7,72 @@ tensors, what autocast does to them, the other arguments and their types (2 == 2
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from segfast.ops._autocast import autocast_dtype
 from segfast.ops._dilated_conv_geometry import MAP, Resolved, given, resolve, resolve_transposed
-from segfast.ops._dilated_conv_kernels import Serve, choose, conv_for, grad_input_for
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem
-from segfast.ops._function import Remembered
-from segfast.ops._layout import channels_last
+from segfast.ops._dilated_conv_kernels import (
+    Serve,
+    choose,
+    conv_for,
+    dtype_name,
+    grad_input_for,
+    problem,
+)
+from segfast.ops._dilated_conv_plan import DIRECTIONS
+from segfast.ops._function import Remembered, tracing
 
+Answer = TypeVar("Answer")
 PLAIN = (Tensor, torch.nn.Parameter)  # of other classes, the operators themselves are called
+
+
+# A decision is asked whether its tensors are plain and will be again: it may answer with functions
+# that take them as they are.
+Decide = Callable[[bool], Answer]
+
+
+def look_up(
+    memory: Remembered[Answer],
+    decide: Decide[Answer],
+    tensors: Sequence[Tensor | None],
+    arguments: tuple[Any, ...],
+) -> Answer:
+    """decide(...), remembered; what it raises is not, and the answer must be true."""
+    found = key = None
+    if not (torch.compiler.is_compiling() or tracing()):  # where sizes are symbols
+        with_types: list[Any] = [arguments, *[_type(argument) for argument in arguments]]
+        try:
+            key = _key(tensors, with_types)
+            found = memory.get(key)
+        except (TypeError, RuntimeError):  # lists have no hash, sparse tensors no strides
+            key = None
+    if key is None:
+        return decide(False)
+    return found or memory.keep(key, decide(True))
+
+
+def _key(tensors: Sequence[Tensor | None], facts: list[Any]) -> tuple[Any, ...] | None:
+    for x in tensors:
+        if x is None:
+            facts.append(None)
+        elif type(x) in PLAIN:
+            facts.append((x.shape, x.stride(), x.dtype, x.device))
+        else:
+            return None
+    if torch._C._is_any_autocast_enabled():
+        facts.extend([x if x is None else autocast_dtype(x) for x in tensors])
+    return tuple(facts)
+
+
+def _type(argument: Any) -> Any:
+    return tuple(map(type, argument)) if type(argument) is tuple else type(argument)
+
+
+# ------------------------------------------------------------------------------ convolutions
 
 
 class Prepared(NamedTuple):
@@ -40,33 +92,22 @@ class Kind(NamedTuple):
     weight: str  # the shape in messages
     direction: int  # of DIRECTIONS
     serve_for: Callable[[Tensor, Tensor, tuple[int, ...]], Serve]
+    memory: Remembered[Prepared]
 
 
-CONV = Kind(resolve, "[O, C / groups, kh, kw]", 0, conv_for)
-TRANSPOSED = Kind(resolve_transposed, "[C, O / groups, kh, kw]", 1, grad_input_for)
-
-PREPARED: Remembered[Prepared] = Remembered()
+CONV = Kind(resolve, "[O, C / groups, kh, kw]", 0, conv_for, Remembered())
+TRANSPOSED = Kind(resolve_transposed, "[C, O / groups, kh, kw]", 1, grad_input_for, Remembered())
 
 
 def prepare(
     kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
 ) -> Prepared:
-    """Raises what the arguments deserve; that is not remembered."""
-    plain = type(x) in PLAIN and type(weight) in PLAIN and (bias is None or type(bias) in PLAIN)
-    if not plain or torch.compiler.is_compiling():
-        return _prepare(kind, x, weight, bias, arguments, plain=False)
-    try:
-        key = (
-            kind.direction, x.shape, x.stride(), x.dtype, x.device,
-            weight.shape, weight.stride(), weight.dtype, weight.device,
-            bias if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.device),
-            torch._C._is_any_autocast_enabled() and autocast_dtype(x),
-            arguments, tuple([_type(argument) for argument in arguments]),
-        )  # fmt: skip
-        found = PREPARED.get(key)
-    except (TypeError, RuntimeError):  # lists have no hash, sparse tensors no strides
-        return _prepare(kind, x, weight, bias, arguments, plain=False)
-    return found or PREPARED.keep(key, _prepare(kind, x, weight, bias, arguments, plain=True))
+    """Raises what the arguments deserve."""
+
+    def decide(plain: bool) -> Prepared:
+        return _prepare(kind, x, weight, bias, arguments, plain)
+
+    return look_up(kind.memory, decide, (x, weight, bias), arguments)
 
 
 def cast(
@@ -77,10 +118,6 @@ def cast(
         return x, weight, bias
     x = x if x.dim() == 4 else x[None]
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _type(argument: Any) -> Any:
-    return tuple(map(type, argument)) if type(argument) is tuple else type(argument)
 
 
 def _prepare(
@@ -94,11 +131,8 @@ def _prepare(
     to = None if as_given else dtype
     if torch.compiler.is_compiling():  # decided inside the raw operators
         return Prepared(rest, False, False, to, None)
-    groups, rows = strides.groups, weight.shape[0]
-    problem = Problem(
-        x.device.type, str(dtype).removeprefix("torch."), x.dim() == 4 and channels_last(x),
-        x.shape[0] if x.dim() == 4 else 1, groups, weight.shape[1], rows // groups, geometry,
-    )  # fmt: skip
-    by_torch = [choose(direction, problem).kernel == "torch" for direction in DIRECTIONS]
+    maps = x if x.dim() == 4 else x[None]
+    asked = problem(maps, weight.shape, geometry, strides.groups)._replace(dtype=dtype_name(dtype))
+    by_torch = [choose(direction, asked).kernel == "torch" for direction in DIRECTIONS]
     serve = kind.serve_for(x, weight, rest) if plain and as_given else None
     return Prepared(rest, all(by_torch), by_torch[kind.direction], to, serve)

@@ -23,12 +23,7 @@ from torch import Tensor
 from segfast._native import native
 from segfast.ops import _check, _dilated_conv_cuda, _dilated_conv_fused
 from segfast.ops._check import IntOrPair
-from segfast.ops._dilated_conv_geometry import (
-    MAP1,
-    require_branches,
-    require_channel_factors,
-    require_layers,
-)
+from segfast.ops._dilated_conv_geometry import MAP1
 from segfast.ops._dilated_conv_grad import Conv, GradInput
 from segfast.ops._dilated_conv_kernels import available
 from segfast.ops._dilated_conv_prepared import CONV, TRANSPOSED, cast, prepare
@@ -219,14 +214,11 @@ def atrous_pyramid2d(
         >>> segfast.ops.atrous_pyramid2d(x, w, None, rates=(6, 12, 18)).shape
         torch.Size([1, 24, 33, 33])
     """
-    branches = require_branches(x, weights, biases, rates)
-    require_channel_factors(x, sum(w.shape[0] for w in weights), scale=scale, shift=shift)
-    if activation is not None:
-        _check.require_choice("activation", activation, ("relu",))
-    relu = activation is not None
-    if (fused := _dilated_conv_fused.pyramid(x, branches, scale, shift, relu)) is not None:
+    given = x, weights, biases, rates, scale, shift, activation
+    if (fused := _dilated_conv_fused.pyramid(*given)) is not None:
         return fused
-    y = torch.cat([dilated_conv2d(x, w, b, padding="same", dilation=r) for w, b, r in branches], 1)
+    branches = zip(weights, biases or [None] * len(weights), rates, strict=True)
+    y = torch.cat([dilated_conv2d(x, w, b, 1, "same", r) for w, b, r in branches], 1)
     z = y
     if scale is not None or shift is not None:
         z = y.to(torch.promote_types(y.dtype, torch.float32))
@@ -234,7 +226,7 @@ def atrous_pyramid2d(
         z = z * scale.to(z.dtype)[:, None, None]
     if shift is not None:
         z = z + shift.to(z.dtype)[:, None, None]
-    return (z.relu() if relu else z).to(y.dtype)
+    return (z if activation is None else z.relu()).to(y.dtype)
 
 
 def context_module2d(
@@ -269,12 +261,11 @@ def context_module2d(
         >>> segfast.ops.context_module2d(x, w, None, dilations=(1, 2, 4)).shape
         torch.Size([1, 21, 64, 64])
     """
-    layers = require_layers(x, weights, biases, dilations)
-    if (fused := _dilated_conv_fused.context_module(x, layers)) is not None:
+    if (fused := _dilated_conv_fused.context_module(x, weights, biases, dilations)) is not None:
         return fused
+    layers = zip(weights, biases or [None] * len(weights), dilations, strict=True)
     for i, (weight, bias, rate) in enumerate(layers):
-        x = dilated_conv2d(x, weight, bias, padding="same", dilation=rate)
-        x = x.relu() if i + 1 < len(layers) else x
+        x = dilated_conv2d(x if i == 0 else x.relu(), weight, bias, 1, "same", rate)
     return x
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segfast.ops import (
+    _dilated_conv_fused,
     _dilated_conv_kernels,
     _dilated_conv_plan,
     _dilated_conv_prepared,
@@ -51,7 +52,9 @@ def every_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def forget() -> None:
         _dilated_conv_kernels.SERVING.clear()
-        _dilated_conv_prepared.PREPARED.clear()
+        _dilated_conv_prepared.CONV.memory.clear()
+        _dilated_conv_prepared.TRANSPOSED.memory.clear()
+        _dilated_conv_fused.forget()
 
     with monkeypatch.context() as patch:
         patch.setattr(_dilated_conv_plan, "torch_may_beat_triton", lambda problem: None)
