@@ -1,12 +1,15 @@
 """Derivatives of the raw dilated-convolution operators.
 
 A convolution y = C(x, w) and its gradients I(g, w) and W(g, x) are bilinear, and the derivative of
-each is made of the other two: to any order. Each is an autograd.Function, for torch.func and
-torch.compile, and the same formula is registered for the raw operator, for exported graphs.
+each is made of the other two: to any order, backward and forward. Each is an autograd.Function, for
+torch.func and torch.compile, and the same formula is registered for the raw operator, for exported
+graphs (PyTorch takes none for forward mode there).
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ _NOTHING = (None,) * (2 + len(Strides._fields))  # for height, width and the str
 
 class Conv(Function):
     generate_vmap_rule = True
+    in_forward_mode: Any
     forward = forward_of(_ops._dilated_conv.default, _dilated_conv_op.conv)
 
     @staticmethod
@@ -44,6 +48,7 @@ class Conv(Function):
 
 class GradInput(Function):
     generate_vmap_rule = True
+    in_forward_mode: Any
     forward = forward_of(_ops._dilated_conv_grad_input.default, _dilated_conv_op.grad_input)
 
     @staticmethod
@@ -67,6 +72,7 @@ class GradInput(Function):
 
 class GradWeight(Function):
     generate_vmap_rule = True
+    in_forward_mode: Any
     forward = forward_of(_ops._dilated_conv_grad_weight.default, _dilated_conv_op.grad_weight)
 
     @staticmethod
@@ -84,6 +90,41 @@ class GradWeight(Function):
             *_NOTHING,
         )
 
+
+# ------------------------------------------------------------------------------ forward mode
+
+
+def _in_forward_mode(function: type[Function], rest: Callable[[Any], tuple[Any, ...]]) -> Any:
+    """function(left, right, ...), bilinear, with a tangent; torch.compile takes none with `jvp`."""
+
+    class InForwardMode(function):  # type: ignore[misc, valid-type]
+        generate_vmap_rule = True
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            function.setup_context(ctx, inputs, output)
+            ctx.save_for_forward(*inputs[:2])
+            ctx.rest = rest(inputs)
+
+        @staticmethod
+        def jvp(ctx: Any, dleft: Any, dright: Any, dbias: Any, *_: Any) -> Tensor:
+            left, right = ctx.saved_tensors
+            terms = []
+            if dleft is not None:
+                terms.append(call(function, dleft, right, *ctx.rest))
+            if dright is not None:
+                terms.append(call(function, left, dright, *ctx.rest))
+            if dbias is not None:  # of Conv
+                size = left.shape[0], dbias.shape[0], *ctx.rest[1:3]
+                terms.append(dbias[:, None, None].expand(size))
+            return functools.reduce(torch.add, terms)
+
+    return InForwardMode
+
+
+Conv.in_forward_mode = _in_forward_mode(Conv, lambda inputs: (None, *inputs[3:]))  # no bias
+GradInput.in_forward_mode = _in_forward_mode(GradInput, lambda inputs: inputs[2:])
+GradWeight.in_forward_mode = _in_forward_mode(GradWeight, lambda inputs: inputs[2:])
 
 for _name, _function in zip(SCHEMAS, (Conv, GradInput, GradWeight), strict=True):
     torch.library.register_autograd(

@@ -60,7 +60,6 @@ def dilated_conv2d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast
@@ -100,7 +99,6 @@ def dilated_conv1d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast
@@ -151,7 +149,6 @@ def dilated_conv_transpose2d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast
@@ -206,7 +203,6 @@ def atrous_pyramid2d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast
@@ -253,7 +249,6 @@ def context_module2d(
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: in forward-mode differentiation, unless PyTorch serves.
 
     Example:
         >>> import torch, segfast

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from segfast import explain
+from segfast._native import native
 from segfast.ops import (
     atrous_pyramid2d,
     context_module2d,
@@ -82,6 +84,36 @@ def test_raw_gradients(
     operator = getattr(torch.ops.segfast, name).default
     arguments = (*(randn(*shape) for shape in shapes), *size, 2, 1, 2, 1, 2, 3, 1)
     torch.library.opcheck(operator, arguments)
+
+
+FORWARD = {
+    "direct": (randn(1, 2, 3, 4), randn(2, 1, 3, 2), 2),
+    "dense": (randn(1, 2, 3, 4), randn(3, 2, 1, 3), 1),
+    "torch": (
+        randn(1, 4, 2, 3).contiguous(memory_format=torch.channels_last), randn(2, 2, 2, 3), 2
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", FORWARD)
+def test_forward_mode(kernel: str) -> None:
+    """Whatever serves: forward mode, forward over reverse, batches of tangents, dual numbers."""
+
+    x, weight, groups = FORWARD[kernel]
+    served_by = explain(dilated_conv2d, x, weight, None, 1, 2, 2, groups).served_by
+    assert native() is None or served_by == kernel
+
+    def fn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = dilated_conv2d(x, weight, bias, 1, 2, 2, groups)
+        return dilated_conv_transpose2d(y, weight, None, 1, 2, 0, groups, 2)
+
+    args = [t.clone().requires_grad_() for t in (x, weight, randn(weight.shape[0]))]
+    checks = {"check_forward_ad": True, "check_batched_forward_grad": True}
+    torch.autograd.gradcheck(fn, args, **checks, atol=1e-7, rtol=1e-6)
+    torch.autograd.gradgradcheck(fn, args, check_fwd_over_rev=True, atol=1e-7, rtol=1e-6)
+    values, tangents = tuple(args), tuple(torch.ones_like(a) for a in args)
+    _, expected = torch.autograd.functional.jvp(fn, values, tangents)  # by two backwards
+    torch.testing.assert_close(torch.func.jvp(fn, values, tangents)[1], expected)
 
 
 def test_pyramid() -> None:
