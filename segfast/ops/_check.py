@@ -18,13 +18,18 @@ LARGEST = 1e308  # what a float holds, also as the limit of integers
 def describe(value: object) -> str:
     """A short description of an argument for an error message."""
     if isinstance(value, Tensor):
-        return f"{value.dtype} tensor of shape {tuple(value.shape)}"
+        if value.is_nested:
+            return f"nested {value.dtype} tensor"
+        kind = "" if value.layout == torch.strided else f"{value.layout} ".removeprefix("torch.")
+        return f"{kind}{value.dtype} tensor of shape {tuple(value.shape)}"
     return f"{type(value).__name__} {value!r}"[:120]
 
 
 def require_tensor(name: str, value: object, contract: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor {contract}, got {describe(value)}")
+    if value.layout != torch.strided or value.is_nested:  # sparse, mkldnn
+        raise TypeError(f"{name} must be an ordinary (strided) tensor, got {describe(value)}")
 
 
 def require_floating(name: str, value: Tensor, contract: str) -> None:
