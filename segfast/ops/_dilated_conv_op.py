@@ -17,6 +17,7 @@ from torch import Tensor
 from segfast.ops import _dilated_conv_cpu
 from segfast.ops._dilated_conv_kernels import conv_for, empty, grad_input_for, grad_weight_for
 from segfast.ops._dilated_conv_plan import Strides
+from segfast.ops._register import fold
 
 _SIZE = "SymInt height, SymInt width"  # of the result
 _STRIDES = ", ".join(f"int {name}" for name in Strides._fields)
@@ -80,22 +81,11 @@ def _(grad: Tensor, x: Tensor, height: int, width: int, *strides: int) -> Tensor
 # the groups.
 
 
-def _into_batch(x: Tensor, dim: int) -> Tensor:
-    """[..., V, ...] -> [V N, C, H, W]"""
-    return x.movedim(dim, 0).flatten(0, 1)
-
-
 def _into_channels(x: Tensor, dim: int | None, size: int) -> Tensor:
     """[..., V, ...], or not mapped -> [N, V C, H, W]"""
     if dim is None:
         return x.unsqueeze(1).expand(-1, size, -1, -1, -1).flatten(1, 2)
     return x.movedim(dim, 1).flatten(1, 2)
-
-
-def _into_rows(weight: Tensor, dim: int | None, size: int) -> Tensor:
-    """[..., V, ...], or not mapped -> [V O, ...]"""
-    mapped = weight.expand(size, *weight.shape) if dim is None else weight.movedim(dim, 0)
-    return mapped.flatten(0, 1)
 
 
 def _grouped(size: int, strides: Sequence[int]) -> Strides:
@@ -113,13 +103,13 @@ def _map_over(name: str) -> None:
         (x, weight, *bias), rest = arguments[:count], arguments[count:]
         dims = in_dims[:count]
         if all(dim is None for dim in dims[1:]):
-            y = operator(_into_batch(x, dims[0]), weight, *bias, *rest)  # type: ignore[arg-type]
+            y = operator(fold(x, dims[0], size), weight, *bias, *rest)
             return y.unflatten(0, (size, -1)) if y.shape[0] else y.unflatten(0, (size, 0)), 0
         height, width, *strides = rest
         y = operator(
             _into_channels(x, dims[0], size),
-            _into_rows(weight, dims[1], size),
-            *(None if b is None else _into_rows(b, dims[2], size) for b in bias),
+            fold(weight, dims[1], size),
+            *(None if b is None else fold(b, dims[2], size) for b in bias),
             height,
             width,
             *_grouped(size, strides),
