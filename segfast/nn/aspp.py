@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segfast.nn.attention import require_map, wide
-from segfast.nn.dilated_conv import DilatedConv2d, SeparableDilatedConv2d, chosen, require_counts
+from segfast.nn._shared import chosen, require_counts, require_map, wide
+from segfast.nn.dilated_conv import DilatedConv2d, SeparableDilatedConv2d
 from segfast.ops import _check, atrous_pyramid2d
 
 # Chen et al., "DeepLab", TPAMI 2018, section 4.1.2: ASPP-S and ASPP-L.
@@ -90,7 +90,8 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> y [N, out_channels, H, W]."""
-        require_map(x, self.in_channels)
+        first: Any = self.convs[0]
+        require_map(x, self.in_channels, getattr(first[0], "weight", None))
         if self._folds(x):
             return self._folded(x)
         *local, pooled = (conv(x) for conv in self.convs)
@@ -167,8 +168,8 @@ class ASPPv2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> y [N, classes, H, W]."""
-        require_map(x, self.in_channels)
         convs: list[Any] = list(self.children())
+        require_map(x, self.in_channels, convs[0].weight)
         weights, biases = [c.weight for c in convs], [c.bias for c in convs]
         y = atrous_pyramid2d(x, weights, biases, self.rates)
         return functools.reduce(torch.add, y.chunk(len(convs), 1))

@@ -12,21 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segfast.nn._shared import require_map, wide
 from segfast.nn.max_unpool import MaxPool2d
 from segfast.ops import _check
 from segfast.ops._autocast import without_autocast
 
 SIGNS = {"code": -1, "paper": 1}
 MODES = ("embedded_gaussian", "dot_product")
-
-
-def require_map(x: Tensor, channels: int | None = None) -> None:
-    """Refuses what is not a batch of maps of that many channels."""
-    shape = f"[B, {'C' if channels is None else channels}, H, W]"
-    _check.require_floating("x", x, shape)
-    wrong = channels is not None and x.dim() == 4 and x.shape[1] != channels
-    if wrong or x.dim() != 4 or x.shape[1] < 1:
-        raise ValueError(f"x must be {shape}, got {_check.describe(x)}")
 
 
 class ProjectedAttention2d(nn.Module):
@@ -228,11 +220,6 @@ class NonLocal2d(nn.Module):
 
 
 # ------------------------------------------------------------------------------ of maps
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in the dtype that sums over positions are in."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

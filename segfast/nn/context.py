@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segfast.nn.attention import require_map
-from segfast.nn.dilated_conv import DilatedConv2d, chosen
+from segfast.nn._shared import chosen, require_map
+from segfast.nn.dilated_conv import DilatedConv2d
 from segfast.ops import _check, context_module2d
 
 CONTEXT_DILATIONS = {
@@ -91,8 +91,8 @@ class ContextModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> y [N, C, H, W]."""
-        require_map(x, self.classes)
         convs: Any = self.convs
+        require_map(x, self.classes, convs[0].weight)
         return context_module2d(
             x, [c.weight for c in convs], [c.bias for c in convs], self.dilations
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from segfast.nn._shared import require_counts
 from segfast.ops import _check, dilated_conv2d
 from segfast.ops._check import IntOrPair
 
@@ -124,19 +125,30 @@ class SeparableDilatedConv2d(nn.Sequential):
     ) -> None:
         _check.require_count("in_channels", in_channels, 1)
         _check.require_count("out_channels", out_channels, 1)
+        _check.pair("kernel_size", kernel_size, 1)
+        steps = _check.pair("stride", stride, 1)
+        if isinstance(padding, str):
+            _check.require_choice("padding", padding, ("same", "valid"))
+            if padding == "same" and steps != (1, 1):
+                raise ValueError(f"padding='same' needs stride 1, got {steps}")
+        else:
+            _check.pair("padding", padding, 0)
+        _check.pair("dilation", dilation, 1)
+        _check.require_bool("bias", bias)
+        _check.require_bool("batch_norm", batch_norm)
         if activation is not None:
             _check.require_choice("activation", activation, ("relu",))
-        steps = OrderedDict[str, nn.Module]()
-        steps["0"] = DilatedConv2d(
+        parts = OrderedDict[str, nn.Module]()
+        parts["0"] = DilatedConv2d(
             in_channels, in_channels, kernel_size, stride, padding, dilation,  # type: ignore[arg-type]
             groups=in_channels, bias=False,
         )  # fmt: skip
         if batch_norm:
-            steps["bn"] = nn.BatchNorm2d(in_channels)
+            parts["bn"] = nn.BatchNorm2d(in_channels)
         if activation is not None:
-            steps["relu"] = nn.ReLU()
-        steps["1"] = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
-        super().__init__(steps)
+            parts["relu"] = nn.ReLU()
+        parts["1"] = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        super().__init__(parts)
 
 
 # ------------------------------------------------------------------------ residual networks
@@ -256,25 +268,3 @@ def _dilated(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
         return conv
     padding = tuple(rate * (k // 2) for k in conv.kernel_size)
     return DilatedConv2d._sharing(conv, 1, padding, rate)
-
-
-# ------------------------------------------------------------------------------ arguments
-
-
-def require_counts(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Integers >= 1, at least one of them, as a tuple."""
-    if not isinstance(values, (tuple, list)) or not values:
-        raise TypeError(f"{name} must be integers, got {_check.describe(values)}")
-    for value in values:
-        _check.require_count(name, value, 1)
-    return tuple(values)
-
-
-def chosen(
-    name: str, value: str | Sequence[int], presets: Mapping[str, tuple[int, ...]]
-) -> tuple[int, ...]:
-    """Integers >= 1, given or by the name of a preset."""
-    if not isinstance(value, str):
-        return require_counts(name, value)
-    _check.require_choice(name, value, tuple(presets))
-    return presets[value]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from segfast.nn.attention import ProjectedAttention2d, require_map
+from segfast.nn._shared import require_map
+from segfast.nn.attention import ProjectedAttention2d
 from segfast.ops import _check, linear_attention2d
 
 # An "identity" of convolutions could not promise features that are not negative.

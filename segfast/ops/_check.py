@@ -45,6 +45,11 @@ def require_dtype(name: str, value: Tensor) -> None:
         )
 
 
+def require_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+
+
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {describe(value)}")

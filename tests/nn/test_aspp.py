@@ -299,6 +299,11 @@ def test_options_are_checked(options: Any, error: type[Exception], message: str)
         (torch.ones(1, 7, 9, 9), ValueError, r"^x must be \[B, 8, H, W\], got .*\(1, 7, 9, 9\)"),
         (torch.ones(8, 9, 9), ValueError, r"^x must be \[B, 8, H, W\], got .*\(8, 9, 9\)"),
         (torch.ones(1, 8, 9, 9, dtype=torch.int32), TypeError, "^x must be a floating-point"),
+        (
+            torch.ones(1, 8, 9, 9).double(),
+            TypeError,
+            r"^x must have the dtype of the module, torch\.float32, got torch\.float64",
+        ),
     ],
 )
 def test_input_is_checked(

@@ -193,3 +193,5 @@ def test_options_are_checked(options: Any, error: type[Exception], message: str)
 def test_input_is_checked() -> None:
     with pytest.raises(ValueError, match=r"^x must be \[B, 4, H, W\], got .*\(1, 5, 9, 9\)"):
         ContextModule(4)(torch.ones(1, 5, 9, 9))
+    with pytest.raises(TypeError, match=r"^x must have the dtype of the module, "):
+        ContextModule(4)(torch.ones(1, 4, 9, 9).half())

@@ -89,6 +89,31 @@ def test_state_is_that_of_conv2d() -> None:
     assert torch.equal(back.weight, theirs.weight)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kernel_size": 0}, ValueError, "^kernel_size must be at least 1, got 0"),
+        ({"kernel_size": (3, 3, 3)}, TypeError, "^kernel_size must be an integer or two"),
+        (
+            {"kernel_size": "3"},
+            TypeError,
+            "^kernel_size must be an integer or two of them, got s",
+        ),
+        ({"stride": 0}, ValueError, "^stride must be at least 1, got 0"),
+        ({"dilation": (1, 0)}, ValueError, "^dilation must be at least 1, got 0"),
+        ({"padding": -1}, ValueError, "^padding must be at least 0, got -1"),
+        ({"padding": "full"}, ValueError, "^padding must be one of same, valid; got str 'full'"),
+        ({"padding": "same", "stride": 2}, ValueError, "^padding='same' needs stride 1, got"),
+        ({"bias": 1}, TypeError, "^bias must be True or False, got int 1"),
+        ({"batch_norm": None}, TypeError, "^batch_norm must be True or False, got NoneType"),
+        ({"activation": "gelu"}, ValueError, "^activation must be one of relu; got str 'gelu'"),
+    ],
+)
+def test_separable_options_are_checked(options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SeparableDilatedConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **options})
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies(copied: Any) -> None:
     module = nn.Sequential(
