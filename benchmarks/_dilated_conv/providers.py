@@ -14,8 +14,9 @@ import segfast
 from benchmarks._common import Job
 from benchmarks._dilated_conv.workloads import Inputs, Workload
 from benchmarks._measure import Provider, repeated
+from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._dilated_conv_kernels import choose, problem
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Strides
+from segfast.ops._dilated_conv_plan import DIRECTIONS
 
 Weights = Sequence[Tensor]
 Conv = Callable[[Tensor, Tensor, int, int], Tensor]  # x, weight, rate, groups
@@ -108,8 +109,7 @@ def _segfast_serves(workload: Workload) -> str:
     shape = (workload.outputs, workload.channels // workload.groups, 3, 3)
     found = []
     for rate in workload.rates:
-        strides = Strides(1, 1, rate, rate, rate, rate, workload.groups)
-        geometry = strides.geometry(x.shape[-2:], x.shape[-2:], (3, 3))
+        geometry = Geometry.same((workload.side, workload.side), (3, 3), rate)
         asked = problem(x, shape, geometry, workload.groups)
         for direction in DIRECTIONS if workload.train else DIRECTIONS[:1]:
             found.append(choose(direction, asked).kernel)

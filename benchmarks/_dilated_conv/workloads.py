@@ -70,8 +70,7 @@ class Workload(_measure.Workload):
 
 def live_taps(side: int, rate: int) -> int:
     """(output, tap) pairs of a 3x3 convolution of a square map that read an input."""
-    size = (side, side)
-    return Geometry.of(size, size, (3, 3), (1, 1), (rate, rate), (rate, rate)).live_pairs()
+    return Geometry.same((side, side), (3, 3), rate).live_pairs()
 
 
 NEVER_BELOW = Target("torch", 2, 0.95)

@@ -73,6 +73,12 @@ class Geometry(NamedTuple):
         rows, columns = (Axis(*axis) for axis in zip(*facts, strict=True))
         return cls(rows, columns)
 
+    @classmethod
+    def same(cls, size: tuple[int, int], kernel: tuple[int, int], dilation: int) -> Geometry:
+        """Of a convolution that keeps a map's size; an even kernel has the odd zero behind."""
+        before = dilation * (kernel[0] - 1) // 2, dilation * (kernel[1] - 1) // 2
+        return cls.of(size, size, kernel, (1, 1), before, (dilation, dilation))
+
     def rectangles(self) -> list[tuple[Span, Span]]:
         """(rows, columns) with one set of live taps each, none empty."""
         return [(r, c) for r in self.rows.spans() for c in self.columns.spans()]

@@ -242,11 +242,10 @@ def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -
     return weight.unflatten(1, kernel).permute(0, 3, 1, 2)
 
 
-def _same(x: Tensor, kernel: Sequence[int], rate: int) -> Geometry:
-    """Of a convolution of x [N, H, W, C] that keeps its size."""
-    size, (kh, kw) = (x.shape[1], x.shape[2]), kernel
-    padding = (rate * (kh - 1) // 2, rate * (kw - 1) // 2)
-    return Geometry.of(size, size, (kh, kw), (1, 1), padding, (rate, rate))
+def _same(x: Tensor, weight: Tensor, rate: int) -> Branch:
+    """A convolution of x [N, H, W, C] that keeps its size, by weight [O, C, kh, kw]."""
+    size, kernel = (x.shape[1], x.shape[2]), (weight.shape[2], weight.shape[3])
+    return Branch(Geometry.same(size, kernel, rate), weight.shape[0], False)
 
 
 def pyramid(
@@ -260,10 +259,7 @@ def pyramid(
 ) -> Tensor:  # [N, O, H, W], in channels_last
     """All branches in one launch, side by side: act(scale (conv_b(x) + bias) + shift)."""
     x = _positions_first(x)
-    branches = tuple(
-        Branch(_same(x, w.shape[2:], rate), w.shape[0], False)
-        for w, rate in zip(weights, rates, strict=True)
-    )
+    branches = tuple(_same(x, w, rate) for w, rate in zip(weights, rates, strict=True))
     weight = torch.cat([_positions_first(w).flatten() for w in weights])
     y = _dense(x, weight, branches, bias=bias, scale=scale, shift=shift, relu=relu)
     return y.permute(0, 3, 1, 2)
@@ -287,6 +283,7 @@ def context_module(
         if missing:
             w = F.pad(w, (0, 0, 0, 0, 0, 0, 0, missing))
             bias = None if bias is None else F.pad(bias, (0, missing))
-        branches = (Branch(_same(x, w.shape[2:], rate), w.shape[0], False),)
-        x = _dense(x, _positions_first(w), branches, bias=bias, relu=i + 1 < len(layers))
+        x = _dense(
+            x, _positions_first(w), (_same(x, w, rate),), bias=bias, relu=i + 1 < len(layers)
+        )
     return x[..., : weights[-1].shape[0]].permute(0, 3, 1, 2)

@@ -31,8 +31,7 @@ def pyramid_reference(
     size = (x.shape[2], x.shape[3])
     maps = []
     for weight, (kh, kw), rate in zip(weights, KERNELS, RATES, strict=True):
-        padding = (rate * (kh - 1) // 2, rate * (kw - 1) // 2)
-        geometry = Geometry.of(size, size, (kh, kw), (1, 1), padding, (rate, rate))
+        geometry = Geometry.same(size, (kh, kw), rate)
         maps.append(reference.conv(x, weight, None, geometry, 1))
     y = torch.cat(maps, 1) + bias[:, None, None]
     return (y * scale[:, None, None] + shift[:, None, None]).relu()

@@ -6,9 +6,11 @@ import itertools
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Axis, Geometry
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Plan, Problem, plan
 
@@ -147,6 +149,15 @@ def test_geometry_of_pairs() -> None:
     geometry = Geometry.of((33, 65), (17, 64), (3, 5), (2, 1), (4, 6), (4, 3))
     assert geometry.rows == Axis(33, 17, 3, 2, 4, 4)
     assert geometry.columns == Axis(65, 64, 5, 1, 6, 3)
+
+
+@pytest.mark.parametrize("kernel", [(3, 5), (2, 1), (4, 4)])
+def test_same(kernel: tuple[int, int]) -> None:
+    """As PyTorch pads: the odd zero of an even kernel behind."""
+    x, weight = torch.randn(1, 1, 6, 7).double(), torch.randn(1, 1, *kernel).double()
+    expected = torch.nn.functional.conv2d(x, weight, padding="same", dilation=3)
+    y = reference.conv(x, weight, None, Geometry.same((6, 7), kernel, 3), 1)
+    torch.testing.assert_close(y, expected)
 
 
 # ------------------------------------------------------------------------------ the plan

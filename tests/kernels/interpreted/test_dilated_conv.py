@@ -176,8 +176,7 @@ def test_special_numbers_reach_what_they_are_live_for(groups: int) -> None:
 def same(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> Tensor:
     """The oracle of a convolution that keeps the size of x."""
     size, (kh, kw) = x.shape[2:], weight.shape[2:]
-    padding = (rate * (kh - 1) // 2, rate * (kw - 1) // 2)
-    geometry = Geometry.of(size, size, (kh, kw), (1, 1), padding, (rate, rate))
+    geometry = Geometry.same(size, (kh, kw), rate)
     return reference.conv(x, weight, bias, geometry, 1)
 
 
