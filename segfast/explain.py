@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -19,6 +17,7 @@ from segfast import ops
 from segfast.ops._check import describe
 from segfast.ops._dilated_conv_kernels import choose, problem
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Plan, Problem, Strides
+from segfast.ops._function import observed_by
 
 Shape = tuple[int, ...]
 
@@ -193,24 +192,29 @@ def _recorded(
 
     args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
     if isinstance(op, nn.Module):
-        state = {**dict(op.named_parameters()), **dict(op.named_buffers())}
-        state = tree_map_only(Tensor, fake, state)
-        op = functools.partial(torch.func.functional_call, op, state)  # op itself stays as it is
-        args, kwargs = (args, kwargs), {}
-    with torch.no_grad(), mode, recorder, _as_if_compiling():
+        op = _look_alike(op, fake, {})
+    with torch.no_grad(), mode, recorder, observed_by(recorder):
         op(*args, **kwargs)
     return tuple(recorder.found)
 
 
-@contextlib.contextmanager
-def _as_if_compiling() -> Iterator[None]:
-    """Our operators decide inside the raw ones, and take no short cuts to what serves."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True  # as torch.export does when it is not strict
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
+def _look_alike(
+    module: nn.Module, fake: Callable[[Tensor], Tensor], known: dict[Any, Any]
+) -> nn.Module:
+    """The module with other tensors: it stays as it is, and other threads may run it meanwhile.
+
+    Hooks that write tensors into a module (weight and spectral normalisation) write into this one.
+    """
+    if module not in known:
+        known[module] = new = object.__new__(type(module))
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                value = dict(value)
+            vars(new)[name] = tree_map_only(Tensor, fake, value) if name != "_modules" else value
+        for name, child in new._modules.items():
+            new._modules[name] = child and _look_alike(child, fake, known)
+    found: nn.Module = known[module]
+    return found
 
 
 class _Recorder(TorchDispatchMode):
@@ -218,6 +222,11 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.device = device
         self.found: list[Convolution] = []
+        self._next: list[str | None] = []  # what serves the next convolutions, together
+
+    def together(self, count: int, kernel: str | None) -> None:
+        """The next `count` convolutions are one call of a kernel, where no gradient is wanted."""
+        self._next = [kernel] * count
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -249,6 +258,9 @@ class _Recorder(TorchDispatchMode):
         facts = problem(x, weight.shape, geometry, strides.groups)
         facts = facts._replace(device=self.device or facts.device)
         directions = {d: _TRANSPOSED.get(d, d) if transposed else d for d in DIRECTIONS}
+        plans = {name: chosen(direction, facts) for name, direction in directions.items()}
+        if self._next and (kernel := self._next.pop()) is not None:
+            plans["forward"] = Plan(kernel, "all in one call, where no gradient is wanted")
         convolution = Convolution(
             tuple(x.shape),
             tuple(weight.shape),
@@ -260,7 +272,7 @@ class _Recorder(TorchDispatchMode):
             len(geometry.rectangles()),
             facts.multiplications(),
             facts.live_multiplications(),
-            {name: chosen(direction, facts) for name, direction in directions.items()},
+            plans,
         )
         self.found.append(convolution)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from segfast.explain import Explanation
 from segfast.nn import ASPP, ASPPv2, ContextModule, DilatedConv2d, SeparableDilatedConv2d
 from segfast.ops._dilated_conv_kernels import available
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Plan
+from segfast.ops._function import observer
 
 PYTORCHS = Plan("torch", "PyTorch's own operator was called")
 
@@ -246,3 +248,41 @@ def test_nothing_is_left_behind() -> None:
 def test_it_is_exported() -> None:
     assert segfast.explain is explain
     assert "explain" in segfast.__all__
+
+
+def test_together() -> None:
+    """What serves all branches of a pyramid, or all layers of the module, in one call is told."""
+    x, weights = torch.empty(1, 32, 33, 33), [torch.empty(8, 32, 3, 3)] * 2
+    cpu = explain(ops.atrous_pyramid2d, x, weights, None, (12, 24))
+    kernel = "dense" if "dense" in available("cpu") else "torch"
+    assert [c.kernels["forward"].kernel for c in cpu.convolutions] == [kernel] * 2
+    assert ("all in one call" in str(cpu)) == (kernel == "dense")
+    half, layers = x.half(), [torch.empty(32, 32, 3, 3).half()] * 2
+    cuda = explain(ops.context_module2d, half, layers, None, (1, 2), device="cuda")
+    together = ["all in one call" in c.kernels["forward"].why for c in cuda.convolutions]
+    assert together == ["triton" in available("cuda")] * 2
+    after = explain(ops.dilated_conv2d, x, weights[0], padding=12, dilation=12)
+    assert "all in one call" not in str(after)
+
+
+@pytest.mark.parametrize(
+    "normalized", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_modules_stay_as_they_are(normalized: Any) -> None:
+    """Also where a forward writes into its module, and for other threads meanwhile."""
+    module = normalized(nn.Conv2d(4, 4, 3))
+    weight, called, observers = type(module.weight), [], []
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def look(inner: nn.Module, _: Any) -> None:
+        called.append(inner)
+        with ThreadPoolExecutor(1) as thread:
+            observers.extend([observer(), thread.submit(observer).result()])
+
+    module.register_forward_pre_hook(look)
+    assert explain(module, torch.ones(1, 4, 5, 5)).convolutions
+    assert called[0] is not module
+    assert observers[0] is not None
+    assert observers[1] is None
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert type(module.weight) is weight

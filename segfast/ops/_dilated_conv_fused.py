@@ -7,7 +7,7 @@ torch.func looks on, they are composed of convolutions (dilated_conv.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from segfast.ops._dilated_conv_geometry import (
 from segfast.ops._dilated_conv_kernels import available, choose, problem
 from segfast.ops._dilated_conv_plan import Problem, candidates
 from segfast.ops._dilated_conv_prepared import look_up
-from segfast.ops._function import Remembered, compiled, needs_graph, watched
+from segfast.ops._function import Remembered, compiled, needs_graph, observer, watched
 from segfast.ops._layout import dense
 
 PYRAMID = "_atrous_pyramid_dense"
@@ -75,7 +75,9 @@ def pyramid(
         require_channel_factors(x, outputs, scale=scale, shift=shift)
         if activation is not None:
             _check.require_choice("activation", activation, ("relu",))
-        return _kernel_of_pyramid(autocast(x), branches) if plain else _COMPOSED
+        if not plain:
+            return _observed(_kernel_of_pyramid, x, branches)
+        return _kernel_of_pyramid(autocast(x), branches)
 
     if not (_is_list(weights) and _is_list(rates) and (biases is None or _is_list(biases))):
         decide(False)  # raises
@@ -108,7 +110,9 @@ def context_module(
 
     def decide(plain: bool) -> str:
         layers = require_layers(x, weights, biases, dilations)
-        return _kernel_of_context(autocast(x), layers) if plain else _COMPOSED
+        if not plain:
+            return _observed(_kernel_of_context, x, layers)
+        return _kernel_of_context(autocast(x), layers)
 
     if not (_is_list(weights) and _is_list(dilations) and (biases is None or _is_list(biases))):
         decide(False)  # raises
@@ -120,24 +124,36 @@ def context_module(
     return dense(launchers().context_module(*arguments, list(dilations)), like=arguments[0])
 
 
+def _observed(kernel_of: Callable[..., str], x: Tensor, branches: list[Branch]) -> str:
+    """Composed; `segfast.explain` is told what would serve."""
+    if (looks_on := observer()) is not None:
+        kernel = kernel_of(autocast(x), branches, looks_on.device)
+        looks_on.together(len(branches), None if kernel == _COMPOSED else kernel)
+    return _COMPOSED
+
+
 def _is_list(values: Any) -> bool:
     return isinstance(values, (list, tuple))
 
 
-def _kernel_of_pyramid(x: Tensor, branches: list[Branch]) -> str:
+def _kernel_of_pyramid(x: Tensor, branches: list[Branch], device: str | None = None) -> str:
     if x.numel() == 0:
         return _COMPOSED
-    asked = [_problem(x, weight, rate) for weight, _, rate in branches]
+    device = device or x.device.type
+    asked = [_problem(x, weight, rate, device) for weight, _, rate in branches]
     kernels = {choose("forward", each).kernel for each in asked}
     if "triton" in kernels and all(map(_triton_can, asked)):
         return "triton"
-    there = native() is not None and compiled(PYRAMID, x.device.type)
+    there = native() is not None and compiled(PYRAMID, device)
     return "dense" if "dense" in kernels and there else _COMPOSED
 
 
-def _kernel_of_context(x: Tensor, layers: list[Branch]) -> str:
+def _kernel_of_context(x: Tensor, layers: list[Branch], device: str | None = None) -> str:
+    device = device or x.device.type
     like = (x[:, :1].expand(-1, weight.shape[1], -1, -1) for weight, _, _ in layers)
-    asked = [_problem(maps, w, rate) for maps, (w, _, rate) in zip(like, layers, strict=True)]
+    asked = [
+        _problem(maps, w, rate, device) for maps, (w, _, rate) in zip(like, layers, strict=True)
+    ]
     served = x.numel() and x.dtype.itemsize <= 2 and all(map(_triton_can, asked))
     return "triton" if served else _COMPOSED
 
@@ -157,11 +173,9 @@ def _triton_can(problem: Problem) -> bool:
     return "triton" in candidates("forward", problem, available(problem.device))
 
 
-def _problem(x: Tensor, weight: Tensor, rate: int) -> Problem:
+def _problem(x: Tensor, weight: Tensor, rate: int, device: str) -> Problem:
     size, kernel = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
-    padding = (rate * (kernel[0] // 2), rate * (kernel[1] // 2))
-    geometry = Geometry.of(size, size, kernel, (1, 1), padding, (rate, rate))
-    return problem(x, weight.shape, geometry, 1)
+    return problem(x, weight.shape, Geometry.same(size, kernel, rate), 1)._replace(device=device)
 
 
 def _side_by_side(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor | None:

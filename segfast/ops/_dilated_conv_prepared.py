@@ -24,7 +24,7 @@ from segfast.ops._dilated_conv_kernels import (
     problem,
 )
 from segfast.ops._dilated_conv_plan import DIRECTIONS
-from segfast.ops._function import Remembered, tracing
+from segfast.ops._function import Remembered, observer, tracing
 
 Answer = TypeVar("Answer")
 PLAIN = (Tensor, torch.nn.Parameter)  # of other classes, the operators themselves are called
@@ -129,7 +129,7 @@ def _prepare(
     rest, dtype = (*outputs, *strides), facts.x.cast
     as_given = x.dim() == 4 and all(f is None or f.dtype == dtype for f in facts)
     to = None if as_given else dtype
-    if torch.compiler.is_compiling():  # decided inside the raw operators
+    if torch.compiler.is_compiling() or observer():  # decided inside the raw operators
         return Prepared(rest, False, False, to, None)
     maps = x if x.dim() == 4 else x[None]
     asked = problem(maps, weight.shape, geometry, strides.groups)._replace(dtype=dtype_name(dtype))

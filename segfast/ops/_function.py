@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from inspect import Parameter, Signature
 from typing import Any, TypeVar
 
@@ -39,6 +41,24 @@ def needs_graph(*arguments: Any) -> bool:
             if isinstance(x, Tensor) and x.requires_grad:
                 return True
     return False
+
+
+_explained = threading.local()
+
+
+def observer() -> Any:
+    """Of the operators that this thread runs into, in `segfast.explain`; else None."""
+    return getattr(_explained, "observer", None)
+
+
+@contextlib.contextmanager
+def observed_by(observer: Any) -> Iterator[None]:
+    """Kernels are chosen inside the raw operators, as for a compiler, and the observer is told."""
+    _explained.observer = observer
+    try:
+        yield
+    finally:
+        _explained.observer = None
 
 
 def call(function: type[Function], *arguments: Any) -> Any:
