@@ -8,6 +8,7 @@ kernels serve where they are there, kernels/dense_crf/reference.py elsewhere.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 from segfast._native import native, why_not_native
 from segfast.kernels.dense_crf import reference
 
-StepCallback = Callable[[Tensor], None]
+Filter = Callable[[Tensor], Tensor]  # [C, N] -> [C, N], linear
 # Radius of the spatial convolution in sigmas: what is cut off is below the dtype's rounding.
 CONV_RADIUS = {torch.float32: 5.5, torch.float64: 8.5}
 COORDINATE_LIMIT = {torch.float32: 2.0**22, torch.float64: 2.0**30}  # lattice_build's, too
@@ -103,28 +104,43 @@ def in_out_scales(norm: Tensor, normalization: str) -> tuple[Tensor | None, Tens
     return before, after
 
 
-class _ExactKernel:
-    """K~ by summing every pair."""
+class Kernel:
+    """K~ of one term, [C, N] -> [C, N], from K and its transpose.
 
-    def __init__(self, features: Tensor, normalization: str, tolerance: float) -> None:
-        self.features = features.contiguous()
-        self.order = torch.ops.segfast._exact_order(self.features)
-        self.tolerance = tolerance
+    Attributes:
+        norm: n = K 1, [1, N]; None where nothing is normalised.
+        before, after: what multiplies the values before and after K; None is one.
+    """
+
+    def __init__(self, raw: Filter, transposed: Filter, like: Tensor, normalization: str) -> None:
+        self.raw, self.transposed = raw, transposed
+        self.norm: Tensor | None = None
         self.before: Tensor | None = None
         self.after: Tensor | None = None
         if normalization != "none":
-            norm = self._raw(features.new_ones(1, features.shape[1]))  # [1, N]
-            self.before, self.after = in_out_scales(norm, normalization)
-
-    def _raw(self, values: Tensor) -> Tensor:
-        return torch.ops.segfast._exact_filter(
-            values.contiguous(), self.features, self.order, self.tolerance
-        )
+            self.norm = raw(like.new_ones(1, like.shape[1]))
+            self.before, self.after = in_out_scales(self.norm, normalization)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """[C, N] -> [C, N]"""
-        y = self._raw(values if self.before is None else values * self.before)
-        return y if self.after is None else y * self.after
+        return scaled(self.raw(scaled(values, self.before)), self.after)
+
+    def transpose(self, values: Tensor) -> Tensor:
+        return scaled(self.transposed(scaled(values, self.after)), self.before)
+
+
+def scaled(values: Tensor, scale: Tensor | None) -> Tensor:
+    return values if scale is None else values * scale
+
+
+def exact_kernel(features: Tensor, normalization: str, tolerance: float) -> Kernel:
+    """K~ by summing every pair, compiled."""
+    features = features.contiguous()
+    order = torch.ops.segfast._exact_order(features)
+
+    def raw(values: Tensor) -> Tensor:
+        return torch.ops.segfast._exact_filter(values.contiguous(), features, order, tolerance)
+
+    return Kernel(raw, raw, features, normalization)
 
 
 class _NativeTerms:
@@ -188,21 +204,20 @@ class _NativeTerms:
         return [*lattice, *scales]
 
 
-def reference_kernel(
-    term: PairwiseTerm, like: Tensor, shape: tuple[int, int] | None
-) -> Callable[[Tensor], Tensor]:
+def reference_kernel(term: PairwiseTerm, like: Tensor, shape: tuple[int, int] | None) -> Kernel:
     """K~ of a term in plain PyTorch, [L, N] -> [L, N]."""
     if term.method == "conv":
         assert shape is not None
         assert term.sigma is not None
-        kernel = reference.separable_kernel(like, shape, term.sigma)
+        raw = transposed = reference.separable_kernel(like, shape, term.sigma)
     else:
         assert term.features is not None
         if term.method == "exact":
-            kernel = reference.exact_kernel(term.features)
+            raw = transposed = reference.exact_kernel(term.features)
         else:
-            kernel = reference.Lattice(term.features).filter
-    return reference.normalized(kernel, like, term.normalization)
+            lattice = reference.Lattice(term.features)
+            raw, transposed = lattice.filter, functools.partial(lattice.filter, transpose=True)
+    return Kernel(raw, transposed, like, term.normalization)
 
 
 # Measured on one core, in seconds per pixel and label (lattice) or per pair of pixels (exact).
@@ -252,9 +267,10 @@ class Engine:
     ) -> None:
         self.logits = logits.contiguous()
         self.terms = terms
+        self.shape = shape
         # Terms that one native call fuses, and terms whose messages are added to them.
         self.fused: _NativeTerms | None = None
-        self.separate: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
+        self.separate: list[tuple[Tensor, Kernel]] = []
         # A NaN or infinite position has a NaN or no distance to everything: so has the message.
         self.undefined = self.logits.numel() == 0 or not self._positions_are_finite()
         if self.undefined:
@@ -266,9 +282,7 @@ class Engine:
                 self.fused.add(term)
                 continue
             if self.fused is not None and term.features is not None:
-                kernel: Callable[[Tensor], Tensor] = _ExactKernel(
-                    term.features, term.normalization, tolerance
-                )
+                kernel = exact_kernel(term.features, term.normalization, tolerance)
             else:
                 kernel = reference_kernel(term, self.logits, shape)
             self.separate.append((term.mixing.to(logits.dtype), kernel))
@@ -280,6 +294,16 @@ class Engine:
                     return False
                 require_reach(term.span, term.features.dtype)
         return True
+
+    def kernels(self) -> list[Kernel]:
+        """K~ of every term, with its transpose."""
+        separate = iter(self.separate)
+        return [
+            reference_kernel(term, self.logits, self.shape)
+            if self.fused is not None and term.method != "exact"
+            else next(separate)[1]
+            for term in self.terms
+        ]
 
     def step(self, belief: Tensor) -> Tensor:
         """logits + sum of the messages sent by ``belief`` [L, N] -> scores [L, N]."""
@@ -301,20 +325,18 @@ class Engine:
             return torch.softmax(scores.t().contiguous(), 1).t()
         return torch.ops.segfast._softmax(scores.contiguous())
 
-    def run(
-        self, iterations: int, on_step: StepCallback | None = None, softmax: bool = False
-    ) -> Tensor:
+    def run(self, iterations: int, states: Tensor | None = None, softmax: bool = False) -> Tensor:
         """Mean field from softmax(logits) -> scores, or belief if ``softmax``.
 
-        ``on_step(scores)`` is called after each iteration.
+        ``states`` [S, L, N] takes the scores after iterations 1 to S <= ``iterations``.
         """
-        if self.fused is not None and not self.separate and on_step is None:
+        if self.fused is not None and not self.separate and states is None:
             return self.fused.mean_field(self.logits, None, iterations, softmax)
         scores = self.logits.clone()
-        for _ in range(iterations):
+        for i in range(iterations):
             scores = self.step(self.belief(scores))
-            if on_step is not None:
-                on_step(scores)
+            if states is not None and i < len(states):
+                states[i] = scores
         return self.belief(scores) if softmax else scores
 
 
