@@ -17,8 +17,8 @@ from .reference import CHUNK, TINY, gaussian_kernel, kernel_rows
 def feature_gradient(g: Tensor, v: Tensor, features: Tensor) -> Tensor:
     """What moves the features of y_i = sum_j K_ij v_j, for g = dL/dy: [C, N] twice -> [F + 1, N].
 
-        df_i  = sum_j K_ij (g_i . v_j + v_i . g_j) (f_j - f_i)      rows 0 to F - 1
-        rho_i = sum_j K_ij g_i . v_j                                row F, for `norm_gradient`
+    df_i  = sum_j K_ij (g_i . v_j + v_i . g_j) (f_j - f_i)      rows 0 to F - 1
+    rho_i = sum_j K_ij g_i . v_j                                row F, for `norm_gradient`
     """
     rows = max(1, CHUNK // max(1, features.shape[1]))
     parts = []
@@ -27,13 +27,14 @@ def feature_gradient(g: Tensor, v: Tensor, features: Tensor) -> Tensor:
         forth = kernel * (g_i.T @ v)
         both = forth + kernel * (v_i.T @ g)
         # Differences axis by axis: far from the origin sum K f_j - f_i sum K would cancel.
-        moved = [(both * (axis - f_i[:, None])).sum(1) for f_i, axis in zip(f, features, strict=True)]
+        axes = zip(f, features, strict=True)
+        moved = [(both * (axis - f_i[:, None])).sum(1) for f_i, axis in axes]
         parts.append(torch.stack([*moved, forth.sum(1)]))
     return torch.cat(parts, dim=1) if parts else features.new_zeros(len(features) + 1, 0)
 
 
 def norm_gradient(normalization: str, norm: Tensor, rho: Tensor, kappa: Tensor) -> Tensor:
-    """dL/dn [N] through what n = K 1 scales; rho_i = G_i . (K V)_i and kappa_i = V_i . (K^T G)_i."""
+    """dL/dn [N] through A and B, with rho_i = G_i . (K V)_i and kappa_i = V_i . (K^T G)_i."""
     half = {"before": kappa, "after": rho, "symmetric": (rho + kappa) / 2}[normalization]
     return -half / (norm + TINY)
 

@@ -1,8 +1,8 @@
 """Mean field run backwards, for one image. Derivation: kernels/dense_crf/README.md, "Gradients".
 
-    scores^(t+1) = logits + sum_m M_m K~_m Q^t,   Q^t = softmax(scores^t),   g^t = dL/dscores^t
-    R_m = K~_m^T g^(t+1);   dM_m += R_m (Q^t)^T;   dQ = sum_m M_m^T R_m
-    g^t = Q^t (dQ - <dQ, Q^t>);   dlogits = sum_t g^t
+scores^(t+1) = logits + sum_m M_m K~_m Q^t,   Q^t = softmax(scores^t),   g^t = dL/dscores^t
+R_m = K~_m^T g^(t+1);   dM_m += R_m (Q^t)^T;   dQ = sum_m M_m^T R_m
+g^t = Q^t (dQ - <dQ, Q^t>);   dlogits = sum_t g^t
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf import reference_grad
 from segfast.ops._dense_crf_engine import Engine, Kernel, PairwiseTerm, mix, scaled
-
 
 SIGMAS = ("spatial_sigma", "bilateral_sigma", "color_sigma")
 
@@ -102,9 +101,9 @@ def pull_back(
     found: dict[str, Tensor | None] = {"logits": logits}
     for name in moves:
         # A term that is not there has weight 0 and, if its weight is learned, no finite positions.
-        trace = traces.get(name)
-        found[name] = logits.new_tensor(math.nan) if trace is None else trace.grad
-        if trace is not None and trace.moves and record.iterations:
+        found[name] = traces[name].grad if name in traces else logits.new_tensor(math.nan)
+    for name, trace in traces.items():
+        if trace.moves and record.iterations:
             found |= _moved(name, record, trace, sigmas)
     order = ("logits", "image", "spatial", "bilateral", *SIGMAS)
     return [found.get(name) for name in order]

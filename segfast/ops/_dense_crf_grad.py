@@ -25,13 +25,12 @@ _ops = torch.ops.segfast
 
 def _refuse(*_: Any) -> NoReturn:
     raise NotImplementedError(
-        "the dense CRF has first derivatives in reverse mode only: its gradient cannot be "
-        "differentiated again, nor can forward mode be served"
+        "the gradient of the dense CRF has no derivative: second derivatives are not available"
     )
 
 
 class _Final(Function):
-    """Not to be differentiated, in either mode."""
+    """Not to be differentiated."""
 
     generate_vmap_rule = True
 
@@ -41,10 +40,6 @@ class _Final(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> NoReturn:
-        _refuse()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         _refuse()
 
 
@@ -72,10 +67,6 @@ class GaussianFilter(Function):
         found = call(GaussianFilterBackward, grad, *ctx.saved_tensors, *ctx.options, wanted)
         return _given(found, wanted, len(ctx.options))
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse()
-
 
 class MeanField(Function):
     """segfast::mean_field; its gradient runs the model again."""
@@ -94,10 +85,6 @@ class MeanField(Function):
         require_exact(Options(*ctx.options).method, _pixels(wanted))
         found = call(MeanFieldBackward, grad, *ctx.saved_tensors, *ctx.options, wanted)
         return _given(found, wanted, len(ctx.options))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse()
 
 
 class _KeptBackward(_Final):
@@ -138,10 +125,6 @@ class KeptMeanField(Function):
 
         found = _KeptBackward.apply(run, grad, *tensors)
         return None, *_given(found, wanted, 0)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse()
 
 
 def _given(

@@ -33,9 +33,7 @@ OPTIONS = (
     "int iterations, str normalization, str method, str spatial, float tolerance,"
     " bool keep_steps, bool softmax"
 )
-FILTER = (
-    "Tensor values, Tensor features, str method, str normalization, float tolerance"
-)
+FILTER = "Tensor values, Tensor features, str method, str normalization, float tolerance"
 torch.library.define("segfast::gaussian_filter", f"({FILTER}) -> Tensor")
 torch.library.define("segfast::mean_field", f"({TENSORS}, {OPTIONS}) -> Tensor")
 # Gradients of the tensors that are wanted; empty ones of the others.
@@ -108,10 +106,8 @@ class Problem:
         self.height, self.width = logits.shape[2:]
         self.mixings = [m.detach().to("cpu", torch.float64) for m in parameters[:2]]
         self.sigmas = [
-            _deviations(name, sigma)
-            for name, sigma in zip(NAMES[4:], parameters[2:], strict=True)
+            _deviations(name, sigma) for name, sigma in zip(NAMES[4:], parameters[2:], strict=True)
         ]
-        _warn_about_inputs(logits, self.image, self.sigmas[2].tolist())
 
     def run(self, b: int, wanted: Sequence[bool] | None = None) -> tuple[Tensor, Record]:
         """The steps [S, L, N] of an image, and what their gradient needs if any is `wanted`."""
@@ -132,7 +128,7 @@ class Problem:
         return steps.to(self.logits.device, self.logits.dtype)
 
     def _terms(self, image: Tensor, wanted: Sequence[bool]) -> dict[str, PairwiseTerm]:
-        """The kernels of one image [C, H, W]. A zero weight drops its term, unless it is learned."""
+        """The kernels of one image [C, H, W]; a zero weight that is not learned drops its term."""
         o = self.options
         terms = {}
         image = image.to("cpu", self.dtype)
@@ -192,11 +188,10 @@ def _mean_field(*arguments: Any) -> Tensor:
     return refine(Problem(arguments[:7], Options(*arguments[7:])))[0]
 
 
-def refine(
-    problem: Problem, wanted: Sequence[bool] | None = None
-) -> tuple[Tensor, list[Record]]:
+def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tensor, list[Record]]:
     """The result of segfast::mean_field, and a record per image if gradients are `wanted`."""
     logits, o = problem.logits, problem.options
+    _warn_about_inputs(logits, problem.image, problem.sigmas[2].tolist())
     if logits.shape[0] == 1 and (o.iterations > 0 or not o.keep_steps):
         steps, record = problem.run(0, wanted)
         return problem.shaped(steps).unsqueeze(1), [record]  # a single image is not copied
@@ -214,8 +209,7 @@ def refine(
 @torch.autocast("cpu", enabled=False)
 def _mean_field_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *rest, wanted = arguments
-    with warnings.catch_warnings(action="ignore"):  # said in the forward call
-        problem = Problem(rest[:7], Options(*rest[7:]))
+    problem = Problem(rest[:7], Options(*rest[7:]))
     return as_given(problem.gradients(grad, wanted), rest[:7])
 
 

@@ -57,10 +57,13 @@ def gaussian_filter(
             row is proven to be at most this: \|y - exact\| <= tolerance * max\|v\|. 0 skips none.
 
     Returns:
-        [B, C, N], the dtype and device of ``values``.
+        [B, C, N], the dtype and device of ``values``. Differentiable once, in reverse mode: values
+        by both methods (the lattice by its exact transpose), features by the exact one.
 
     Raises:
-        TypeError, ValueError: an argument breaks its contract; the message names it.
+        TypeError, ValueError: an argument breaks its contract; the message names it. So do
+            features that require a gradient the lattice does not have.
+        NotImplementedError: on differentiating twice or in forward mode.
 
     Example:
         >>> import torch, segfast
@@ -124,10 +127,10 @@ def mean_field(
             any float dtype, any L >= 1. Unbatched [L, H, W] is taken with an unbatched image.
         image: [B, C, H, W], uint8 or any real dtype, any C.
         spatial_weight, bilateral_weight: W_m: a number, [L] (per label) or [L, L].
-        spatial_sigma: sigma_gamma in pixels, one number or (y, x).
-        bilateral_sigma: sigma_alpha in pixels, one number or (y, x).
-        color_sigma: sigma_beta in image units, one number or one per channel. None means 13 for
-            uint8 images; it must be given for every other dtype.
+        spatial_sigma: sigma_gamma in pixels, one number or (y, x); a tensor if it is learned.
+        bilateral_sigma: sigma_alpha in pixels, one number or (y, x); a tensor if it is learned.
+        color_sigma: sigma_beta in image units, one number or one per channel; a tensor if it is
+            learned. None means 13 for uint8 images; it must be given for every other dtype.
         compatibility: mu [L, L], the penalty, used as given; None = Potts (minus the identity,
             equal to 1 - I up to a constant per pixel).
         iterations: number of parallel updates; 0 returns the logits.
@@ -147,9 +150,15 @@ def mean_field(
         scores [B, L, H, W] before the softmax (or the belief), in the dtype of ``logits``; with
         ``return_steps`` ``(scores, steps)``, steps a list of ``(scores, belief)`` per iteration.
 
+    Differentiable in reverse mode, once: logits, weights and compatibility by every method (the
+    lattice by its exact transpose), a float image and the sigmas by the exact method only. The
+    graph keeps the lattices and the scores of all iterations but the last, [iterations - 1, B, L,
+    H, W] in float32 (float64 for float64).
+
     Raises:
-        TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: on backward or forward-mode differentiation (inference only so far).
+        TypeError, ValueError: an argument breaks its contract; the message names it. So does an
+            image or sigma that requires a gradient the lattice does not have.
+        NotImplementedError: on differentiating twice or in forward mode.
 
     Warns:
         UserWarning: logits that sum to 1 over labels (probabilities passed by mistake); a float
@@ -286,7 +295,7 @@ def _checked_sigma(name: str, sigma: Sigma, count: int, like: Tensor) -> Tensor:
         return torch.tensor(numbers, dtype=torch.float64, device=like.device)
     if not sigma.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor, got {_check.describe(sigma)}")
-    if sigma.dim() > 1 or sigma.numel() not in (1, count):
+    if sigma.dim() > 1 or (sigma.numel() != 1 and sigma.numel() != count):
         raise ValueError(
             f"{name} must be one number or {count} of them, got {_check.describe(sigma)}"
         )

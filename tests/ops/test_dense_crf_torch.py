@@ -22,8 +22,8 @@ Problem = Callable[..., tuple[Tensor, Tensor]]
 @pytest.mark.parametrize("method", ["exact", "lattice"])
 def test_gaussian_filter(method: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 3, 20, dtype=torch.float64, generator=generator)
-    features = torch.randn(2, 4, 20, dtype=torch.float64, generator=generator)
+    values = torch.randn(2, 3, 8, dtype=torch.float64, generator=generator)
+    features = torch.randn(2, 4, 8, dtype=torch.float64, generator=generator)
 
     def fn(values: Tensor, features: Tensor) -> Tensor:
         return gaussian_filter(values, features, method, "after")
@@ -43,16 +43,18 @@ def test_gaussian_filter(method: str) -> None:
     "options", [{}, {"method": "exact"}, {"spatial": "lattice"}, {"return_belief": True}]
 )
 def test_mean_field(problem: Problem, options: dict[str, Any]) -> None:
-    logits, image = problem(4, 3, 9, 11, 2)
-    weight = torch.eye(4, dtype=torch.float64) - 0.1
+    logits, image = problem(3, 3, 4, 5, 2)
+    weight = torch.eye(3, dtype=torch.float64) - 0.1
 
     def fn(logits: Tensor, image: Tensor, weight: Tensor) -> Tensor:
         return mean_field(logits, image, bilateral_weight=weight, iterations=2, **options)
 
     sigmas = [torch.tensor(s).double() for s in ([3.0, 3.0], [80.0, 80.0], [13.0])]
-    raw = (logits.double(), image, torch.tensor(3.0).double(), weight, *sigmas, 2, "symmetric", options.get("method", "lattice"),
-           options.get("spatial", "conv"), 1e-7, False,
-           options.get("return_belief", False))  # fmt: skip
+    raw = (
+        *(logits.double(), image, torch.tensor(3.0).double(), weight, *sigmas, 2, "symmetric"),
+        *(options.get("method", "lattice"), options.get("spatial", "conv"), 1e-7, False),
+        options.get("return_belief", False),
+    )
     op_battery(
         fn,
         (logits.double(), image, weight),
