@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf import reference_grad
-from segfast.ops._dense_crf_engine import Engine, Kernel, PairwiseTerm, mix, scaled
+from segfast.ops._dense_crf_engine import Engine
+from segfast.ops._dense_crf_terms import Kernel, PairwiseTerm, Spatial, mix, scaled, spatial
 
 SIGMAS = ("spatial_sigma", "bilateral_sigma", "color_sigma")
 
@@ -36,6 +37,10 @@ class Record:
     states: Tensor | None
     belief: Tensor | None
 
+    def names(self, *methods: str) -> list[str]:
+        """Of the terms by one of the methods, those of the first method first."""
+        return [name for m in methods for name, term in self.terms.items() if term.method == m]
+
     def scores(self, t: int) -> Tensor:
         """After t iterations, [L, N]."""
         if t == 0:
@@ -44,30 +49,39 @@ class Record:
         return self.states[t - 1]
 
 
-@dataclass
-class _Trace:
-    """One term on the way back. Filled per iteration where its pixels may move: V and G."""
+class _Moved:
+    """A term whose pixels want a gradient: what every iteration sends through it."""
 
-    kernel: Kernel
-    mixing: Tensor
-    moves: bool
-    grad: Tensor  # dL/dM
-    sent: list[Tensor] = field(default_factory=list)  # V = before Q, [L, N]
-    pulled: list[Tensor] = field(default_factory=list)  # G = after (M^T g), [L, N]
-
-    def step(self, g: Tensor, belief: Tensor) -> Tensor:
-        """dL/dscores and the belief that was sent, [L, N] -> M^T R."""
-        r = self.kernel.transpose(g)
-        if self.grad.dim() == 2:
-            self.grad += r.double() @ belief.double().T
+    def __init__(self, name: str, record: Record) -> None:
+        engine = record.engine
+        self.term = record.terms[name]
+        self.kernel: Kernel | Spatial
+        if self.term.method == "exact":
+            self.kernel = engine.separate[-1][1]  # the bilateral term is the last
         else:
-            product = (r.double() * belief).sum(1)
-            self.grad += product if self.grad.dim() == 1 else product.sum()
-        transposed = self.mixing.t()  # of a scalar or vector: itself
-        if self.moves:
-            self.sent.append(scaled(belief, self.kernel.before))
-            self.pulled.append(scaled(mix(transposed, g), self.kernel.after))
-        return mix(transposed, r)
+            assert engine.shape is not None
+            self.kernel = spatial(self.term, engine.logits, engine.shape)
+        self.sent: list[Tensor] = []  # V = before Q, [L, N]
+        self.pulled: list[Tensor] = []  # G = after (M^T g), [L, N]
+
+    def note(self, g: Tensor, belief: Tensor) -> None:
+        mixing = self.term.mixing.t()
+        self.sent.append(scaled(belief, self.kernel.before))
+        self.pulled.append(scaled(mix(mixing, g), self.kernel.after))
+
+    def gradients(self, sigmas: Sequence[Tensor]) -> dict[str, Tensor | None]:
+        """By name: of the image [C, N] and of the sigmas."""
+        g, v = torch.cat(self.pulled), torch.cat(self.sent)  # [T L, N]
+        normalization = self.term.normalization
+        if isinstance(self.kernel, Spatial):
+            by_sigma = reference_grad.sigma_gradient(
+                g, v, self.kernel.kernel, self.kernel.slopes, normalization
+            )
+            return {SIGMAS[0]: by_sigma}
+        assert self.term.features is not None
+        grad = features_gradient(self.kernel, g, v, normalization)
+        each = reference_grad.image_gradients(grad, self.term.features, *sigmas[1:])
+        return dict(zip(("image", *SIGMAS[1:]), each, strict=True))
 
 
 def pull_back(
@@ -77,68 +91,97 @@ def pull_back(
 
     The image's is [C, N].
     """
-    engine = record.engine
-    if record.iterations > 0 and engine.undefined:
+    if record.iterations > 0 and record.engine.undefined:
         return [upstream.new_tensor(math.nan)] * len(wanted)
     moves = {"spatial": wanted[4], "bilateral": wanted[1] or wanted[5] or wanted[6]}
-    traces = {
-        name: _Trace(kernel, term.mixing, moves[name], term.mixing.double() * 0)
-        for (name, term), kernel in zip(record.terms.items(), engine.kernels(), strict=True)
-    }
-    g = upstream[-1]
+    moved = {name: _Moved(name, record) for name in record.terms if moves[name]}
+    engine, weights = record.engine, wanted[2] or wanted[3]
+    if engine.fused is None:
+        logits, mixings = _reference_reverse(record, upstream, moved)
+    elif engine.separate:
+        logits, mixings = _mixed_reverse(record, upstream, moved, weights)
+    else:
+        logits, *each = engine.fused.reverse(
+            upstream, record.belief, engine.logits, record.states, record.iterations,
+            weights=weights,
+        )  # fmt: skip
+        mixings = dict(zip(record.names("lattice", "conv"), each, strict=False))
+    found: dict[str, Tensor | None] = {"logits": logits}
+    if record.iterations > 0:
+        # A term that is not there has weight 0 and, if it is learned, no finite positions.
+        found |= dict.fromkeys(("spatial", "bilateral"), logits.new_tensor(math.nan)) | mixings
+        for term in moved.values():
+            found |= term.gradients(sigmas)
+    return [found.get(name) for name in ("logits", "image", "spatial", "bilateral", *SIGMAS)]
+
+
+def _reference_reverse(
+    record: Record, upstream: Tensor, moved: dict[str, _Moved]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """In plain PyTorch: dL/dlogits, and dL/dM by name."""
+    engine, g = record.engine, upstream[-1]
     if record.belief is not None:
         g = reference_grad.belief_gradient(record.belief, g)
     logits = g.clone()
+    mixings = {name: term.mixing.double() * 0 for name, term in record.terms.items()}
     for t in reversed(range(record.iterations)):
         belief = engine.belief(record.scores(t))
         d_belief = torch.zeros_like(g)
-        for trace in traces.values():
-            d_belief += trace.step(g, belief)
+        for (name, term), (_, kernel) in zip(record.terms.items(), engine.separate, strict=True):
+            r = kernel.transpose(g)
+            full = r.double() @ belief.double().T if term.mixing.dim() == 2 else r * belief
+            while full.dim() > term.mixing.dim():
+                full = full.sum(-1)
+            mixings[name] += full
+            d_belief += mix(term.mixing.t(), r)
+            if name in moved:
+                moved[name].note(g, belief)
         g = reference_grad.belief_gradient(belief, d_belief)
         if t > 0 and len(upstream) > 1:
             g = g + upstream[t - 1]
         logits += g
-    found: dict[str, Tensor | None] = {"logits": logits}
-    for name in moves:
-        # A term that is not there has weight 0 and, if its weight is learned, no finite positions.
-        found[name] = traces[name].grad if name in traces else logits.new_tensor(math.nan)
-    for name, trace in traces.items():
-        if trace.moves and record.iterations:
-            found |= _moved(name, record, trace, sigmas)
-    order = ("logits", "image", "spatial", "bilateral", *SIGMAS)
-    return [found.get(name) for name in order]
+    return logits, mixings
 
 
-def _moved(
-    name: str, record: Record, trace: _Trace, sigmas: Sequence[Tensor]
-) -> dict[str, Tensor | None]:
-    """The gradients of what places the pixels of a term."""
-    term = record.terms[name]
-    g, v = torch.cat(trace.pulled), torch.cat(trace.sent)  # [T L, N]
-    if name == "spatial":
-        assert record.engine.shape is not None
-        assert term.sigma is not None
-        slope = reference_grad.sigma_gradient(
-            g, v, record.engine.shape, term.sigma, term.normalization
-        )
-        return {SIGMAS[0]: slope}
-    assert term.features is not None
-    grad = features_gradient(trace.kernel, g, v, term.features, term.normalization)
-    image, *slopes = reference_grad.image_gradients(grad, term.features, sigmas[1], sigmas[2])
-    return {"image": image, **dict(zip(SIGMAS[1:], slopes, strict=True))}
+def _mixed_reverse(
+    record: Record, upstream: Tensor, moved: dict[str, _Moved], weights: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compiled, with messages of the exact method among them."""
+    engine = record.engine
+    assert engine.fused is not None
+    ((mixing, kernel),) = engine.separate
+    logits = engine.fused.reverse(
+        upstream[-1:], record.belief, engine.logits, None, 0, weights=False
+    )[0]  # fmt: skip
+    g = logits.clone()
+    mixings: dict[str, Tensor] = {}
+    for t in reversed(range(record.iterations)):
+        scores = record.scores(t)
+        if moved:
+            belief = engine.belief(scores)
+            for notes in moved.values():
+                notes.note(g, belief)
+        g, *each = engine.fused.reverse(
+            g[None], None, scores, None, 1, planes=[kernel.transpose(g)], mixings=[mixing],
+            start=False, weights=weights,
+        )  # fmt: skip
+        for name, part in zip(record.names("lattice", "conv", "exact"), each, strict=False):
+            mixings[name] = part if name not in mixings else mixings[name] + part
+        if t > 0 and len(upstream) > 1:
+            g = g + upstream[t - 1]
+        logits += g
+    return logits, mixings
 
 
-def features_gradient(
-    kernel: Kernel, g: Tensor, v: Tensor, features: Tensor, normalization: str
-) -> Tensor:
+def features_gradient(kernel: Kernel, g: Tensor, v: Tensor, normalization: str) -> Tensor:
     """dL/df [F, N] of A K B from G and V [C, N], through K and through n = K 1."""
-    grad, rho = reference_grad.feature_gradient(g, v, features).split([len(features), 1])
+    assert kernel.moments is not None
+    *grad, rho, kappa = kernel.moments(g, v)
+    moved = torch.stack(grad)
     if kernel.norm is None:
-        return grad
-    kappa = (v * kernel.transposed(g)).sum(0, keepdim=True)
+        return moved
     d_norm = reference_grad.norm_gradient(normalization, kernel.norm, rho, kappa)  # [1, N]
-    ones = torch.ones_like(d_norm)
-    return grad + reference_grad.feature_gradient(d_norm, ones, features)[:-1]
+    return moved + kernel.moments(d_norm, torch.ones_like(d_norm))[:-2]
 
 
 def filter_gradients(
@@ -151,9 +194,9 @@ def filter_gradients(
     if engine.undefined:
         nan = values.new_tensor(math.nan)
         return nan, nan
-    (kernel,) = engine.kernels()
     moved = None
     if wanted[1]:
+        ((_, kernel),) = engine.separate
         g, v = scaled(grad, kernel.after), scaled(values, kernel.before)
-        moved = features_gradient(kernel, g, v, features, normalization)
-    return kernel.transpose(grad), moved
+        moved = features_gradient(kernel, g, v, normalization)
+    return engine.transposed(grad), moved

@@ -16,12 +16,8 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
 from segfast.ops._dense_crf_backward import Record, filter_gradients, pull_back
-from segfast.ops._dense_crf_engine import (
-    Engine,
-    PairwiseTerm,
-    filter_features,
-    warn_if_slow,
-)
+from segfast.ops._dense_crf_engine import Engine, filter_features, warn_if_slow
+from segfast.ops._dense_crf_terms import PairwiseTerm
 from segfast.ops._register import batch, fold
 
 # A mixing is -mu W: [], [L] or [L, L]. Deviations are float64: (y, x), and [1] or [C] of colours.
