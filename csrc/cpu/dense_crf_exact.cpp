@@ -1,5 +1,5 @@
-// segfast::_exact_order and _exact_filter: checks, memory, threads; the arithmetic is in
-// kernels/dense_crf/exact_cpu.cpp.
+// segfast::_exact_order, _exact_filter and _exact_gradient: checks, memory, threads; the arithmetic
+// is in kernels/dense_crf/exact_cpu.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -59,7 +59,7 @@ void run(ExactProblem<T> p) {
   const auto centres = make_buffer<T>(p.tiles * p.dims);
   const auto centred = make_buffer<T>(slots * (p.dims + 1));
   const auto reach = make_buffer<T>(p.tiles);
-  const auto sums = make_buffer<double>(slots * p.channels);
+  const auto sums = make_buffer<double>(slots * p.rows);
   p.tile_features = features.get();
   p.tile_values = values.get();
   p.boxes = boxes.get();
@@ -71,21 +71,25 @@ void run(ExactProblem<T> p) {
                               [&](int64_t begin, int64_t end) { kernels.pack(p, begin, end); });
   torch::stable::parallel_for(0, p.tiles, 16,
                               [&](int64_t begin, int64_t end) { kernels.reach(p, begin, end); });
+  const auto run_pair = p.gradient ? kernels.gradient : kernels.filter;
   for_each_pair(exact_groups(p.tiles), [&] {
-    return [&, scratch = make_buffer<char>(exact_scratch_bytes(p.tiles, p.channels, p.dims))](
-               int64_t a, int64_t b) { kernels.filter(p, a, b, scratch.get()); };
+    return [&, scratch = make_buffer<char>(exact_scratch_bytes(p.tiles, p.rows, p.dims))](
+               int64_t a, int64_t b) { run_pair(p, a, b, scratch.get()); };
   });
   torch::stable::parallel_for(0, p.tiles, 16,
                               [&](int64_t begin, int64_t end) { kernels.unpack(p, begin, end); });
 }
 
 template <typename T>
-Tensor filter(const Tensor& values, const Tensor& features, const Tensor& order, double tolerance) {
-  Tensor out = torch::stable::empty_like(values);
+Tensor filter(const Tensor& values, const Tensor& features, const Tensor& order, double tolerance,
+              bool gradient) {
   ExactProblem<T> p{};
   p.channels = values.size(0);
   p.pixels = values.size(1);
   p.dims = features.size(0);
+  p.gradient = gradient;
+  p.rows = gradient ? p.dims + 2 : p.channels;
+  Tensor out = torch::stable::new_empty(values, {p.rows, p.pixels});
   p.tiles = exact_tiles(p.pixels);
   p.tolerance = tolerance;
   p.values = data<T>(values);
@@ -96,10 +100,8 @@ Tensor filter(const Tensor& values, const Tensor& features, const Tensor& order,
   return out;
 }
 
-// values [C, N], features [F, N], their order [N] -> y [C, N], within tolerance * max|values| of
-// the sum over all.
-Tensor exact_filter(const Tensor& values, const Tensor& features, const Tensor& order,
-                    double tolerance) {
+Tensor checked(const Tensor& values, const Tensor& features, const Tensor& order, double tolerance,
+               bool gradient) {
   const ScalarType dtype = values.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "values must be float32 or float64");
@@ -111,8 +113,22 @@ Tensor exact_filter(const Tensor& values, const Tensor& features, const Tensor& 
   check_tensor(features, dtype, features.size(0) * values.size(1), "features");
   check_tensor(order, ScalarType::Long, values.size(1), "order");
   STD_TORCH_CHECK(tolerance >= 0, "tolerance must be at least 0, got ", tolerance);
-  return dtype == ScalarType::Float ? filter<float>(values, features, order, tolerance)
-                                    : filter<double>(values, features, order, tolerance);
+  return dtype == ScalarType::Float ? filter<float>(values, features, order, tolerance, gradient)
+                                    : filter<double>(values, features, order, tolerance, gradient);
+}
+
+// values [C, N], features [F, N], their order [N] -> y [C, N], within tolerance * max|values| of
+// the sum over all.
+Tensor exact_filter(const Tensor& values, const Tensor& features, const Tensor& order,
+                    double tolerance) {
+  return checked(values, features, order, tolerance, false);
+}
+
+// [G, V] [2 C, N] -> df, rho, kappa [F + 2, N]: see kernels/dense_crf/exact.h.
+Tensor exact_gradient(const Tensor& values, const Tensor& features, const Tensor& order,
+                      double tolerance) {
+  STD_TORCH_CHECK(values.size(0) % 2 == 0, "values must be G and V, of as many channels");
+  return checked(values, features, order, tolerance, true);
 }
 
 }  // namespace
@@ -120,6 +136,7 @@ Tensor exact_filter(const Tensor& values, const Tensor& features, const Tensor& 
 STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
   m.impl("_exact_order", TORCH_BOX(&exact_order));
   m.impl("_exact_filter", TORCH_BOX(&exact_filter));
+  m.impl("_exact_gradient", TORCH_BOX(&exact_gradient));
 }
 
 }  // namespace segfast

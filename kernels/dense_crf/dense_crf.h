@@ -122,19 +122,40 @@ struct ConvTerm {
   Mixing<T> mixing;
 };
 
+// The pixels of an update and the terms through which they send and receive.
 template <typename T>
-struct MeanField {
+struct Update {
   int labels, row;
   int64_t pixels, width;
-  const T* logits;  // [L, N]
-  const T* belief;  // [L, N] to send instead of softmax(scores), or null
-  T* scores;        // [L, N] or null
-  T* result;        // [L, N] or null: softmax(scores)
-  bool receive;     // add the messages of the terms to the logits
-  bool send;        // splat the belief for the next update
+  bool receive;  // the messages of the terms
+  bool send;     // something for the next update
   int lattice_count, conv_count;
   const LatticeTerm<T>* lattice;
   const ConvTerm<T>* conv;
+};
+
+template <typename T>
+struct MeanField : Update<T> {
+  const T* logits;  // [L, N] the messages are added to them
+  const T* belief;  // [L, N] to send instead of softmax(scores), or null
+  T* scores;        // [L, N] or null
+  T* result;        // [L, N] or null: softmax(scores)
+};
+
+// The way back. Terms have their normalisations exchanged, and what they send is g.
+//   Q = softmax(scores);  dQ = sum_m M_m^T R_m;  g = Q (dQ - <dQ, Q>) + upstream
+// An update that receives nothing starts from g = upstream, through the softmax if Q is given.
+template <typename T>
+struct MeanFieldBackward : Update<T> {
+  const T* scores;           // [L, N]
+  const T* belief;           // [L, N] Q in place of scores, or null
+  const T* upstream;         // [L, N] or null
+  T* total;                  // [L, N] or null: g is added to it
+  int message_count;         // what arrives from elsewhere:
+  const T* const* planes;    // its R_m, [L, N] each
+  const Mixing<T>* mixings;  // M_m^T of lattices, convolutions and planes, in this order
+  // Of each, per band: R_m Q^T [L, row] for a matrix, else its diagonal [row], added to; or null.
+  double* const* mixing_grad;
 };
 
 template <typename T>
@@ -154,12 +175,21 @@ struct MeanFieldKernels {
   int slack;  // pixels or lines that the convolution may read past its padding
 };
 
-#define SEGFAST_DECLARE_KERNELS(isa)                            \
-  namespace isa {                                               \
-  extern const LatticeKernels<float> lattice_kernels_f32;       \
-  extern const LatticeKernels<double> lattice_kernels_f64;      \
-  extern const MeanFieldKernels<float> mean_field_kernels_f32;  \
-  extern const MeanFieldKernels<double> mean_field_kernels_f64; \
+template <typename T>
+struct MeanFieldBackwardKernels {
+  void (*update)(const MeanFieldBackward<T>& problem, int band, int64_t begin, int64_t end,
+                 T* scratch);
+  int64_t (*update_scratch)(const MeanFieldBackward<T>& problem);
+};
+
+#define SEGFAST_DECLARE_KERNELS(isa)                                             \
+  namespace isa {                                                                \
+  extern const LatticeKernels<float> lattice_kernels_f32;                        \
+  extern const LatticeKernels<double> lattice_kernels_f64;                       \
+  extern const MeanFieldKernels<float> mean_field_kernels_f32;                   \
+  extern const MeanFieldKernels<double> mean_field_kernels_f64;                  \
+  extern const MeanFieldBackwardKernels<float> mean_field_backward_kernels_f32;  \
+  extern const MeanFieldBackwardKernels<double> mean_field_backward_kernels_f64; \
   }
 SEGFAST_DECLARE_KERNELS(baseline)
 SEGFAST_DECLARE_KERNELS(avx2)

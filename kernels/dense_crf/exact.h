@@ -15,8 +15,16 @@
 // sums of both. Pairs that share a group must not run at the same time, and must run in a fixed
 // order for the result to have the same bits.
 //
+// With `gradient` in place of `filter`, and [G, V] for values, the sums are what moves the
+// features:
+//
+//   df_i = sum_j K_ij (G_i . V_j + V_i . G_j) (f_j - f_i)                 rows 0 .. F-1
+//   rho_i = sum_j K_ij G_i . V_j,  kappa_i = sum_j K_ij V_i . G_j         rows F, F + 1
+//
 // Tile pairs so far apart that together they cannot change a row by more than
-// tolerance * max|v| are left out: |y_i - exact_i| <= tolerance * max|v| besides rounding.
+// tolerance * max|v| are left out: |y_i - exact_i| <= tolerance * max|v| besides rounding. Of the
+// gradient, tolerance * max|G_i . V_j + V_i . G_j|, for sum_j K_ij and sum_j K_ij |f_i - f_j|
+// alike.
 #pragma once
 
 #include <cstdint>
@@ -32,19 +40,21 @@ struct ExactProblem {
   int64_t pixels, channels, dims;  // N, C, F; all at least 1
   int64_t tiles;                   // exact_tiles(N)
   double tolerance;                // 0: no pair is left out
+  bool gradient;                   // C counts G and V: it is even
+  int64_t rows;                    // of the result: C, or F + 2
   const T* values;                 // [C, N]
   const T* features;               // [F, N]
-  T* out;                          // [C, N]
+  T* out;                          // [rows, N]
   int64_t* order;                  // [N]: the pixel in each slot
   int64_t* spare;                  // [N]: scratch of split
   void* keys;                      // [N] integers as wide as T: scratch of split
   T* tile_features;                // [tiles, F, kExactTile]
-  T* tile_values;                  // [tiles, kExactTile, C]
+  T* tile_values;                  // [tiles, kExactTile, C]; gradient: [tiles, C, kExactTile]
   T* boxes;                        // [2, F, exact_box_stride]: lower and upper corners
   T* centres;                      // [tiles, F]: of small tiles, else a NaN (float32 only)
   T* centred;                      // [tiles, F + 1, kExactTile]: see exact_block.h (float32 only)
   T* reach;      // [tiles]: half the squared distance from which on they see nothing
-  double* sums;  // [tiles, C, kExactTile]: y in tile order
+  double* sums;  // [tiles, rows, kExactTile]: the result in tile order
 };
 
 template <typename T>
@@ -55,6 +65,7 @@ struct ExactKernels {
   void (*reach)(const ExactProblem<T>&, int64_t begin, int64_t end);
   // scratch: exact_scratch_bytes, kExactAlign-aligned, one per thread
   void (*filter)(const ExactProblem<T>&, int64_t a, int64_t b, void* scratch);
+  void (*gradient)(const ExactProblem<T>&, int64_t a, int64_t b, void* scratch);
   void (*unpack)(const ExactProblem<T>&, int64_t begin, int64_t end);
 };
 
@@ -90,8 +101,8 @@ static constexpr int64_t exact_groups(int64_t tiles) {
   return (tiles + exact_group(tiles) - 1) / exact_group(tiles);
 }
 // Sums of two groups and one tile's centred features.
-static constexpr int64_t exact_scratch_bytes(int64_t tiles, int64_t channels, int64_t dims) {
-  return (2 * exact_group(tiles) * channels + dims + 1) * kExactTile * 8;
+static constexpr int64_t exact_scratch_bytes(int64_t tiles, int64_t rows, int64_t dims) {
+  return (2 * exact_group(tiles) * rows + dims + 1) * kExactTile * 8;
 }
 
 }  // namespace segfast

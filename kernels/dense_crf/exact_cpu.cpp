@@ -6,6 +6,7 @@
 // serves y[c, i] += P[i, j] v[j, c].
 #include "exact.h"
 #include "exact_block.h"
+#include "exact_gradient.h"
 #include "exact_tiles.h"
 #include "simd.h"
 
@@ -68,7 +69,10 @@ T reach_of(const ExactProblem<T>& p, int64_t tile) {
   double weight = kTile * 3.303e-56;             // kTile exp(-kLast), rounded up
   double dropped = 0;
   while (bin > 0) {
-    dropped += histogram[bin - 1] * weight;
+    // Of the gradient, K |f_i - f_j| <= max(1, D) exp(-D^2 / 2) for all pairs at least D apart.
+    const double squared = 2.0 * (bin - 1) / kPerUnit;
+    const double moment = p.gradient && squared > 1 ? __builtin_sqrt(squared) : 1;
+    dropped += histogram[bin - 1] * weight * moment;
     if (dropped > p.tolerance) break;
     weight *= kWiden;
     --bin;
@@ -145,7 +149,7 @@ void accumulate_all(const T* block, const T* const* values, int tiles, int64_t c
   }
 }
 
-// What the tiles of one group receive from another: [C, kTile] for each tile that was used.
+// What the tiles of one group receive from another: [rows, kTile] for each tile that was used.
 template <typename T>
 struct GroupSums {
   T* memory;
@@ -189,9 +193,12 @@ void filter_batch(const ExactProblem<T>& p, int64_t j, const int64_t* i, int til
   }
 }
 
-template <typename T>
-void filter(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch) {
-  const int64_t group = exact_group(p.tiles), size = p.channels * kTile;
+// batch(j, tiles i, how many, scratch, sums of i's group, sums of j's) for all tiles j of group b
+// and those of group a that it sees.
+template <typename T, typename Batch>
+SEGFAST_INLINE void visit_pairs(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch,
+                                const Batch& batch) {
+  const int64_t group = exact_group(p.tiles), size = p.rows * kTile;
   T* memory = static_cast<T*>(scratch);
   GroupSums<T> sums_a{memory, a * group, size, {}};
   GroupSums<T> sums_b{memory + group * size, b * group, size, {}};
@@ -203,8 +210,7 @@ void filter(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch) {
     int64_t kept[kExactGroup];
     const int count = keep_tiles(p, j, a * group, a == b ? j + 1 : end_a, kept);
     for (int k = 0; k < count; k += kBatch) {
-      const int tiles = count - k < kBatch ? count - k : kBatch;
-      filter_batch(p, j, kept + k, tiles, centred, sums_a, sums_b);
+      batch(j, kept + k, count - k < kBatch ? count - k : kBatch, centred, sums_a, sums_b);
     }
   }
   sums_a.add_to(p.sums);
@@ -212,9 +218,28 @@ void filter(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch) {
 }
 
 template <typename T>
+void filter(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch) {
+  visit_pairs(p, a, b, scratch,
+              [&](int64_t j, const int64_t* i, int tiles, T* centred, auto& sums_i, auto& sums_j) {
+                filter_batch(p, j, i, tiles, centred, sums_i, sums_j);
+              });
+}
+
+template <typename T>
+void gradient(const ExactProblem<T>& p, int64_t a, int64_t b, void* scratch) {
+  visit_pairs(p, a, b, scratch,
+              [&](int64_t j, const int64_t* i, int tiles, T* centred, auto& sums_i, auto& sums_j) {
+                for (int t = 0; t < tiles; ++t) {
+                  gradient_pair(p, j, i[t], centred, sums_j.of(j),
+                                i[t] == j ? nullptr : sums_i.of(i[t]));
+                }
+              });
+}
+
+template <typename T>
 void reach(const ExactProblem<T>& p, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) p.reach[tile] = reach_of(p, tile);
-  const int64_t size = p.channels * kTile;
+  const int64_t size = p.rows * kTile;
   __builtin_memset(p.sums + begin * size, 0, (end - begin) * size * sizeof(double));
 }
 
@@ -222,9 +247,9 @@ template <typename T>
 void unpack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t* order = p.order + tile * kTile;
-    const double* sums = p.sums + tile * p.channels * kTile;
+    const double* sums = p.sums + tile * p.rows * kTile;
     const int64_t count = p.pixels - tile * kTile < kTile ? p.pixels - tile * kTile : kTile;
-    for (int64_t c = 0; c < p.channels; ++c) {
+    for (int64_t c = 0; c < p.rows; ++c) {
       T* out = p.out + c * p.pixels;
       for (int64_t s = 0; s < count; ++s) out[order[s]] = static_cast<T>(sums[c * kTile + s]);
     }
@@ -234,9 +259,11 @@ void unpack(const ExactProblem<T>& p, int64_t begin, int64_t end) {
 }  // namespace
 
 extern const ExactKernels<float> exact_kernels_f32 = {start<float>, split<float>,  pack<float>,
-                                                      reach<float>, filter<float>, unpack<float>};
+                                                      reach<float>, filter<float>, gradient<float>,
+                                                      unpack<float>};
 extern const ExactKernels<double> exact_kernels_f64 = {
-    start<double>, split<double>, pack<double>, reach<double>, filter<double>, unpack<double>};
+    start<double>,  split<double>,    pack<double>,  reach<double>,
+    filter<double>, gradient<double>, unpack<double>};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

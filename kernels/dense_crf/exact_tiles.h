@@ -103,7 +103,8 @@ void pack_centred(const ExactProblem<T>& p, int64_t tile) {
   if (!small) centre[0] = static_cast<T>(__builtin_nan(""));
 }
 
-// One tile: rows of features [F, 32] and of values [32, C], and the box around its pixels.
+// One tile: rows of features [F, 32] and of values ([32, C], for the gradient [C, 32]), and the
+// box around its pixels.
 // A last tile that is not full repeats its last pixel with value 0. NaN features lose their payload
 // (gaussian.h shifts it into the result); a tile with NaN or infinite content gets an unbounded
 // box, so that no bound can leave out what the full sum would turn into NaN.
@@ -118,15 +119,15 @@ void pack_tile(const ExactProblem<T>& p, int64_t tile) {
   bool finite = true;
 
   T* rows = p.tile_values + first * p.channels;
+  const int64_t pixel = p.gradient ? 1 : p.channels, channel = p.gradient ? kTile : 1;
   for (int64_t c = 0; c < p.channels; ++c) {
     const T* values = p.values + c * p.pixels;
-    for (int64_t s = 0; s < count; ++s) {
-      const T v = values[order[s]];
+    for (int64_t s = 0; s < kTile; ++s) {
+      const T v = s < count ? values[order[s]] : T(0);
       finite &= v - v == 0;
-      rows[s * p.channels + c] = v;
+      rows[s * pixel + c * channel] = v;
     }
   }
-  for (int64_t k = count * p.channels; k < kTile * p.channels; ++k) rows[k] = 0;
 
   T* packed = p.tile_features + first * p.dims;
   for (int64_t f = 0; f < p.dims; ++f) {

@@ -1,23 +1,11 @@
 // One mean-field update, fused: slice, convolve, mix, softmax and splat while the pixels are
 // cached.
 //   scores = logits + sum_m M_m K~_m Q;   Q = softmax(scores)
-#include "dense_crf.h"
-#include "simd.h"
-#include "splat_slice.h"
-#include "window.h"
+#include "messages.h"
 
 namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
-
-constexpr int kChunk = 64;  // pixels that stay in cache from slice to splat
-
-// Labels of a pixel, padded to whole vectors so that they transpose.
-template <typename T>
-SEGFAST_INLINE int64_t padded(int labels) {
-  constexpr int W = kLanes<T>;
-  return (labels + W - 1) / W * W;
-}
 
 template <typename T>
 struct Scratch {
@@ -30,19 +18,6 @@ struct Scratch {
 
   T* message(int64_t chunk) const { return messages + chunk % depth * kChunk * pitch; }
 };
-
-// The row convolution runs ahead by its radius, and by the pixels that padding spills into: what a
-// chunk sends replaces what later ones read.
-template <typename T>
-int64_t chunks_held(const MeanField<T>& m) {
-  const int64_t spilled = (m.row - 1) / m.labels;  // pixels after the last one that is sent
-  int64_t depth = 1;
-  for (int t = 0; t < m.conv_count; ++t) {
-    const int64_t needed = (m.conv[t].radius_x + spilled + kChunk - 1) / kChunk + 1;
-    depth = depth < needed ? needed : depth;
-  }
-  return depth;
-}
 
 template <typename T>
 int64_t update_scratch(const MeanField<T>& m) {
@@ -57,116 +32,24 @@ Scratch<T> carve(const MeanField<T>& m, T* memory) {
 }
 
 template <typename T>
-SEGFAST_INLINE void clear(T* x, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) x[i] = 0;
-}
-
-template <typename T>
-SEGFAST_INLINE void prefetch(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
-}
-
-// message[p] += M single[p] for a mixing that is no scalar
-template <typename T>
-SEGFAST_INLINE void mix(const Mixing<T>& mixing, const T* single, int labels, int row,
-                        int64_t count, T* message) {
-  for (int64_t p = 0; p < count; ++p) {
-    const T* from = single + p * row;
-    T* to = message + p * row;
-    for_each_vector<T>(row, [&](int64_t l, auto width) {
-      constexpr int N = decltype(width)::value;
-      Vec<T, N> sum = load<N>(to + l);
-      if (mixing.kind == MixingKind::vector) {
-        sum += load<N>(from + l) * load<N>(mixing.values + l);
-      } else {
-        for (int64_t k = 0; k < labels; ++k) {
-          sum += load<N>(mixing.values + k * row + l) * from[k];
-        }
-      }
-      store<N>(to + l, sum);
-    });
-  }
-}
-
-template <typename T>
 SEGFAST_INLINE void add_lattice_message(const MeanField<T>& m, const LatticeTerm<T>& term, int band,
                                         int64_t first, int count, T* single, T* message) {
   const bool direct = term.mixing.kind == MixingKind::scalar;
-  T* to = direct ? message : single;
-  if (!direct) clear(to, count * m.row);
-  const auto run = term.corners == 6   ? &slice<T, 6>
-                   : term.corners == 3 ? &slice<T, 3>
-                                       : &slice<T, 0>;
-  run(term, term.received + term.local_start[band] * m.row, first, count, m.row, to);
-  if (!direct) mix(term.mixing, single, m.labels, m.row, count, message);
+  if (!direct) clear(single, count * m.row);
+  slice_message(term, band, first, count, m.row, direct ? message : single);
+  if (!direct) mix(term.mixing, single, m.row, m.labels, m.row, count, message);
 }
 
-// to[b] (+)= scale[b] (convolution at position b). Not inlined: its caller's variables would take
-// the registers it needs.
-template <int N, bool kAdd, typename T>
-__attribute__((noinline)) void conv_row(const T* in, int64_t stride, const T* taps, int64_t radius,
-                                        int count, const T* scale, int64_t row, T* to) {
-  symmetric_window<N>(in, stride, taps, radius, count, [&](int b, Vec<T, N> sum) {
-    T* at = to + b * row;
-    sum *= scale[b];
-    store<N>(at, kAdd ? load<N>(at) + sum : sum);
-  });
-}
-
-// Along row y, on what conv_columns left; overwrites the message if `first_term`.
+// Overwrites the message if `first_term`.
 template <typename T>
 void add_conv_message(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y, int64_t x,
                       int count, bool first_term, T* single, T* message) {
   const bool direct = term.mixing.kind == MixingKind::scalar;
-  const bool add = direct && !first_term;
-  T* to = direct ? message : single;
-  const T* in = term.lines + y * term.pitch + (term.radius_x + x) * m.labels;
-  for (int p = 0; p < count; p += kWindow) {
-    const int outputs = count - p < kWindow ? count - p : kWindow;
-    prefetch(in + (p + kChunk + term.radius_x) * m.labels, kWindow * m.labels);
-    T scale[kWindow];
-    for (int b = 0; b < outputs; ++b) {
-      scale[b] = term.out_y[y] * term.out_x[x + p + b] * term.mixing.scalar;
-    }
-    // (the last vector reaches into the next pixel: those lanes are labels that do not exist)
-    for_each_vector<T>(m.row, [&](int64_t l, auto width) {
-      constexpr int N = decltype(width)::value;
-      const auto run = add ? &conv_row<N, true, T> : &conv_row<N, false, T>;
-      run(in + p * m.labels + l, m.labels, term.taps_x, term.radius_x, outputs, scale, m.row,
-          to + p * m.row + l);
-    });
-  }
+  conv_message(term, m.labels, m.row, y, x, count, term.mixing.scalar, direct && !first_term,
+               direct ? message : single);
   if (direct) return;
   if (first_term) clear(message, count * m.row);
-  mix(term.mixing, single, m.labels, m.row, count, message);
-}
-
-template <typename T>
-SEGFAST_INLINE Vec<T, kLanes<T>> load_pixels(const T* from, int count) {
-  constexpr int W = kLanes<T>;
-  if (count == W) return load<W>(from);
-  Vec<T, W> v{};
-  for (int w = 0; w < count; ++w) v[w] = from[w];
-  return v;
-}
-
-template <typename T>
-SEGFAST_INLINE void store_pixels(T* to, Vec<T, kLanes<T>> v, int count) {
-  if (count == kLanes<T>) return store<kLanes<T>>(to, v);
-  for (int w = 0; w < count; ++w) to[w] = v[w];
-}
-
-// tile[l] = exp(tile[l] - top); returns 1 / sum: together the softmax of W pixels at once.
-template <typename T>
-SEGFAST_INLINE Vec<T, kLanes<T>> exponentials(Vec<T, kLanes<T>>* tile, Vec<T, kLanes<T>> top,
-                                              int labels) {
-  constexpr int W = kLanes<T>;
-  Vec<T, W> sum{};
-  for (int l = 0; l < labels; ++l) {
-    tile[l] = exp_nonpositive<W>(tile[l] - top);
-    sum += tile[l];
-  }
-  return T(1) / sum;
+  mix(term.mixing, single, m.row, m.labels, m.row, count, message);
 }
 
 // Scores and belief of up to W pixels: logits [L, N] and messages [W, row] in, belief [W, row] out.
@@ -217,29 +100,6 @@ SEGFAST_INLINE void decide(const MeanField<T>& m, int64_t pixel, int some, const
 }
 
 template <typename T>
-SEGFAST_INLINE void send_to_lattice(const MeanField<T>& m, const LatticeTerm<T>& term, int band,
-                                    int64_t first, int count, const Scratch<T>& s) {
-  const auto run = term.corners == 6   ? &splat<T, 6>
-                   : term.corners == 3 ? &splat<T, 3>
-                                       : &splat<T, 0>;
-  run(term, term.sent + term.local_start[band] * m.row, first, count, m.row, s.pitch, s.belief);
-}
-
-template <typename T>
-SEGFAST_INLINE void send_to_conv(const MeanField<T>& m, const ConvTerm<T>& term, int64_t y,
-                                 int64_t x, int count, const Scratch<T>& s) {
-  T* to = term.lines + y * term.pitch + (term.radius_x + x) * m.labels;
-  for (int p = 0; p < count; ++p) {
-    const T scale = term.in_y[y] * term.in_x[x + p];
-    // Padding zeros spill into the next pixel, which is written after this one.
-    for_each_vector<T>(m.row, [&](int64_t l, auto width) {
-      constexpr int N = decltype(width)::value;
-      store<N>(to + p * m.labels + l, load<N>(s.belief + p * s.pitch + l) * scale);
-    });
-  }
-}
-
-template <typename T>
 SEGFAST_INLINE void receive_conv(const MeanField<T>& m, int64_t y, int64_t x, int64_t width,
                                  T* single, T* message) {
   if (!m.receive || x >= width) return;
@@ -276,11 +136,7 @@ void update_line(const MeanField<T>& m, int band, int64_t first, int64_t width,
     if (p < count) {
       decide<false>(m, first + x + p, count - p, message + p * m.row, s, s.belief + p * s.pitch);
     }
-    if (!m.send) continue;
-    for (int t = 0; t < m.lattice_count; ++t) {
-      send_to_lattice(m, m.lattice[t], band, first + x, count, s);
-    }
-    for (int t = 0; t < m.conv_count; ++t) send_to_conv(m, m.conv[t], y, x, count, s);
+    if (m.send) send_to_terms(m, band, first + x, y, x, count, s.pitch, s.belief);
   }
 }
 
@@ -288,13 +144,7 @@ template <typename T>
 void update(const MeanField<T>& m, int band, int64_t begin, int64_t end, T* memory) {
   const Scratch<T> s = carve(m, memory);
   clear(memory, update_scratch(m));  // the padding stays zero from here on
-  if (m.send) {
-    for (int t = 0; t < m.lattice_count; ++t) {
-      const LatticeTerm<T>& term = m.lattice[t];
-      clear(term.sent + term.local_start[band] * m.row,
-            (term.local_start[band + 1] - term.local_start[band]) * m.row);
-    }
-  }
+  if (m.send) clear_sent(m, band);
   for (int64_t first = begin; first < end; first += m.width) {
     update_line(m, band, first, end - first < m.width ? end - first : m.width, s);
   }

@@ -22,6 +22,7 @@ TINY = 1e-20  # added to n inside reciprocals, so that an empty neighbourhood di
 CHUNK = 1 << 22  # kernel entries held at once by the exact filter
 
 Filter = Callable[[Tensor], Tensor]  # [C, N] -> [C, N], linear
+Deviation = float | tuple[float, float] | Tensor  # once, or (sy, sx)
 
 
 # ------------------------------------------------------------------------------ filters
@@ -29,10 +30,10 @@ Filter = Callable[[Tensor], Tensor]  # [C, N] -> [C, N], linear
 
 def gaussian_kernel(features: Tensor) -> Tensor:
     """K_ij = exp(-|f_i - f_j|^2 / 2) in full: `features` [F, N] to K [N, N]."""
-    return _kernel_rows(features, features)
+    return kernel_rows(features, features)
 
 
-def _kernel_rows(rows: Tensor, features: Tensor) -> Tensor:
+def kernel_rows(rows: Tensor, features: Tensor) -> Tensor:
     """Rows of K: `rows` [F, R] against `features` [F, N] to [R, N].
 
     Sums squared differences axis by axis: |a|^2 + |b|^2 - 2ab cancels catastrophically when pixels
@@ -63,7 +64,7 @@ def exact_kernel(features: Tensor) -> Filter:
 
     def kernel(values: Tensor) -> Tensor:
         rows = max(1, CHUNK // max(1, features.shape[1]))
-        parts = [values @ _kernel_rows(part, features).T for part in features.split(rows, dim=1)]
+        parts = [values @ kernel_rows(part, features).T for part in features.split(rows, dim=1)]
         return torch.cat(parts, dim=1)
 
     return kernel
@@ -270,7 +271,7 @@ def _renumber(code: Tensor) -> tuple[Tensor, int]:
 
 def image_features(
     image: Tensor,
-    bilateral_sigma: float | tuple[float, float],
+    bilateral_sigma: Deviation,
     color_sigma: float | tuple[float, ...] | Tensor,
 ) -> Tensor:
     """Bilateral features (x / sx, y / sy, channels / color_sigma): [C, H, W] to [2 + C, H W].
@@ -287,7 +288,7 @@ def image_features(
     return torch.cat([position_features(image, bilateral_sigma), colors])
 
 
-def position_features(image: Tensor, sigma: float | tuple[float, float]) -> Tensor:
+def position_features(image: Tensor, sigma: Deviation) -> Tensor:
     """(x / sx, y / sy) of every pixel of `image` [..., H, W] in row-major order: [2, H W].
 
     The order of the axes is part of the model: another order is another lattice.
@@ -304,9 +305,9 @@ def mean_field(
     image: Tensor,
     *,
     spatial_weight: float | Tensor = 3.0,
-    spatial_sigma: float | tuple[float, float] = 3.0,
+    spatial_sigma: Deviation = 3.0,
     bilateral_weight: float | Tensor = 10.0,
-    bilateral_sigma: float | tuple[float, float] = 80.0,
+    bilateral_sigma: Deviation = 80.0,
     color_sigma: float | tuple[float, ...] | Tensor = 13.0,
     compatibility: Tensor | None = None,
     iterations: int = 10,
@@ -360,9 +361,10 @@ def mean_field(
     return scores.reshape(logits.shape)
 
 
-def as_pair(sigma: float | tuple[float, float]) -> tuple[float, float]:
+def as_pair(sigma: Deviation) -> tuple[float | Tensor, float | Tensor]:
     """(sy, sx) of a standard deviation given once or per axis."""
-    return (sigma, sigma) if isinstance(sigma, (int, float)) else (sigma[0], sigma[1])
+    once = isinstance(sigma, (int, float)) or (isinstance(sigma, Tensor) and sigma.ndim == 0)
+    return (sigma, sigma) if once else (sigma[0], sigma[1])
 
 
 def _as_mixing(weight: float | Tensor, like: Tensor) -> Tensor:

@@ -26,6 +26,17 @@ const MeanFieldKernels<T>& mean_field_kernels() {
 }
 
 template <typename T>
+const MeanFieldBackwardKernels<T>& mean_field_backward_kernels() {
+  if constexpr (sizeof(T) == 4) {
+    return dispatch<MeanFieldBackwardKernels<float>>(
+        SEGFAST_TABLES(mean_field_backward_kernels_f32));
+  } else {
+    return dispatch<MeanFieldBackwardKernels<double>>(
+        SEGFAST_TABLES(mean_field_backward_kernels_f64));
+  }
+}
+
+template <typename T>
 const ExactKernels<T>& exact_kernels() {
   if constexpr (sizeof(T) == 4) {
     return dispatch<ExactKernels<float>>(SEGFAST_TABLES(exact_kernels_f32));

@@ -1,35 +1,47 @@
-"""The dense CRF operators as PyTorch sees them: schema, kernel, fake, vmap rule, (no) gradient."""
+"""The dense CRF operators as PyTorch sees them: schema, kernel, fake, vmap rule.
+
+Gradients: `_dense_crf_backward.py` (what is computed), `_dense_crf_grad.py` (autograd).
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
-from segfast.ops._dense_crf_engine import (
-    Engine,
-    PairwiseTerm,
-    filter_features,
-    warn_if_slow,
-)
+from segfast.ops._dense_crf_backward import Record, filter_gradients, pull_back
+from segfast.ops._dense_crf_engine import Engine, filter_features, warn_if_slow
+from segfast.ops._dense_crf_terms import PairwiseTerm
 from segfast.ops._register import batch, fold
 
+# A mixing is -mu W: [], [L] or [L, L]. Deviations are float64: (y, x), and [1] or [C] of colours.
+TENSORS = (
+    "Tensor logits, Tensor image, Tensor spatial_mixing, Tensor bilateral_mixing,"
+    " Tensor spatial_sigma, Tensor bilateral_sigma, Tensor color_sigma"
+)
+OPTIONS = (
+    "int iterations, str normalization, str method, str spatial, float tolerance,"
+    " bool keep_steps, bool softmax"
+)
+FILTER = "Tensor values, Tensor features, str method, str normalization, float tolerance"
+torch.library.define("segfast::gaussian_filter", f"({FILTER}) -> Tensor")
+torch.library.define("segfast::mean_field", f"({TENSORS}, {OPTIONS}) -> Tensor")
+# Gradients of the tensors that are wanted; empty ones of the others.
 torch.library.define(
-    "segfast::gaussian_filter",
-    "(Tensor values, Tensor features, str method, str normalization, float tolerance) -> Tensor",
+    "segfast::_gaussian_filter_backward",
+    f"(Tensor grad, {FILTER}, bool[] wanted) -> (Tensor, Tensor)",
 )
 torch.library.define(
-    "segfast::mean_field",
-    "(Tensor logits, Tensor image, Tensor spatial_weight, Tensor bilateral_weight,"
-    " Tensor? compatibility, float[] spatial_sigma, float[] bilateral_sigma, float[] color_sigma,"
-    " int iterations, str normalization, str method, str spatial, float tolerance,"
-    " bool keep_steps, bool softmax) -> Tensor",
+    "segfast::_mean_field_backward",
+    f"(Tensor grad, {TENSORS}, {OPTIONS}, bool[] wanted) -> ({', '.join(['Tensor'] * 7)})",
 )
+NAMES = [argument.split()[1] for argument in TENSORS.split(", ")]
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -49,72 +61,160 @@ def _gaussian_filter(
     return y.to(values.device, values.dtype)
 
 
+@torch.library.impl("segfast::_gaussian_filter_backward", "default")
+@torch.autocast("cpu", enabled=False)
+def _gaussian_filter_backward(
+    grad: Tensor, values: Tensor, features: Tensor, method: str, normalization: str,
+    tolerance: float, wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    dtype = _compute_dtype(values.dtype)
+    g, v, f = (x.to("cpu", dtype) for x in (grad, values, features))
+    found = [torch.zeros_like(x) if w else None for x, w in zip((v, f), wanted, strict=True)]
+    for b in range(v.shape[0]):
+        each = filter_gradients(g[b], v[b], f[b], method, normalization, tolerance, wanted)
+        for total, part in zip(found, each, strict=True):
+            if total is not None and part is not None:
+                total[b] = part
+    return as_given(found, (values, features))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What segfast::mean_field takes after its tensors."""
+
+    iterations: int
+    normalization: str
+    method: str
+    spatial: str
+    tolerance: float
+    keep_steps: bool
+    softmax: bool
+
+
+class Problem:
+    """The tensors of one call as float32 or float64 on the CPU; images are refined one by one."""
+
+    def __init__(self, tensors: Sequence[Tensor], options: Options) -> None:
+        logits, self.image, *parameters = tensors
+        self.options = options
+        self.dtype = _compute_dtype(logits.dtype)
+        self.logits = logits
+        self.height, self.width = logits.shape[2:]
+        self.mixings = [m.detach().to("cpu", torch.float64) for m in parameters[:2]]
+        self.sigmas = [
+            _deviations(name, sigma) for name, sigma in zip(NAMES[4:], parameters[2:], strict=True)
+        ]
+
+    def run(self, b: int, wanted: Sequence[bool] | None = None) -> tuple[Tensor, Record]:
+        """The steps [S, L, N] of an image, and what their gradient needs if any is `wanted`."""
+        o = self.options
+        terms = self._terms(self.image[b], wanted or [False] * len(NAMES))
+        unary = self.logits[b].to("cpu", self.dtype).flatten(1)  # [L, N]
+        warn_if_slow(unary, list(terms.values()), o.iterations)
+        engine = Engine(unary, list(terms.values()), (self.height, self.width), o.tolerance)
+        kept = o.iterations if o.keep_steps else max(0, o.iterations - 1) if wanted else 0
+        states = unary.new_empty(kept, *unary.shape) if kept else None
+        last = engine.run(o.iterations, states, o.softmax)
+        steps = last[None] if not o.keep_steps else unary[None][:0] if states is None else states
+        return steps, Record(engine, terms, o.iterations, states, last if o.softmax else None)
+
+    def shaped(self, steps: Tensor) -> Tensor:
+        """[S, L, N] -> [S, L, H, W] as the caller wants it."""
+        steps = steps.unflatten(2, (self.height, self.width))
+        return steps.to(self.logits.device, self.logits.dtype)
+
+    def _terms(self, image: Tensor, wanted: Sequence[bool]) -> dict[str, PairwiseTerm]:
+        """The kernels of one image [C, H, W]; a zero weight that is not learned drops its term."""
+        o = self.options
+        terms = {}
+        image = image.to("cpu", self.dtype)
+        spatial, bilateral = (m.to(self.dtype) for m in self.mixings)
+        spatial_sigma, bilateral_sigma, color_sigma = (s.tolist() for s in self.sigmas)
+        if spatial.count_nonzero() or wanted[2]:
+            if o.spatial == "conv" or o.method == "exact":
+                sigma = (spatial_sigma[0], spatial_sigma[1])
+                term = PairwiseTerm(None, spatial, o.normalization, "conv", sigma)
+            else:
+                grid = reference.position_features(image, spatial_sigma)  # [2, N]
+                term = PairwiseTerm(grid, spatial, o.normalization, "lattice")
+            terms["spatial"] = term
+        present = bool(bilateral.count_nonzero())
+        if present or wanted[3]:
+            features = reference.image_features(image, bilateral_sigma, color_sigma)  # [2 + C, N]
+            term = PairwiseTerm(features, bilateral, o.normalization, o.method)
+            finite = not features.numel() or bool(term.span.isfinite().all())
+            if not finite:
+                require_finite_quotients(image, bilateral_sigma, color_sigma)
+            if finite or present:  # 0 NaN is NaN, but a weight of 0 means no term
+                terms["bilateral"] = term
+        return terms
+
+    def gradients(
+        self, grad: Tensor, wanted: Sequence[bool], records: Sequence[Record] = ()
+    ) -> list[Tensor | None]:
+        """From dL/dsteps [S, B, L, H, W] to every wanted tensor; `records` of an earlier `run`."""
+        grad = grad.to("cpu", self.dtype).flatten(3)  # [S, B, L, N]
+        found: list[Tensor | None] = [None] * len(NAMES)
+        tensors = (self.logits, self.image, *self.mixings, *self.sigmas)
+        for i, (x, w) in enumerate(zip(tensors, wanted, strict=True)):
+            if w:
+                dtype = self.dtype if i < 2 else torch.float64
+                found[i] = torch.zeros(x.shape, dtype=dtype)
+        for b in range(grad.shape[1] if grad[:1].numel() else 0):
+            record = records[b] if records else self.run(b, wanted)[1]
+            parts = pull_back(record, grad[:, b], wanted, self.sigmas)
+            for i, (total, part) in enumerate(zip(found, parts, strict=True)):
+                if total is not None and part is not None:
+                    into = total[b] if i < 2 else total
+                    into += part.reshape(into.shape if part.dim() else ())
+        return found
+
+
+def _deviations(name: str, sigma: Tensor) -> Tensor:
+    sigma = sigma.detach().to("cpu", torch.float64)
+    if not bool(((sigma > 0) & sigma.isfinite()).all()):
+        raise ValueError(f"{name} must be positive and finite, got {sigma.tolist()}")
+    return sigma
+
+
 @torch.library.impl("segfast::mean_field", "default")
 @torch.autocast("cpu", enabled=False)
-def _mean_field(
-    logits: Tensor, image: Tensor, spatial_weight: Tensor, bilateral_weight: Tensor,
-    compatibility: Tensor | None, spatial_sigma: Sequence[float],
-    bilateral_sigma: Sequence[float], color_sigma: Sequence[float], iterations: int,
-    normalization: str, method: str, spatial: str, tolerance: float, keep_steps: bool,
-    softmax: bool,
-) -> Tensor:  # fmt: skip
+def _mean_field(*arguments: Any) -> Tensor:
     """Scores [1, B, L, H, W] (their softmax if asked for); scores of all steps if `keep_steps`."""
-    _warn_about_inputs(logits, image, color_sigma)
-    dtype = _compute_dtype(logits.dtype)
-    mixings = [_mixing(w, compatibility, dtype) for w in (spatial_weight, bilateral_weight)]
-
-    def infer(b: int) -> Tensor:  # [S, L, H, W]
-        terms = _terms(
-            image[b], mixings, spatial_sigma, bilateral_sigma, color_sigma, normalization,
-            method, spatial, dtype,
-        )  # fmt: skip
-        unary = logits[b].to("cpu", dtype).flatten(1)  # [L, N]
-        warn_if_slow(unary, terms, iterations)
-        engine = Engine(unary, terms, (logits.shape[2], logits.shape[3]), tolerance)
-        states: list[Tensor] = []
-        last = engine.run(iterations, states.append if keep_steps else None, softmax)
-        stacked = torch.stack(states) if states else last[None]
-        return stacked.unflatten(2, logits.shape[2:]).to(logits.device, logits.dtype)
-
-    if logits.shape[0] == 1 and (iterations > 0 or not keep_steps):
-        return infer(0).unsqueeze(1)  # a single image is not copied
-    steps = logits.new_empty((iterations if keep_steps else 1, *logits.shape))  # [S, B, L, H, W]
-    for b in range(logits.shape[0] if steps.numel() else 0):
-        steps[:, b] = infer(b)
-    return steps
+    return refine(Problem(arguments[:7], Options(*arguments[7:])))[0]
 
 
-def _mixing(weight: Tensor, compatibility: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """-mu W as one scalar, vector or matrix."""
-    w = weight.detach().to("cpu", torch.float64)
-    if compatibility is not None:
-        mu = compatibility.detach().to("cpu", torch.float64)  # [L, L]
-        w = -(mu @ w) if w.dim() == 2 else -(mu * w)  # mu diag(w) scales mu's columns
-    return w.to(dtype)
+def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tensor, list[Record]]:
+    """The result of segfast::mean_field, and a record per image if gradients are `wanted`."""
+    logits, o = problem.logits, problem.options
+    _warn_about_inputs(logits, problem.image, problem.sigmas[2].tolist())
+    if logits.shape[0] == 1 and (o.iterations > 0 or not o.keep_steps):
+        steps, record = problem.run(0, wanted)
+        return problem.shaped(steps).unsqueeze(1), [record]  # a single image is not copied
+    count = o.iterations if o.keep_steps else 1
+    result = logits.new_empty((count, *logits.shape))  # [S, B, L, H, W]
+    records = []
+    for b in range(logits.shape[0] if result.numel() else 0):
+        steps, record = problem.run(b, wanted)
+        result[:, b] = problem.shaped(steps)
+        records += [record] if wanted else []
+    return result, records
 
 
-def _terms(
-    image: Tensor, mixings: Sequence[Tensor], spatial_sigma: Sequence[float],
-    bilateral_sigma: Sequence[float], color_sigma: Sequence[float], normalization: str,
-    method: str, spatial: str, dtype: torch.dtype,
-) -> list[PairwiseTerm]:  # fmt: skip
-    """The spatial and the bilateral kernel of one image [C, H, W]; a zero weight drops its term."""
-    terms = []
-    image = image.to("cpu", dtype)
-    if mixings[0].count_nonzero():
-        if spatial == "conv" or method == "exact":
-            sigma = (spatial_sigma[0], spatial_sigma[1])
-            terms.append(PairwiseTerm(None, mixings[0], normalization, "conv", sigma))
-        else:
-            grid = reference.position_features(image, spatial_sigma)  # [2, N]
-            terms.append(PairwiseTerm(grid, mixings[0], normalization, "lattice"))
-    if mixings[1].count_nonzero():
-        features = reference.image_features(image, bilateral_sigma, color_sigma)  # [2 + C, N]
-        term = PairwiseTerm(features, mixings[1], normalization, method)
-        if features.numel() and not term.span.isfinite().all():
-            require_finite_quotients(image, bilateral_sigma, color_sigma)
-        terms.append(term)
-    return terms
+@torch.library.impl("segfast::_mean_field_backward", "default")
+@torch.autocast("cpu", enabled=False)
+def _mean_field_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *rest, wanted = arguments
+    problem = Problem(rest[:7], Options(*rest[7:]))
+    return as_given(problem.gradients(grad, wanted), rest[:7])
+
+
+def as_given(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients in the dtypes and on the devices of their tensors; empty for those unwanted."""
+    return tuple(
+        x.new_empty(0) if g is None else g.to(x.device, x.dtype)
+        for g, x in zip(gradients, like, strict=True)
+    )
 
 
 def require_finite_quotients(
@@ -160,82 +260,55 @@ def _gaussian_filter_fake(values: Tensor, *_: Any) -> Tensor:
 
 @torch.library.register_fake("segfast::mean_field")
 def _mean_field_fake(logits: Tensor, *arguments: Any) -> Tensor:
-    iterations, keep_steps = arguments[7], arguments[12]
-    return logits.new_empty((iterations if keep_steps else 1, *logits.shape))
+    options = Options(*arguments[6:])
+    return logits.new_empty((options.iterations if options.keep_steps else 1, *logits.shape))
+
+
+@torch.library.register_fake("segfast::_gaussian_filter_backward")
+@torch.library.register_fake("segfast::_mean_field_backward")
+def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    return tuple(
+        x.new_empty(x.shape if w else 0) for x, w in zip(tensors, arguments[-1], strict=True)
+    )
 
 
 batch("gaussian_filter")
+
+
+def _sample_by_sample(name: str) -> Callable[..., tuple[Any, Any]]:
+    """The vmap rule that calls the operator once per sample."""
+    operator = getattr(torch.ops.segfast, name)
+
+    def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
+        each = [
+            operator(
+                *(
+                    x.select(dim, i) if isinstance(x, Tensor) and dim is not None else x
+                    for x, dim in zip(arguments, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(each[0], Tensor):
+            return torch.stack(each), 0
+        return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(each[0])
+
+    return rule
+
+
+for _name in ("_gaussian_filter_backward", "_mean_field_backward"):
+    torch.library.register_vmap(f"segfast::{_name}", _sample_by_sample(_name))
 
 
 @torch.library.register_vmap("segfast::mean_field")
 def _mean_field_vmap(
     info: Any, in_dims: Sequence[int | None], logits: Tensor, image: Tensor, *rest: Any
 ) -> tuple[Tensor, int]:
-    size, parameters = info.batch_size, rest[:3]
+    """Images are folded into the batch; parameters that differ ask for one call per sample."""
+    size = info.batch_size
     x, pixels = fold(logits, in_dims[0], size), fold(image, in_dims[1], size)
-    if all(dim is None for dim in in_dims[2:5]):
+    if all(dim is None for dim in in_dims[2:7]):
         steps = torch.ops.segfast.mean_field(x, pixels, *rest)  # [S, size * B, L, H, W]
         return steps.unflatten(1, (size, x.shape[0] // size)), 1
-    each = [
-        torch.ops.segfast.mean_field(
-            x.unflatten(0, (size, -1))[i],
-            pixels.unflatten(0, (size, -1))[i],
-            *(
-                p if d is None else p.select(d, i)
-                for p, d in zip(parameters, in_dims[2:5], strict=True)
-            ),
-            *rest[3:],
-        )
-        for i in range(size)
-    ]
-    return torch.stack(each), 0
-
-
-# Inference only so far: a derivative is refused, never silently zero. The raw operators refuse
-# backward (exported graphs); the autograd.Functions also refuse torch.func and forward mode.
-def _refuse(*_: Any) -> NoReturn:
-    raise NotImplementedError(
-        "the dense CRF has no gradient yet (inference only): run it under torch.no_grad() "
-        "or on detached logits"
-    )
-
-
-for _name in ("gaussian_filter", "mean_field"):
-    torch.library.register_autograd(f"segfast::{_name}", _refuse)
-
-
-class _InferenceOnly(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> NoReturn:
-        _refuse()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse()
-
-
-class GaussianFilter(_InferenceOnly):
-    """segfast::gaussian_filter for torch.func and forward mode."""
-
-    @staticmethod
-    def forward(values: Tensor, features: Tensor, options: tuple[Any, ...]) -> Tensor:
-        return torch.ops.segfast.gaussian_filter(values, features, *options)
-
-
-class MeanField(_InferenceOnly):
-    """segfast::mean_field for torch.func and forward mode."""
-
-    @staticmethod
-    def forward(
-        logits: Tensor, image: Tensor, spatial_weight: Tensor, bilateral_weight: Tensor,
-        compatibility: Tensor | None, options: tuple[Any, ...],
-    ) -> Tensor:  # fmt: skip
-        return torch.ops.segfast.mean_field(
-            logits, image, spatial_weight, bilateral_weight, compatibility, *options
-        )
+    return _sample_by_sample("mean_field")(info, in_dims, logits, image, *rest)

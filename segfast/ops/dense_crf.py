@@ -18,8 +18,8 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.kernels.dense_crf.reference import NORMALIZATIONS
-from segfast.ops import _check
-from segfast.ops._dense_crf_op import GaussianFilter, MeanField
+from segfast.ops import _check, _dense_crf_grad
+from segfast.ops._dense_crf_op import Options
 
 METHODS = ("lattice", "exact", "auto")
 SPATIAL = ("conv", "lattice")
@@ -30,7 +30,7 @@ UINT8_COLOR_SIGMA = 13.0
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 Weight = float | Tensor  # a number, [L] or [L, L]
-Sigma = float | Sequence[float]
+Sigma = float | Sequence[float] | Tensor  # once, or per axis (y, x) or channel
 
 
 def gaussian_filter(
@@ -57,10 +57,13 @@ def gaussian_filter(
             row is proven to be at most this: \|y - exact\| <= tolerance * max\|v\|. 0 skips none.
 
     Returns:
-        [B, C, N], the dtype and device of ``values``.
+        [B, C, N], the dtype and device of ``values``. Differentiable once, in reverse mode: values
+        by both methods (the lattice by its exact transpose), features by the exact one.
 
     Raises:
-        TypeError, ValueError: an argument breaks its contract; the message names it.
+        TypeError, ValueError: an argument breaks its contract; the message names it. So do
+            features that require a gradient the lattice does not have.
+        NotImplementedError: on differentiating twice or in forward mode.
 
     Example:
         >>> import torch, segfast
@@ -90,7 +93,7 @@ def gaussian_filter(
     _check.require_choice("normalization", normalization, NORMALIZATIONS)
     tolerance = _check.not_negative("tolerance", tolerance)
     method = resolve_method(method, values.shape[2], normalization)
-    return GaussianFilter.apply(values, features, (method, normalization, tolerance))
+    return _dense_crf_grad.gaussian_filter(values, features, method, normalization, tolerance)
 
 
 def mean_field(
@@ -124,10 +127,10 @@ def mean_field(
             any float dtype, any L >= 1. Unbatched [L, H, W] is taken with an unbatched image.
         image: [B, C, H, W], uint8 or any real dtype, any C.
         spatial_weight, bilateral_weight: W_m: a number, [L] (per label) or [L, L].
-        spatial_sigma: sigma_gamma in pixels, one number or (y, x).
-        bilateral_sigma: sigma_alpha in pixels, one number or (y, x).
-        color_sigma: sigma_beta in image units, one number or one per channel. None means 13 for
-            uint8 images; it must be given for every other dtype.
+        spatial_sigma: sigma_gamma in pixels, one number or (y, x); a tensor if it is learned.
+        bilateral_sigma: sigma_alpha in pixels, one number or (y, x); a tensor if it is learned.
+        color_sigma: sigma_beta in image units, one number or one per channel; a tensor if it is
+            learned. None means 13 for uint8 images; it must be given for every other dtype.
         compatibility: mu [L, L], the penalty, used as given; None = Potts (minus the identity,
             equal to 1 - I up to a constant per pixel).
         iterations: number of parallel updates; 0 returns the logits.
@@ -147,9 +150,15 @@ def mean_field(
         scores [B, L, H, W] before the softmax (or the belief), in the dtype of ``logits``; with
         ``return_steps`` ``(scores, steps)``, steps a list of ``(scores, belief)`` per iteration.
 
+    Differentiable in reverse mode, once: logits, weights and compatibility by every method (the
+    lattice by its exact transpose), a float image and the sigmas by the exact method only. The
+    graph keeps the lattices and the scores of all iterations but the last, [iterations - 1, B, L,
+    H, W] in float32 (float64 for float64).
+
     Raises:
-        TypeError, ValueError: an argument breaks its contract; the message names it.
-        NotImplementedError: on backward or forward-mode differentiation (inference only so far).
+        TypeError, ValueError: an argument breaks its contract; the message names it. So does an
+            image or sigma that requires a gradient the lattice does not have.
+        NotImplementedError: on differentiating twice or in forward mode.
 
     Warns:
         UserWarning: logits that sum to 1 over labels (probabilities passed by mistake); a float
@@ -171,9 +180,11 @@ def mean_field(
     _check.require_choice("method", method, METHODS)
     _check.require_choice("spatial", spatial, SPATIAL)
     _check.require_count("iterations", iterations)
-    spatial_y_x = (_check.positive_floats("spatial_sigma", spatial_sigma, 2) * 2)[:2]
-    bilateral_y_x = (_check.positive_floats("bilateral_sigma", bilateral_sigma, 2) * 2)[:2]
-    color = _checked_color_sigma(color_sigma, image)
+    sigmas = (
+        _checked_sigma("spatial_sigma", spatial_sigma, 2, logits).expand(2),
+        _checked_sigma("bilateral_sigma", bilateral_sigma, 2, logits).expand(2),
+        _checked_color_sigma(color_sigma, image),
+    )
     tolerance = _check.not_negative("tolerance", tolerance)
     weights = [
         _checked_weight("spatial_weight", spatial_weight, labels, logits),
@@ -187,12 +198,14 @@ def mean_field(
                 f"got {_check.describe(compatibility)}"
             )
         _require_same_device("compatibility", compatibility, "logits", logits)
+    mixings = [_mixing(weight, compatibility) for weight in weights]
     method = resolve_method(method, logits.shape[2] * logits.shape[3], normalization)
-    options = (
-        spatial_y_x, bilateral_y_x, color, iterations, normalization, method, spatial, tolerance,
-        return_steps, return_belief and not return_steps,
+    options = Options(
+        iterations, normalization, method, spatial, tolerance, return_steps,
+        return_belief and not return_steps,
     )  # fmt: skip
-    steps = MeanField.apply(logits, image, *weights, compatibility, options)  # [S, B, L, H, W]
+    tensors = (logits, image, *mixings, *sigmas)
+    steps = _dense_crf_grad.mean_field(tensors, options)  # [S, B, L, H, W]
     if unbatched:
         steps = steps[:, 0]
     if not return_steps:
@@ -264,8 +277,7 @@ def _checked_shapes(logits: Tensor, image: Tensor) -> int:
     return labels
 
 
-def _checked_color_sigma(color_sigma: Sigma | None, image: Tensor) -> list[float]:
-    channels = image.shape[1]
+def _checked_color_sigma(color_sigma: Sigma | None, image: Tensor) -> Tensor:
     if color_sigma is None:
         if image.dtype != torch.uint8:
             raise ValueError(
@@ -273,7 +285,31 @@ def _checked_color_sigma(color_sigma: Sigma | None, image: Tensor) -> list[float
                 f"(13 suits values of 0 to 255, about 0.05 values of 0 to 1)"
             )
         color_sigma = UINT8_COLOR_SIGMA
-    return _check.positive_floats("color_sigma", color_sigma, channels)
+    return _checked_sigma("color_sigma", color_sigma, image.shape[1], image)
+
+
+def _checked_sigma(name: str, sigma: Sigma, count: int, like: Tensor) -> Tensor:
+    """[1] or [count] in float64. Whether a tensor is positive is looked at where it is used."""
+    if not isinstance(sigma, Tensor):
+        numbers = _check.positive_floats(name, sigma, count)
+        return torch.tensor(numbers, dtype=torch.float64, device=like.device)
+    if not sigma.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating-point tensor, got {_check.describe(sigma)}")
+    if sigma.dim() > 1 or (sigma.numel() != 1 and sigma.numel() != count):
+        raise ValueError(
+            f"{name} must be one number or {count} of them, got {_check.describe(sigma)}"
+        )
+    _require_same_device(name, sigma, "logits", like)
+    return sigma.double().reshape(-1)
+
+
+def _mixing(weight: Tensor, compatibility: Tensor | None) -> Tensor:
+    """-mu W as one scalar, vector or matrix, float64; it is differentiated as it stands."""
+    w = weight.double()
+    if compatibility is None:
+        return w
+    mu = compatibility.double()  # [L, L]
+    return -(mu @ w) if w.dim() == 2 else -(mu * w)  # mu diag(w) scales mu's columns
 
 
 def _checked_weight(name: str, weight: Weight, labels: int, logits: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ from segfast.compat.pydensecrf._terms import (
     as_member,
     as_mixing,
 )
-from segfast.ops._dense_crf_engine import Engine, PairwiseTerm, warn_if_slow
+from segfast.ops._dense_crf_engine import Engine, warn_if_slow
+from segfast.ops._dense_crf_terms import PairwiseTerm
 
 __all__ = [
     "CONST_KERNEL",
