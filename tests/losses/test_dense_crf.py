@@ -68,7 +68,7 @@ def test_value_and_gradient_are_the_formula_s(
         return -(s * forward).sum() / B, gradient
 
     for dtype in (torch.float64, torch.float32):
-        p = probabilities.to(dtype).requires_grad_()
+        p = probabilities.to(dtype, copy=True).requires_grad_()
         loss = dense_crf_loss(p, image, region, method=method, tolerance=0.0, **SIGMAS)
         loss.backward()
         assert p.grad is not None

@@ -140,18 +140,18 @@ def test_sigmas_are_found_again(inputs: tuple[Tensor, Tensor]) -> None:
     truth = {"spatial_sigma": 1.5, "bilateral_sigma": 4.0, "color_sigma": 60.0}
     wanted = mean_field(logits, image, **truth, iterations=1, method="exact", tolerance=0.0)  # type: ignore[arg-type]
     crf = DenseCRF(
-        spatial_sigma=1.0, bilateral_sigma=3.0, color_sigma=45.0, iterations=1,
+        spatial_sigma=1.2, bilateral_sigma=3.0, color_sigma=45.0, iterations=1,
         method="exact", tolerance=0.0, trainable=SIGMAS,
     ).double()  # fmt: skip
     # Each learns at a rate of its own size: a step of Adam is that long.
-    groups = [{"params": [p], "lr": 0.02 * p.item()} for p in crf.parameters()]
+    groups = [{"params": [p], "lr": 0.04 * p.item()} for p in crf.parameters()]
     optimizer = torch.optim.Adam(groups)
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         (crf(logits, image) - wanted).square().mean().backward()
         optimizer.step()
     for name, value in truth.items():
-        assert getattr(crf, name).item() == pytest.approx(value, rel=0.05), name  # from 25 to 33 %
+        assert getattr(crf, name).item() == pytest.approx(value, rel=0.02), name  # from 20 to 25 %
 
 
 # ------------------------------------------------------------------------------ refusals
