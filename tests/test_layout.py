@@ -26,7 +26,11 @@ OPERATOR_FILES = (
 FORBIDDEN = {
     "kernels": ("segfast",),
     "segfast/ops": (
-        "segfast.nn", "segfast.losses", "segfast.models", "segfast.compat", "segfast.cli"
+        "segfast.nn",
+        "segfast.losses",
+        "segfast.models",
+        "segfast.compat",
+        "segfast.cli",
     ),  # fmt: skip
     "segfast/nn": ("segfast.models", "segfast.compat", "segfast.cli"),
     "segfast/losses": ("segfast.nn", "segfast.models", "segfast.compat", "segfast.cli"),

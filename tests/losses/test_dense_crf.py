@@ -187,6 +187,18 @@ def test_dtypes_and_empty_batches(inputs: tuple[Tensor, Tensor, Tensor]) -> None
     assert math.isnan(dense_crf_loss(probabilities[:0], image[:0]).item())  # as mean() says
 
 
+def test_compiles(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    """In one graph, gradient too."""
+    probabilities, image, region = inputs
+    criterion = DenseCRFLoss(**SIGMAS)
+    found = []
+    for each in (criterion, torch.compile(criterion, backend="aot_eager", fullgraph=True)):
+        p = probabilities.clone().requires_grad_()
+        loss = each(p, image, region)
+        found.append([loss, *torch.autograd.grad(loss, p)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_scribbles_spread(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     """Two strokes on two tones: with the loss the rest of the pixels follow."""
     truth = torch.zeros(1, 20, 30, dtype=torch.long)

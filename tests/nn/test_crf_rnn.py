@@ -148,6 +148,18 @@ def test_gradients_reach_everything(method: str, inputs: tuple[Tensor, Tensor]) 
             assert parameter.grad.any(), name
 
 
+def test_compiles(inputs: tuple[Tensor, Tensor]) -> None:
+    """In one graph, gradients too."""
+    logits, image = inputs
+    crf = layer()
+    compiled = torch.compile(crf, backend="aot_eager", fullgraph=True)
+    found = []
+    for net in (crf, compiled):
+        scores = net(logits, image)
+        found.append([scores, *torch.autograd.grad(scores.square().sum(), list(crf.parameters()))])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_state_and_copies(inputs: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     crf = layer(iterations=2).eval()
     assert torch.equal(copy.deepcopy(crf)(*inputs), crf(*inputs))
