@@ -1,13 +1,13 @@
 """segfast: fast, exact, deterministic kernels for semantic segmentation in PyTorch.
 
-``segfast.ops`` holds the operators, ``segfast.nn`` their modules, ``segfast.compat`` drop-in
-replacements for other packages; ``segfast.info()`` says what was built and what serves what,
-``segfast.explain()`` what serves one call, and why.
+``segfast.ops`` holds the operators, ``segfast.nn`` their modules, ``segfast.losses`` what networks
+are trained with, ``segfast.compat`` drop-in replacements for other packages; ``segfast.info()``
+says what was built and what serves what, ``segfast.explain()`` what serves one call, and why.
 """
 
-from segfast import nn, ops
+from segfast import losses, nn, ops
 from segfast._version import __version__
 from segfast.explain import explain
 from segfast.info import info
 
-__all__ = ["__version__", "explain", "info", "nn", "ops"]
+__all__ = ["__version__", "explain", "info", "losses", "nn", "ops"]

@@ -3,6 +3,7 @@
 from segfast.nn.aspp import ASPP, ASPP_RATES, ASPPv2
 from segfast.nn.attention import ChannelAttention2d, NonLocal2d, PositionAttention2d
 from segfast.nn.context import CONTEXT_DILATIONS, ContextModule
+from segfast.nn.crf_rnn import CRFRNN
 from segfast.nn.dense_crf import PRESETS, DenseCRF, Preset
 from segfast.nn.dilated_conv import (
     DilatedConv2d,
@@ -23,6 +24,7 @@ __all__ = [
     "ASPP",
     "ASPP_RATES",
     "CONTEXT_DILATIONS",
+    "CRFRNN",
     "PRESETS",
     "ASPPv2",
     "BicubicUpsample2d",

@@ -1,4 +1,4 @@
-"""The fully connected CRF as a module, and the parameter sets that were published for it."""
+"""The fully connected CRF as a module, trainable, and the parameter sets published for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segfast.ops import _check, mean_field
@@ -63,14 +64,17 @@ PRESETS: dict[str, Preset] = {
 # fmt: on
 
 
+WEIGHTS = ("spatial_weight", "bilateral_weight", "compatibility")
+SIGMAS = ("spatial_sigma", "bilateral_sigma", "color_sigma")
+
+
 class DenseCRF(nn.Module):
     """Mean-field inference in a fully connected CRF: `segfast.ops.mean_field` as a module.
 
         scores = logits - mu sum_m W_m K~_m softmax(scores of the iteration before)
 
-    Inference only for now: nothing is learned. Arguments mean what they mean for
-    `segfast.ops.mean_field`, which checks them against the inputs; what can be refused without
-    the inputs is refused here.
+    Arguments mean what they mean for `segfast.ops.mean_field`, which checks them against the
+    inputs; what can be refused without the inputs is refused here.
 
     Args:
         spatial_weight, bilateral_weight: a number, [L] or [L, L].
@@ -82,12 +86,21 @@ class DenseCRF(nn.Module):
         method: "lattice", "exact" or "auto" (the bilateral kernel).
         spatial: "conv" (exact) or "lattice" (as pydensecrf).
         tolerance: bound on what the exact method may leave out.
+        trainable: what becomes a parameter. False: nothing. True: both weights, the compatibility,
+            and with ``method="exact"`` the sigmas; what is None stays as it is, Potts or 13. Or
+            the names of those that shall, of the six from ``spatial_weight`` to ``compatibility``.
 
     Shape:
         logits [B, L, H, W], image [B, C, H, W] -> scores [B, L, H, W], before the softmax.
 
-    Tensors among the arguments are buffers: they follow the module to its device and are part of
-    its state.
+    Parameters start as the arguments that they are named after and have their shapes: a weight
+    [], [L] or [L, L]; the compatibility [L, L]; a sigma [], [2] or [C]. So
+    ``compatibility=-torch.eye(L)`` learns from the Potts model on, and
+    ``spatial_weight=3 * torch.eye(L)`` a weight for every pair of labels. Other tensors among the
+    arguments are buffers: they follow the module to its device and are part of its state.
+
+    Gradients flow to the logits, with ``method="exact"`` to the image and the sigmas, too. A step
+    that takes a sigma to zero or below is refused at the next call.
 
     Raises:
         ValueError, TypeError: an argument that no input could make valid.
@@ -98,11 +111,17 @@ class DenseCRF(nn.Module):
         >>> image = torch.randint(0, 256, (1, 3, 24, 32), dtype=torch.uint8)
         >>> crf(torch.randn(1, 21, 24, 32), image).softmax(1).shape
         torch.Size([1, 21, 24, 32])
+        >>> crf = DenseCRF(compatibility=-torch.eye(21), trainable=True)
+        >>> [(name, tuple(p.shape)) for name, p in crf.named_parameters()]
+        [('spatial_weight', ()), ('bilateral_weight', ()), ('compatibility', (21, 21))]
     """
 
     spatial_weight: float | Tensor
     bilateral_weight: float | Tensor
     compatibility: Tensor | None
+    spatial_sigma: float | Sequence[float] | Tensor
+    bilateral_sigma: float | Sequence[float] | Tensor
+    color_sigma: float | Sequence[float] | Tensor | None
 
     def __init__(
         self,
@@ -117,6 +136,7 @@ class DenseCRF(nn.Module):
         method: str = "lattice",
         spatial: str = "conv",
         tolerance: float = 1e-7,
+        trainable: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
         _check.positive_floats("spatial_sigma", spatial_sigma, 2)
@@ -129,12 +149,20 @@ class DenseCRF(nn.Module):
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)
         _check.not_negative("tolerance", tolerance)
-        self._keep("spatial_weight", spatial_weight, "a number, [L] or [L, L]", (0, 1, 2))
-        self._keep("bilateral_weight", bilateral_weight, "a number, [L] or [L, L]", (0, 1, 2))
-        self._keep("compatibility", compatibility, "None or [L, L]", (2,))
-        self.spatial_sigma = spatial_sigma
-        self.bilateral_sigma = bilateral_sigma
-        self.color_sigma = color_sigma
+        require_weight("spatial_weight", spatial_weight, "a number, [L] or [L, L]", (0, 1, 2))
+        require_weight("bilateral_weight", bilateral_weight, "a number, [L] or [L, L]", (0, 1, 2))
+        require_weight("compatibility", compatibility, "None or [L, L]", (2,))
+        values: dict[str, Any] = {
+            "spatial_weight": spatial_weight,
+            "bilateral_weight": bilateral_weight,
+            "compatibility": compatibility,
+            "spatial_sigma": spatial_sigma,
+            "bilateral_sigma": bilateral_sigma,
+            "color_sigma": color_sigma,
+        }
+        self.trainable = _learnt(trainable, values, method)
+        for name, value in values.items():
+            self._keep(name, value, name in self.trainable)
         self.iterations = iterations
         self.normalization = normalization
         self.method = method
@@ -189,25 +217,59 @@ class DenseCRF(nn.Module):
             for name, value in values.items()
         )
 
-    def _keep(self, name: str, value: Any, wanted: str, dims: Sequence[int]) -> None:
-        """Stores a number (or None) as it is, a tensor as a buffer."""
-        if isinstance(value, Tensor):
-            square = value.dim() != 2 or value.shape[0] == value.shape[1]
-            if not value.dtype.is_floating_point or value.dim() not in dims or not square:
-                raise ValueError(f"{name} must be {wanted}, floating, got {_check.describe(value)}")
+    def _keep(self, name: str, value: Any, learn: bool) -> None:
+        """Stores a parameter, a buffer for a tensor that is none, or the value as it is."""
+        if learn:
+            start = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
+            dtype = start.dtype if start.is_floating_point() else torch.get_default_dtype()
+            self.register_parameter(name, nn.Parameter(start.to(dtype)))
+        elif isinstance(value, Tensor):
             if value.requires_grad:
                 raise ValueError(
-                    f"{name} must not require a gradient (DenseCRF learns nothing yet): "
-                    f"pass {name}.detach()"
+                    f"{name} must not require a gradient where it is not learned: name it in "
+                    f"trainable, or pass {name}.detach()"
                 )
             self.register_buffer(name, value.clone())
-            return
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and 0 in dims) and not (value is None and 0 not in dims):
-            raise TypeError(f"{name} must be {wanted}, got {_check.describe(value)}")
-        if number and not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
-        setattr(self, name, value)
+        else:
+            setattr(self, name, value)
+
+
+def _learnt(
+    trainable: bool | Sequence[str], values: dict[str, Any], method: str
+) -> tuple[str, ...]:
+    """Names of what becomes a parameter, in the order of `values`."""
+    if isinstance(trainable, bool):
+        wanted = (*WEIGHTS, *(SIGMAS if method == "exact" else ())) if trainable else ()
+        return tuple(name for name in wanted if values[name] is not None)
+    if isinstance(trainable, str) or not isinstance(trainable, Sequence):
+        raise TypeError(
+            f"trainable must be True, False or a list of names, got {_check.describe(trainable)}"
+        )
+    for name in trainable:
+        if name not in values:
+            raise ValueError(f"trainable must name some of {', '.join(values)}; got {name!r}")
+        if name in SIGMAS and method != "exact":
+            raise ValueError(
+                f'trainable must not name {name} with method={method!r}: only "exact" has a '
+                f"gradient there"
+            )
+        if values[name] is None:
+            raise ValueError(f"{name} must be given to be learned: there is no shape to start from")
+    return tuple(name for name in values if name in trainable)
+
+
+def require_weight(name: str, value: Any, wanted: str, dims: Sequence[int]) -> None:
+    """A number where `dims` has 0, None where it has not, or a floating tensor of `dims`."""
+    if isinstance(value, Tensor):
+        square = value.dim() != 2 or value.shape[0] == value.shape[1]
+        if not value.dtype.is_floating_point or value.dim() not in dims or not square:
+            raise ValueError(f"{name} must be {wanted}, floating, got {_check.describe(value)}")
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and 0 in dims) and not (value is None and 0 not in dims):
+        raise TypeError(f"{name} must be {wanted}, got {_check.describe(value)}")
+    if number and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 _ARGUMENTS = tuple(inspect.signature(DenseCRF.__init__).parameters)[1:]

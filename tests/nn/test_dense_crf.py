@@ -49,6 +49,7 @@ def options() -> dict[str, Any]:
 def test_defaults_are_the_operator_s() -> None:
     operator = inspect.signature(mean_field).parameters
     module = list(inspect.signature(DenseCRF).parameters.values())
+    assert module.pop().name == "trainable"
     assert {p.name: p.default for p in module} == {
         name: operator[name].default for name in (p.name for p in module)
     }
