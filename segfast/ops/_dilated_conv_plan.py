@@ -129,7 +129,7 @@ def torch_beats_direct(direction: Direction, problem: Problem) -> str | None:
         if direction == "grad_weight" and problem.out_channels <= CPU.eights_weight_outputs:
             beaten = problem.rate() == 1
         else:
-            most_live = problem.live_share() > CPU.eights_live[direction]
+            most_live = problem.live_share() > CPU.eights_live
             beaten = most_live or problem.out_channels > CPU.eights_outputs
         return "PyTorch has a kernel for blocks of eight channels" if beaten else None
     return None
@@ -137,16 +137,18 @@ def torch_beats_direct(direction: Direction, problem: Problem) -> str | None:
 
 def _torch_beats_depthwise(direction: Direction, problem: Problem) -> str | None:
     rows, columns = problem.geometry
-    rate, taps = problem.rate(), rows.taps
-    if rows.taps != columns.taps or rate * (taps - 1) > CPU.depthwise_reach:
+    if rows.taps != columns.taps:
         return None
+    kind, rate = (direction, rows.taps), problem.rate()
     if problem.channels_last:
-        large = problem.map_elements() >= CPU.depthwise_elements
-        beaten = large and direction == "forward" and taps == 3
+        most, elements = CPU.depthwise_last
+        large = rate <= most and problem.map_elements() >= elements
+        beaten = large and kind == ("forward", 3)
         return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
-    if max(rows.stride, columns.stride) > 1 and direction == "forward" and taps > 1:
-        return "PyTorch has a kernel for low rates, faster with a stride"
-    most, width = CPU.depthwise_narrow.get((direction, taps), (0, 0))
+    if max(rows.stride, columns.stride) > 1:
+        beaten = rate <= CPU.depthwise_strided.get(kind, 0)
+        return "PyTorch has a kernel for low rates, faster with a stride" if beaten else None
+    most, width = CPU.depthwise_narrow.get(kind, (0, 0))
     narrow = rate <= most and columns.output < width
     return "PyTorch has a kernel for low rates, faster on narrow maps" if narrow else None
 

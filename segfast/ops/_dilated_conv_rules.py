@@ -15,16 +15,16 @@ Direction = Literal["forward", "grad_input", "grad_weight"]
 class Cpu(NamedTuple):
     """For float32; of half types only one fact about the processor counts."""
 
-    # PyTorch's depthwise kernels: up to this reach, dilation * (taps - 1).
-    depthwise_reach: int
-    # Planes at stride 1: up to this rate, on maps narrower than this:
-    # (direction, taps) -> (rate, columns of the result). With a stride: forward, everywhere.
+    # Depthwise planes at stride 1: up to this rate, on maps narrower than this:
+    # (direction, taps) -> (rate, columns of the result). With a stride: up to this rate.
     depthwise_narrow: Mapping[tuple[Direction, int], tuple[int, int]]
-    # channels_last, forward, 3x3: from this many elements of input and result together.
-    depthwise_elements: int
+    depthwise_strided: Mapping[tuple[Direction, int], int]
+    # Depthwise channels_last, 3x3, forward: up to this rate, from this many elements of input and
+    # result together.
+    depthwise_last: tuple[int, int]
     # Groups of eight input channels and a multiple of eight outputs: above this share of live
     # products, or this many outputs; the weight's gradient of up to so many outputs at rate 1 only.
-    eights_live: Mapping[Direction, float]
+    eights_live: float
     eights_outputs: int
     eights_weight_outputs: int
     # Products of matrices: above this share of live products, with larger kernels than 3x3 this.
@@ -40,17 +40,21 @@ class Gpu(NamedTuple):
 
 
 CPU = Cpu(  # measured on AVX2 (Zen 3), with one thread and two; serves every processor
-    depthwise_reach=8,
     depthwise_narrow={
-        ("forward", 3): (2, 16),
-        ("forward", 5): (2, 24),
-        ("forward", 7): (1, 64),
+        ("forward", 5): (2, 48),
+        ("forward", 7): (1, 80),
         ("grad_input", 5): (1, 24),
         ("grad_input", 7): (1, 64),
         ("grad_weight", 3): (1, 24),
     },
-    depthwise_elements=1_500_000,
-    eights_live={"forward": 0.8, "grad_input": 0.75, "grad_weight": 0.8},
+    depthwise_strided={
+        ("forward", 3): 4,
+        ("forward", 5): 2,
+        ("forward", 7): 1,
+        ("grad_weight", 3): 1,
+    },
+    depthwise_last=(4, 1_500_000),
+    eights_live=0.8,
     eights_outputs=32,
     eights_weight_outputs=16,
     dense_live={"forward": 0.93, "grad_input": 0.9},

@@ -74,12 +74,14 @@ def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
         (problem((1, 1), 5, groups=64, stride=2), ("direct", "direct", "direct")),
         (problem((1, 1), 2, groups=64, stride=2, taps=5), ("torch", "direct", "direct")),
         (problem((1, 1), 1, groups=64, stride=2, dtype="float16"), ("direct",) * 3),
+        (problem((1, 1), 1, groups=64, stride=2), ("torch", "direct", "torch")),
+        (problem((1, 1), 1, groups=64), ("direct", "direct", "direct")),
+        (problem((1, 1), 2, groups=64, taps=5), ("torch", "direct", "direct")),
         (problem((1, 1), 1, groups=64, taps=7), ("torch", "torch", "direct")),
         (problem((8, 4), 1, groups=32), ("direct", "direct", "direct")),
         (problem((8, 8), 1, groups=32), ("torch", "torch", "torch")),
         (problem((8, 16), 2, groups=32), ("torch", "torch", "direct")),
-        (problem((8, 16), 6, groups=32), ("direct", "torch", "direct")),  # 77 % are live
-        (problem((8, 16), 12, groups=32), ("direct", "direct", "direct")),
+        (problem((8, 16), 6, groups=32), ("direct", "direct", "direct")),  # 77 % are live
         (problem((8, 64), 12, groups=32), ("torch", "torch", "torch")),
         (problem((1, 1), 2, groups=960, last=True, dtype="float16"), ("direct",) * 3),
         (problem((1, 4), 6, groups=16), ("direct", "direct", "direct")),
