@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks import _common
 from benchmarks._dilated_conv.singles import Single, singles
-from segfast.ops import _dilated_conv_op as op
+from segfast.ops import _dilated_conv_kernels as kernels
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, candidates
 
 TOLERATED = 1.05
@@ -37,15 +37,15 @@ def jobs(
     """The problem, and a job for every kernel that can serve it, PyTorch's last."""
     x, weight, grad = single.tensors(device)
     geometry, strides = single.geometry, single.strides
-    problem = op.problem(x, weight.shape, geometry, single.groups)
+    problem = kernels.problem(x, weight.shape, geometry, single.groups)
     arguments: dict[Direction, tuple[Any, ...]] = {
         "forward": (x, weight, None, geometry, strides),
         "grad_input": (grad, weight, geometry, strides),
         "grad_weight": (grad, x, geometry, strides),
     }
     found = {}
-    for kernel in candidates(direction, problem, op.available(device)):
-        compute = op.KERNELS[kernel, direction]
+    for kernel in candidates(direction, problem, kernels.available(device)):
+        compute = getattr(kernels.KERNELS[kernel], direction)
         once = functools.partial(compute, *arguments[direction])
         found[kernel] = waiting(once) if device == "cuda" else once
     return problem, found
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             problem, found = jobs(single, direction, options.device)
             if len(found) == 1:
                 continue  # nothing to choose
-            chosen = op.choose(direction, problem).kernel
+            chosen = kernels.choose(direction, problem).kernel
             times = medians(found, options.seconds)
             if times[chosen] > TOLERATED * min(times.values()):
                 times = medians(found, AGAIN * options.seconds)

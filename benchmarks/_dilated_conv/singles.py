@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks._dilated_conv.workloads import CPU
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops._dilated_conv_op import Strides
+from segfast.ops._dilated_conv_plan import Strides
 
 
 @dataclass(frozen=True)

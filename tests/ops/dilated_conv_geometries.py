@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segfast import _native
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops._dilated_conv_op import Strides
+from segfast.ops._dilated_conv_plan import Strides
 
 Pair = tuple[int, int]
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from segfast.kernels.dilated_conv import reference
-from segfast.ops import _dilated_conv_op as op
+from segfast.ops import _dilated_conv_kernels as kernels
 from segfast.ops import dilated_conv1d, dilated_conv2d, dilated_conv_transpose2d
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, candidates
+from segfast.ops._dilated_conv_op import SCHEMAS
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, candidates
 from segfast.ops._layout import dense
 from segfast.testing import assert_as_good_as, poison_empty
 from tests.ops.dilated_conv_geometries import GEOMETRIES, Call, Run, calls, runs
@@ -33,7 +34,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-OPERATORS = dict(zip(DIRECTIONS, op.SCHEMAS, strict=True))
+OPERATORS = dict(zip(DIRECTIONS, SCHEMAS, strict=True))
 
 
 class Truth(NamedTuple):
@@ -85,9 +86,9 @@ def truths(call: Call, arguments: Arguments) -> Truths:
     return {direction: Truth(*both, terms) for direction, (both, terms) in pairs}
 
 
-def problem_of(call: Call, arguments: Arguments, direction: Direction) -> op.Problem:
+def problem_of(call: Call, arguments: Arguments, direction: Direction) -> Problem:
     laid_out = arguments[direction][direction == "grad_weight"]  # what decides the memory format
-    return op.problem(laid_out, arguments["forward"][1].shape, call.geometry, call.groups)
+    return kernels.problem(laid_out, arguments["forward"][1].shape, call.geometry, call.groups)
 
 
 def forced(
@@ -99,7 +100,7 @@ def forced(
         (dense(a, like=b), dense(b)) if direction == "grad_weight" else (dense(a), b.contiguous())
     )
     more = (bias,) if direction == "forward" else ()
-    return op.KERNELS[kernel, direction](*maps, *more, call.geometry, call.strides)
+    return getattr(kernels.KERNELS[kernel], direction)(*maps, *more, call.geometry, call.strides)
 
 
 def check_kernels(
@@ -110,7 +111,7 @@ def check_kernels(
     for (direction, truth), pytorch in zip(known.items(), theirs, strict=True):
         added = bias if direction == "forward" else None
         problem = problem_of(call, arguments, direction)
-        for kernel in candidates(direction, problem, op.available("cpu")):
+        for kernel in candidates(direction, problem, kernels.available("cpu")):
             label = f"{kernel} {direction} of {call}, {run}"
             with run():
                 actual = forced(kernel, direction, call, arguments, added)
@@ -143,7 +144,7 @@ def check_function(
     rounded = known[order[0]].exact.to(run.dtype)
     for i, direction in enumerate(order):
         truth = known[direction].plus(None if i else bias)
-        kernel = op.choose(direction, problem_of(call, arguments, direction)).kernel
+        kernel = kernels.choose(direction, problem_of(call, arguments, direction)).kernel
         baseline = theirs[i] if by_torch or kernel == "torch" else None
         if baseline is None and direction == "grad_input" and i == 0 and bias is not None:
             baseline = rounded + bias[:, None, None]  # a sum that was rounded, as PyTorch has it
@@ -160,8 +161,8 @@ def check_function(
 def plain(call: Call, arguments: Arguments, result: Direction) -> bool:
     """Whether the function is PyTorch's own: the memory format of its input decides."""
     x, weight = arguments[result]
-    problem = op.problem(x, weight.shape, call.geometry, call.groups)
-    return all(op.choose(direction, problem).kernel == "torch" for direction in DIRECTIONS)
+    problem = kernels.problem(x, weight.shape, call.geometry, call.groups)
+    return all(kernels.choose(direction, problem).kernel == "torch" for direction in DIRECTIONS)
 
 
 def shares(part: float) -> settings:
