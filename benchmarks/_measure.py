@@ -96,17 +96,27 @@ class Suite:
     gates: Callable[[Any, dict[str, Job]], list[dict[str, Any]]]
 
 
-def parameters(workloads: Iterable[Workload]) -> list[Any]:
-    """Workload and threads, for `pytest.mark.parametrize`; needs a GPU where it says so."""
+def suite(operator: str, notes: str, workloads: Any, providers: Any, gates: Any) -> Suite:
+    """Of a benchmark's modules."""
+
+    def prepare(provider: str, workload: Any) -> Job:
+        return providers.prepare(provider, workload, workloads.inputs_of(workload))
+
+    return Suite(operator, notes, providers.PROVIDERS, prepare, gates.run_gates)
+
+
+def each(workloads: Iterable[Workload]) -> Any:
+    """Parametrises a test's `workload` and `threads`; needs a GPU where the workload says so."""
     import pytest
 
     no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     marks = {"cuda": no_gpu}
-    return [
+    parameters = [
         pytest.param(w, threads, id=f"{w.name}-{threads}t", marks=marks.get(w.device, ()))
         for w in workloads
         for threads in w.threads
     ]
+    return pytest.mark.parametrize(("workload", "threads"), parameters, indirect=["threads"])
 
 
 def absent(provider: Provider) -> str | None:

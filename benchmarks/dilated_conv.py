@@ -20,41 +20,36 @@ from typing import Any
 import pytest
 
 from benchmarks import _common, _measure
-from benchmarks._dilated_conv import providers
-from benchmarks._dilated_conv.gates import run_gates
-from benchmarks._dilated_conv.workloads import BY_NAME, WORKLOADS, Workload, inputs_of
+from benchmarks._dilated_conv import gates, providers, workloads
+from benchmarks._dilated_conv.workloads import BY_NAME, WORKLOADS, Workload
 
 pytest.importorskip("pytest_benchmark", reason="pip install 'segfast[bench]'")
 
 NOTES = (
     "GFLOP/s counts products with inputs, none with padding, whoever computes, as a share of "
     "PyTorch's product of large matrices in the same process. torch-other-layout converts to "
-    "channels_last and back. Rows that PyTorch serves (torch) count for no promise above 1."
+    "channels_last and back; on a GPU cudnn-benchmark is PyTorch in cuDNN's benchmark mode, and "
+    "cudnn-plans the fastest of all plans of cuDNN's frontend, each convolution by itself. Rows "
+    "that PyTorch serves (torch) count for no promise above 1."
 )
+
+
+SUITE = _measure.suite("dilated_conv", NOTES, workloads, providers, gates)
 
 
 def prepare(workload: str, provider: str) -> _common.Job:
     """The job of one provider, inputs ready (asked for by `benchmarks._memory`)."""
-    return _prepare(provider, BY_NAME[workload])
+    return SUITE.prepare(provider, BY_NAME[workload])
 
 
 def prepare_tiny(workload: str, provider: str) -> _common.Job:
     """The same on tiny maps: loads what the provider needs before its memory is measured."""
     row = BY_NAME[workload]
     few = 8 if row.groups == 1 else row.groups
-    return _prepare(provider, replace(row, batch=1, channels=few, outputs=few, side=8))
+    return SUITE.prepare(provider, replace(row, batch=1, channels=few, outputs=few, side=8))
 
 
-def _prepare(provider: str, workload: Workload) -> _common.Job:
-    return providers.prepare(provider, workload, inputs_of(workload))
-
-
-SUITE = _measure.Suite("dilated_conv", NOTES, providers.PROVIDERS, _prepare, run_gates)
-
-
-@pytest.mark.parametrize(
-    ("workload", "threads"), _measure.parameters(WORKLOADS), indirect=["threads"]
-)
+@_measure.each(WORKLOADS)
 def test_dilated_conv(
     workload: Workload, threads: int, benchmark: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

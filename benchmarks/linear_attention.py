@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 
 from benchmarks import _common, _measure
-from benchmarks._linear_attention import providers
-from benchmarks._linear_attention.gates import run_gates
-from benchmarks._linear_attention.workloads import BY_NAME, WORKLOADS, Workload, inputs_of
+from benchmarks._linear_attention import gates, providers, workloads
+from benchmarks._linear_attention.workloads import BY_NAME, WORKLOADS, Workload
 
 pytest.importorskip("pytest_benchmark", reason="pip install 'segfast[bench]'")
 
@@ -33,27 +32,21 @@ NOTES = (
 )
 
 
+SUITE = _measure.suite("linear_attention", NOTES, workloads, providers, gates)
+
+
 def prepare(workload: str, provider: str) -> _common.Job:
     """The job of one provider, inputs ready (asked for by `benchmarks._memory`)."""
-    return _prepare(provider, BY_NAME[workload])
+    return SUITE.prepare(provider, BY_NAME[workload])
 
 
 def prepare_tiny(workload: str, provider: str) -> _common.Job:
     """The same on tiny maps: loads what the provider needs before its memory is measured."""
     tiny = replace(BY_NAME[workload], batch=1, features=4, channels=8, height=8, width=8)
-    return _prepare(provider, tiny)
+    return SUITE.prepare(provider, tiny)
 
 
-def _prepare(provider: str, workload: Workload) -> _common.Job:
-    return providers.prepare(provider, workload, inputs_of(workload))
-
-
-SUITE = _measure.Suite("linear_attention", NOTES, providers.PROVIDERS, _prepare, run_gates)
-
-
-@pytest.mark.parametrize(
-    ("workload", "threads"), _measure.parameters(WORKLOADS), indirect=["threads"]
-)
+@_measure.each(WORKLOADS)
 def test_linear_attention(
     workload: Workload, threads: int, benchmark: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 
 from benchmarks import _common, _measure
-from benchmarks._max_unpool import providers
-from benchmarks._max_unpool.gates import run_gates
-from benchmarks._max_unpool.workloads import BY_NAME, WORKLOADS, Workload, inputs_of
+from benchmarks._max_unpool import gates, providers, workloads
+from benchmarks._max_unpool.workloads import BY_NAME, WORKLOADS, Workload
 
 pytest.importorskip("pytest_benchmark", reason="pip install 'segfast[bench]'")
 
@@ -31,29 +30,21 @@ NOTES = (
 )
 
 
+SUITE = _measure.suite("max_unpool", NOTES, workloads, providers, gates)
+
+
 def prepare(workload: str, provider: str) -> _common.Job:
     """The job of one provider, inputs ready (asked for by `benchmarks._memory`)."""
-    return providers.prepare(provider, BY_NAME[workload], inputs_of(BY_NAME[workload]))
+    return SUITE.prepare(provider, BY_NAME[workload])
 
 
 def prepare_tiny(workload: str, provider: str) -> _common.Job:
     """The same on tiny maps: loads what the provider needs before its memory is measured."""
     tiny = replace(BY_NAME[workload], maps=((1, 2, 8, 8),))
-    return providers.prepare(provider, tiny, inputs_of(tiny))
+    return SUITE.prepare(provider, tiny)
 
 
-SUITE = _measure.Suite(
-    "max_unpool",
-    NOTES,
-    providers.PROVIDERS,
-    lambda name, workload: providers.prepare(name, workload, inputs_of(workload)),
-    run_gates,
-)
-
-
-@pytest.mark.parametrize(
-    ("workload", "threads"), _measure.parameters(WORKLOADS), indirect=["threads"]
-)
+@_measure.each(WORKLOADS)
 def test_max_unpool(
     workload: Workload, threads: int, benchmark: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,11 +2,12 @@
 
     python -m benchmarks.tune [--device cpu] [--threads 2] [--seconds 0.5] [-k NAME] [-o FILE.json]
 
-For the convolutions of benchmarks/dilated_conv.py, small ones and low rates too, and each direction
-(forward, input's and weight's gradient): PyTorch and our kernels take turns, and the raw operators'
-medians are printed beside what segfast/ops/_dilated_conv_plan.py chooses. A line ends in "!" where
-another kernel is faster than the choice by more than 5 %: its rules are to be changed then. Exit
-code: 1 where that happens, 0 otherwise.
+For the convolutions of benchmarks/_dilated_conv/singles.py and each direction (forward, input's
+and weight's gradient): PyTorch and our kernels take turns, and the raw operators' medians are
+printed beside what segfast/ops/_dilated_conv_plan.py chooses by the rules for this kind of device,
+segfast/ops/_dilated_conv_rules.py. Where another kernel is faster than the choice by more than 5 %
+it is measured again, and the line ends in "!" if that holds: the rules are to be changed then.
+Exit code: 1 where that happens, 0 otherwise.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,52 +23,51 @@ import torch
 from torch import Tensor
 
 from benchmarks import _common
-from benchmarks._dilated_conv.workloads import CPU, Workload, inputs_of
+from benchmarks._dilated_conv.singles import Single, singles
 from segfast.ops import _dilated_conv_kernels as kernels
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, Strides, candidates
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, candidates
 
 TOLERATED = 1.05
-
-
-def single_convolutions(device: str) -> Iterator[Workload]:
-    """Every convolution of the benchmark's CPU rows once, by itself."""
-    seen = set()
-    for row in CPU:
-        for rate in row.rates:
-            shape = (row.channels, row.outputs, row.side, rate, row.groups, row.layout)
-            if shape not in seen:
-                seen.add(shape)
-                name = f"{row.channels}-{row.outputs}x{row.side}r{rate}g{row.groups}{row.layout}"
-                yield replace(row, name=name, kind="conv", rates=(rate,), device=device)
+AGAIN = 4  # times as long
 
 
 def jobs(
-    workload: Workload, direction: Direction
+    single: Single, direction: Direction, device: str
 ) -> tuple[Problem, dict[str, Callable[[], Tensor]]]:
     """The problem, and a job for every kernel that can serve it, PyTorch's last."""
-    inputs, rate, side = inputs_of(workload), workload.rates[0], workload.side
-    x, weight = inputs.x, inputs.weights[0].contiguous()
-    grad = inputs.grad
-    strides = Strides(1, 1, rate, rate, rate, rate, workload.groups)
-    geometry = strides.geometry((side, side), (side, side), (3, 3))
-    problem = kernels.problem(x, weight.shape, geometry, workload.groups)
+    x, weight, grad = single.tensors(device)
+    geometry, strides = single.geometry, single.strides
+    problem = kernels.problem(x, weight.shape, geometry, single.groups)
     arguments: dict[Direction, tuple[Any, ...]] = {
         "forward": (x, weight, None, geometry, strides),
         "grad_input": (grad, weight, geometry, strides),
         "grad_weight": (grad, x, geometry, strides),
     }
     found = {}
-    for kernel in candidates(direction, problem, kernels.available(workload.device)):
+    for kernel in candidates(direction, problem, kernels.available(device)):
         compute = getattr(kernels.KERNELS[kernel], direction)
-        found[kernel] = functools.partial(compute, *arguments[direction])
+        once = functools.partial(compute, *arguments[direction])
+        found[kernel] = waiting(once) if device == "cuda" else once
     return problem, found
 
 
+def waiting(job: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same, until the device has done it."""
+
+    def wait() -> Tensor:
+        result = job()
+        torch.cuda.synchronize()
+        return result
+
+    return wait
+
+
 def medians(found: dict[str, Callable[[], Tensor]], seconds: float) -> dict[str, float]:
-    """Milliseconds, kernels taking turns."""
-    once = sum(_common.timed(job) for job in found.values())  # warms up, too
-    rounds = _common.number_of_rounds(once, seconds, 5, 50)
-    samples = _common.interleaved(found, rounds)
+    """Milliseconds, kernels taking turns; fresh pages would cost more than some of them."""
+    with _common.allocator("warm"):
+        once = sum(_common.timed(job) for job in found.values())  # warms up, too
+        rounds = _common.number_of_rounds(once, seconds, 5, 100)
+        samples = _common.interleaved(found, rounds)
     return {name: 1e3 * _common.quantiles(times)[1] for name, times in samples.items()}
 
 
@@ -82,18 +81,22 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
-    for workload in single_convolutions(options.device):
-        if options.k not in workload.name:
+    for single in singles():
+        if options.k not in single.name:
             continue
         for direction in DIRECTIONS:
-            problem, found = jobs(workload, direction)
-            times = medians(found, options.seconds)
+            problem, found = jobs(single, direction, options.device)
+            if len(found) == 1:
+                continue  # nothing to choose
             chosen = kernels.choose(direction, problem).kernel
+            times = medians(found, options.seconds)
+            if times[chosen] > TOLERATED * min(times.values()):
+                times = medians(found, AGAIN * options.seconds)
             late = times[chosen] / min(times.values())
             text = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
             flag = " !" if late > TOLERATED else ""
-            print(f"{workload.name:28} {direction:11} {chosen:7} {text}{flag}", flush=True)
-            row = {"workload": workload.name, "direction": direction, "chosen": chosen}
+            print(f"{single.name:32} {direction:11} {chosen:7} {text}{flag}", flush=True)
+            row = {"workload": single.name, "direction": direction, "chosen": chosen}
             rows.append(row | {"ms": times, "chosen_over_best": late})
     if options.o is not None:
         facts = _common.facts() | {"threads": options.threads, "device": options.device}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import segfast
 from benchmarks._common import Job
+from benchmarks._dilated_conv import cudnn_plans
 from benchmarks._dilated_conv.workloads import Inputs, Workload
 from benchmarks._measure import Provider, repeated
 from segfast.kernels.dilated_conv.geometry import Geometry
@@ -30,24 +32,43 @@ class Functions:
     pyramid: Callable[[Tensor, Weights, Sequence[int]], Tensor]
     context: Callable[[Tensor, Weights, Sequence[int]], Tensor]
     other_layout: bool = False  # computed in channels_last, for maps that come in NCHW
+    setting: Callable[[], AbstractContextManager[None]] = nullcontext  # while it computes
+
+
+def made_of(conv: Conv, **more: Any) -> Functions:
+    """Convolutions one by one."""
+
+    def pyramid(x: Tensor, weights: Weights, rates: Sequence[int]) -> Tensor:
+        return torch.cat([conv(x, w, r, 1) for w, r in zip(weights, rates, strict=True)], 1)
+
+    def context(x: Tensor, weights: Weights, rates: Sequence[int]) -> Tensor:
+        for weight, rate in zip(weights[:-1], rates, strict=False):
+            x = conv(x, weight, rate, 1).relu()
+        return conv(x, weights[-1], rates[-1], 1)
+
+    return Functions(conv, pyramid, context, **more)
 
 
 def _torch_conv(x: Tensor, weight: Tensor, rate: int, groups: int) -> Tensor:
     return F.conv2d(x, weight, None, 1, rate, rate, groups)
 
 
-def _torch_pyramid(x: Tensor, weights: Weights, rates: Sequence[int]) -> Tensor:
-    return torch.cat([_torch_conv(x, w, r, 1) for w, r in zip(weights, rates, strict=True)], 1)
+@contextmanager
+def benchmark_mode() -> Iterator[None]:
+    """PyTorch times several of cuDNN's plans and keeps the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
-def _torch_context(x: Tensor, weights: Weights, rates: Sequence[int]) -> Tensor:
-    for weight, rate in zip(weights[:-1], rates, strict=False):
-        x = _torch_conv(x, weight, rate, 1).relu()
-    return _torch_conv(x, weights[-1], rates[-1], 1)
-
-
-TORCH = Functions(_torch_conv, _torch_pyramid, _torch_context)
-OTHER = Functions(_torch_conv, _torch_pyramid, _torch_context, other_layout=True)
+TORCH = made_of(_torch_conv)
+OTHER = made_of(_torch_conv, other_layout=True)
+CUDNN = made_of(_torch_conv, setting=benchmark_mode)
+CUDNN_OTHER = made_of(_torch_conv, setting=benchmark_mode, other_layout=True)
+PLANS = made_of(cudnn_plans.conv)
 SEGFAST = Functions(
     lambda x, weight, rate, groups: segfast.ops.dilated_conv2d(
         x, weight, None, 1, rate, rate, groups
@@ -83,14 +104,17 @@ def once(functions: Functions, workload: Workload, inputs: Inputs, compiled: boo
     if compiled:
         torch._dynamo.reset()  # one function, many shapes: it would give up after a few
         run = torch.compile(run, dynamic=False)
-    if not workload.train:
-        return lambda: run(inputs.x, *inputs.weights)
+
+    def forward() -> Any:
+        with functions.setting():
+            return run(inputs.x, *inputs.weights)
 
     def train() -> Any:
         leaves = [t.detach().requires_grad_() for t in (inputs.x, *inputs.weights)]
-        return torch.autograd.grad(run(*leaves), leaves, inputs.grad)
+        with functions.setting():
+            return torch.autograd.grad(run(*leaves), leaves, inputs.grad)
 
-    return train
+    return train if workload.train else forward
 
 
 def prepare(name: str, workload: Workload, inputs: Inputs) -> Job:
@@ -125,4 +149,11 @@ PROVIDERS = {
     "torch": Provider(TORCH, _torch_serves("")),
     "torch-other-layout": Provider(OTHER, _torch_serves(", converting to channels_last and back")),
     "torch-compile": Provider(TORCH, _torch_serves(", inductor"), compiled=True),
+    "cudnn-benchmark": Provider(CUDNN, _torch_serves(", cuDNN's benchmark mode")),
+    "cudnn-benchmark-other-layout": Provider(
+        CUDNN_OTHER, _torch_serves(", cuDNN's benchmark mode, converting to channels_last and back")
+    ),
+    "cudnn-plans": Provider(
+        PLANS, lambda _: "the fastest of cuDNN's plans", needs="cudnn", foreign=True
+    ),
 }

@@ -1,19 +1,18 @@
 """Which kernel serves a dilated convolution, and why: a pure function of sizes, no tensors.
 
 Kernels: "direct" (C++: one input channel per group, or few), "dense" (C++: products of matrices
-over rectangles), "triton" (the same on a GPU), "torch" (PyTorch's own). The rules of where PyTorch
-is faster were measured on AVX2 (those for CUDA are not measured yet); `python -m benchmarks.tune`
-checks what they choose.
+over rectangles), "triton" (the same on a GPU), "torch" (PyTorch's own). Where PyTorch is faster,
+the numbers of _dilated_conv_rules.py say.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.kernels.dilated_conv.triton_configurations import DTYPES
+from segfast.ops._dilated_conv_rules import CPU, CUDA, Direction
 
-Direction = Literal["forward", "grad_input", "grad_weight"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
 
 
@@ -53,6 +52,19 @@ class Problem(NamedTuple):
     def live_multiplications(self) -> int:
         return self._channel_pairs() * self.geometry.live_pairs()
 
+    def rate(self) -> int:
+        return max(axis.dilation for axis in self.geometry)
+
+    def live_share(self) -> float:
+        return self.geometry.live_pairs() / max(1, self.geometry.pairs())
+
+    def map_elements(self) -> int:
+        """Of the input and the result."""
+        rows, columns = self.geometry
+        inputs = self.in_channels * rows.input * columns.input
+        outputs = self.out_channels * rows.output * columns.output
+        return self.batch * self.groups * (inputs + outputs)
+
     def _channel_pairs(self) -> int:
         return self.batch * self.groups * self.in_channels * self.out_channels
 
@@ -63,7 +75,6 @@ class Plan(NamedTuple):
 
 
 EVERY = frozenset({"direct", "dense", "triton", "torch"})
-LEAST_SAVED = 0.1  # share of products that the dense Triton kernels must leave out
 
 
 def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> Plan:
@@ -108,45 +119,38 @@ def serves_direct(problem: Problem) -> bool:
     return problem.in_channels <= 8
 
 
-# PyTorch's own kernel for depthwise convolution of planes in float32 wins against the direct one up
-# to this rate, on maps narrower than this: (direction, kernel) -> (rate, columns of the output).
-_NARROW = {
-    ("forward", 3): (2, 16),
-    ("forward", 5): (2, 20),
-    ("forward", 7): (1, 64),
-    ("grad_input", 3): (1, 11),
-    ("grad_input", 5): (1, 20),
-    ("grad_input", 7): (1, 64),
-    ("grad_weight", 3): (1, 24),
-}
-
-
-# In channels_last, forward: up to this rate, for 3x3 kernels. Beyond it PyTorch leaves that kernel.
-_DEPTHWISE_RATE = 4
-
-
 def torch_beats_direct(direction: Direction, problem: Problem) -> str | None:
     """Why PyTorch is faster than the direct kernels, where it is."""
     if problem.dtype != "float32":
         return None
-    rows, columns = problem.geometry
-    square = rows.taps == columns.taps
-    rate = max(rows.dilation, columns.dilation)
-    if problem.channels_last:
-        low = square and rows.taps == 3 and rate <= _DEPTHWISE_RATE
-        return "PyTorch has a kernel for low rates" if low and direction == "forward" else None
     if problem.in_channels == problem.out_channels == 1:
-        most, width = _NARROW.get((direction, columns.taps), (0, 0))
-        narrow = square and rate <= most and columns.output < width
-        return "PyTorch has a kernel for low rates, faster on narrow maps" if narrow else None
-    if problem.in_channels == 8:  # its blocks of eight channels, unless padding is much of its work
-        if problem.out_channels <= 8:
-            beaten = direction == "grad_weight" and rate == 1
+        return _torch_beats_depthwise(direction, problem)
+    if problem.in_channels == 8 and problem.out_channels % 8 == 0:
+        if direction == "grad_weight" and problem.out_channels <= CPU.eights_weight_outputs:
+            beaten = problem.rate() == 1
         else:
-            most_live = problem.live_multiplications() > 0.8 * problem.multiplications()
-            beaten = most_live or problem.out_channels > 32
+            most_live = problem.live_share() > CPU.eights_live
+            beaten = most_live or problem.out_channels > CPU.eights_outputs
         return "PyTorch has a kernel for blocks of eight channels" if beaten else None
     return None
+
+
+def _torch_beats_depthwise(direction: Direction, problem: Problem) -> str | None:
+    rows, columns = problem.geometry
+    if rows.taps != columns.taps:
+        return None
+    kind, rate = (direction, rows.taps), problem.rate()
+    if problem.channels_last:
+        most, elements = CPU.depthwise_last
+        large = rate <= most and problem.map_elements() >= elements
+        beaten = large and kind == ("forward", 3)
+        return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
+    if max(rows.stride, columns.stride) > 1:
+        beaten = rate <= CPU.depthwise_strided.get(kind, 0)
+        return "PyTorch has a kernel for low rates, faster with a stride" if beaten else None
+    most, width = CPU.depthwise_narrow.get(kind, (0, 0))
+    narrow = rate <= most and columns.output < width
+    return "PyTorch has a kernel for low rates, faster on narrow maps" if narrow else None
 
 
 def serves_dense(problem: Problem) -> bool:
@@ -154,27 +158,26 @@ def serves_dense(problem: Problem) -> bool:
     return problem.groups == 1 and not problem.channels_last
 
 
-# Shares of live products above which PyTorch is as fast as the dense kernels, or faster.
-MOST_LIVE: dict[Direction, float] = {"forward": 0.93, "grad_input": 0.9}
-
-
 def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: bool) -> str | None:
     """Why PyTorch is faster than the dense kernels, where it is.
 
-    Measured on AVX2. fast_bfloat16: PyTorch multiplies bfloat16 in hardware.
+    fast_bfloat16: PyTorch multiplies bfloat16 in hardware.
     """
     if problem.dtype == "bfloat16" and fast_bfloat16:
         return "this processor multiplies bfloat16, our kernels widen it"
     if problem.dtype != "float32":
         return None
-    if problem.in_channels < min(8, problem.out_channels):
-        return "too few input channels for a product of matrices"
     rows, columns = problem.geometry
+    if problem.in_channels < min(CPU.dense_inputs, problem.out_channels):
+        if direction == "grad_input" or problem.in_channels == 1 or problem.rate() == 1:
+            return "too few input channels for a product of matrices"
+        return None
     ragged = problem.in_channels % 8 or problem.out_channels % 8  # PyTorch pads them
-    if direction in MOST_LIVE and rows.stride == columns.stride == 1 and not ragged:
-        live, all_pairs = problem.geometry.live_pairs(), problem.geometry.pairs()
-        if live > MOST_LIVE[direction] * all_pairs:
-            return f"only {1 - live / all_pairs:.0%} of the products are with padding"
+    if direction in CPU.dense_live and rows.stride == columns.stride == 1 and not ragged:
+        large = max(rows.taps, columns.taps) > 3
+        most_live = CPU.dense_live_large if large else CPU.dense_live[direction]
+        if (live := problem.live_share()) > most_live:
+            return f"only {1 - live:.0%} of the products are with padding"
     return None
 
 
@@ -184,8 +187,8 @@ def torch_may_beat_triton(problem: Problem) -> str | None:
         return None
     if problem.dtype == "float32":
         return "ours takes three products of TF32 for float32: not measured against cuDNN yet"
-    saved = 1 - problem.geometry.live_pairs() / problem.geometry.pairs()
-    if saved < LEAST_SAVED:
+    saved = 1 - problem.live_share()
+    if saved < CUDA.least_saved:
         return f"only {saved:.0%} of the products are with padding"
     return None
 

@@ -14,24 +14,14 @@ from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Axis, Geometry
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Plan, Problem, plan
 
-AXES = st.builds(
-    Axis,
-    input=st.integers(0, 23),
-    output=st.integers(0, 25),
-    taps=st.integers(1, 6),
-    stride=st.integers(1, 4),
-    padding=st.integers(0, 14),
-    dilation=st.integers(1, 27),
-)
-SMALL_AXES = st.builds(
-    Axis,
-    input=st.integers(0, 7),
-    output=st.integers(0, 8),
-    taps=st.integers(1, 4),
-    stride=st.integers(1, 3),
-    padding=st.integers(0, 5),
-    dilation=st.integers(1, 9),
-)
+
+def axes(most: Axis) -> st.SearchStrategy[Axis]:
+    least = Axis(input=0, output=0, taps=1, stride=1, padding=0, dilation=1)
+    return st.builds(Axis, *map(st.integers, least, most))
+
+
+AXES = axes(Axis(input=23, output=25, taps=6, stride=4, padding=14, dilation=27))
+SMALL_AXES = axes(Axis(input=7, output=8, taps=4, stride=3, padding=5, dilation=9))
 PROBLEMS = st.builds(
     Problem,
     device=st.sampled_from(["cpu", "cuda", "mps"]),

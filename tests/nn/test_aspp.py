@@ -15,6 +15,7 @@ from segfast.nn import ASPP, ASPP_RATES, ASPPv2, DilatedConv2d
 from segfast.nn import aspp as implementation
 from segfast.testing import assert_as_good_as
 from tests.fingerprints import assert_reproduces, fill, filled_input, read
+from tests.nn.sums import assert_same_sums, positive, with_gradients
 
 DTYPES = [torch.float64, torch.float32]
 TORCHVISION, DEEPLAB_V2 = "mod_torchvision_ASPP_64", "mod_deeplabv2_ASPP_64"
@@ -27,9 +28,14 @@ def build(separable: bool = False, dtype: torch.dtype = torch.float64) -> ASPP:
     return module.to(dtype).eval()
 
 
-def formula(module: Any, x: Tensor) -> Tensor:
+# Roundings of a product: 3x3 of 12 channels (or 9 and 12), or the mean of a map and 12 channels; a
+# normalisation; the projection from 5 times 10 channels; a normalisation.
+LOCAL, POOLED = 108 + 6 + 50 + 6, 17 * 9 + 12 + 6 + 50 + 6
+
+
+def formula(module: Any, x: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
     """Layer by layer, by PyTorch."""
-    p = dict(module.state_dict())
+    p = state or dict(module.state_dict())
 
     def normalized(y: Tensor, key: str, eps: float = 1e-5) -> Tensor:
         mean, var, gamma, beta = (
@@ -94,8 +100,9 @@ def test_folded_unfolded_and_formula_are_one(separable: bool, shape: tuple[int, 
     assert unfolded.requires_grad
     with torch.no_grad():
         folded = module(x)
-    torch.testing.assert_close(unfolded, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(folded, expected, rtol=1e-12, atol=1e-12)
+    sizes = formula(positive(module), x.abs())
+    assert_same_sums(unfolded, expected, sizes, max(LOCAL, POOLED))
+    assert_same_sums(folded, expected, sizes, max(LOCAL, POOLED))
 
 
 @EACH
@@ -129,7 +136,7 @@ def test_every_normalisation_has_its_epsilon() -> None:
     x = filled_input((2, 12, 9, 9))
     *local, pooled = (branch(x) for branch in module.convs)
     expected = module.project(torch.cat([*local, pooled.expand_as(local[0])], 1))
-    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+    assert_same_sums(module(x), expected, formula(positive(module), x.abs()), max(LOCAL, POOLED))
 
 
 def test_folds_where_nothing_learns(pyramids: list[Any]) -> None:
@@ -170,20 +177,18 @@ def test_what_was_changed_is_not_folded(pyramids: list[Any]) -> None:
 
 @EACH
 def test_gradients_are_those_of_the_formula(separable: bool) -> None:
-    module, x = build(separable), filled_input((2, 12, 9, 7)).requires_grad_()
-    names, parameters = zip(*module.named_parameters(), strict=True)
+    module, x = build(separable), filled_input((2, 12, 9, 7))
     up = filled_input((2, 10, 9, 7)).flip(3)
-    found = torch.autograd.grad(module(x), [x, *parameters], up)
-    keep = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
-    state = {**module.state_dict(), **keep}
 
-    class State:
-        def state_dict(self) -> dict[str, Tensor]:
-            return state
+    def expected(module: Any, x: Tensor, up: Tensor) -> list[Tensor]:
+        leaves = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
+        state = {**module.state_dict(), **leaves}
+        return with_gradients(lambda x: formula(module, x, state), x, list(leaves.values()), up)
 
-    y = formula(State(), x)
-    expected = torch.autograd.grad(y, [x, *(keep[name] for name in names)], up)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    found = with_gradients(module, x, list(module.parameters()), up)
+    sizes = expected(positive(module), x.abs(), up.abs())
+    back = 6 + 10 + 6 + 9 * 10 + 2 * 9 * 7  # the projection's, a branch's, over all positions
+    assert_same_sums(found, expected(module, x, up), sizes, max(LOCAL, POOLED) + back)
 
 
 def test_training() -> None:
@@ -240,7 +245,7 @@ def test_memory_format_stays(separable: bool) -> None:
     x = filled_input((2, 12, 9, 7))
     y = module(x.contiguous(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(y, module(x), rtol=1e-12, atol=1e-12)
+    assert_same_sums(y, module(x), formula(positive(module), x.abs()), max(LOCAL, POOLED))
 
 
 @EACH
@@ -259,7 +264,7 @@ def test_compiles(separable: bool, learning: bool) -> None:
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     with torch.set_grad_enabled(learning):
         y = compiled(x)
-        torch.testing.assert_close(y, module(x), rtol=1e-12, atol=1e-12)
+        assert_same_sums(y, module(x), formula(positive(module), x.abs()), max(LOCAL, POOLED))
     assert y.requires_grad == learning
 
 
@@ -328,15 +333,19 @@ def test_v2_is_a_sum_of_classifiers() -> None:
     assert [conv.dilation for conv in convs] == [(r, r) for r in (2, 4, 8, 12)]
     assert all(not conv.bias.any() and 0.008 < conv.weight.std() < 0.012 for conv in convs)
     fill(module, {key: key for key in module.state_dict()})
-    x = filled_input((2, 12, 9, 14)).requires_grad_()
-    inputs = [x, *module.parameters()]
-    y, expected = module(x), sum(
-        F.conv2d(x, c.weight, c.bias, 1, c.padding, c.dilation) for c in convs
-    )  # fmt: skip
-    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    up = filled_input(tuple(y.shape)).flip(2)
-    found = torch.autograd.grad(y, inputs, up)
-    torch.testing.assert_close(found, torch.autograd.grad(expected, inputs, up))  # type: ignore[arg-type]
+    x, up = filled_input((2, 12, 9, 14)), filled_input((2, 7, 9, 14)).flip(2)
+
+    def expected(module: nn.Module, x: Tensor, up: Tensor) -> list[Tensor]:
+        convs: list[Any] = list(module.children())
+        return with_gradients(
+            lambda x: sum(F.conv2d(x, c.weight, c.bias, 1, c.padding, c.dilation) for c in convs),  # type: ignore[arg-type, return-value]
+            x, list(module.parameters()), up,
+        )  # fmt: skip
+
+    found = with_gradients(module, x, list(module.parameters()), up)
+    sizes = expected(positive(module), x.abs(), up.abs())
+    # 9 taps of 12 channels and the bias, 4 times; in gradients no more: 9 x 7, or 2 x 9 x 14
+    assert_same_sums(found, expected(module, x, up), sizes, 4 * 109)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from segfast.nn import CONTEXT_DILATIONS, ContextModule
 from segfast.nn.context import multipliers
 from segfast.ops import context_module2d
 from tests.fingerprints import fill, filled_input
+from tests.nn.sums import assert_same_sums, positive, with_gradients
 
 SIZES = pytest.mark.parametrize("size", ["basic", "large"])
 EVERY_PRESET = pytest.mark.parametrize("dilations", CONTEXT_DILATIONS)
@@ -138,13 +139,17 @@ def test_is_its_formula(size: str) -> None:
     """Values and gradients."""
     module = ContextModule(3, size, (1, 2, 5)).double()
     fill(module, {key: key for key in module.state_dict()})
-    x = filled_input((2, 3, 11, 14)).requires_grad_()
-    inputs = [x, *module.parameters()]
-    y, expected = module(x), formula(module, x)
-    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    up = filled_input((2, 3, 11, 14)).flip(2)
-    found = torch.autograd.grad(y, inputs, up)
-    torch.testing.assert_close(found, torch.autograd.grad(expected, inputs, up))
+    x, up = filled_input((2, 3, 11, 14)), filled_input((2, 3, 11, 14)).flip(2)
+    big, parameters = positive(module), list(module.parameters())
+    found = with_gradients(module, x, parameters, up)
+    expected = with_gradients(lambda x: formula(module, x), x, parameters, up)
+    sizes = with_gradients(big, x.abs(), list(big.parameters()), up.abs())
+    layers = sum(conv.weight[0].numel() + 1 for conv in module.convs)  # type: ignore[union-attr, index, misc, operator, arg-type]
+    assert_same_sums(found[0], expected[0], sizes[0], layers)
+    # A gradient's products went forth, back (9 taps of as many channels as follow) and into a sum.
+    channels = max(conv.weight.shape[0] for conv in module.convs)  # type: ignore[union-attr, index]
+    back = 9 * channels * len(module.convs)
+    assert_same_sums(found[1:], expected[1:], sizes[1:], layers + back + 2 * 11 * 14)
 
 
 @SIZES

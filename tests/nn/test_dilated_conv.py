@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segfast.nn import DilatedConv2d, SeparableDilatedConv2d, dilate_stage, multi_grid
 from segfast.testing import assert_as_good_as
 from tests.fingerprints import fill, filled_input
+from tests.nn.sums import assert_same_sums, positive, with_gradients
 
 GEOMETRIES: list[dict[str, Any]] = [
     {"kernel_size": 3},
@@ -26,14 +27,12 @@ GEOMETRIES: list[dict[str, Any]] = [
 ]
 
 
+TERMS = 6 * 12 + 1  # of a sum, at most: up to 12 taps of 6 channels or 25 of one, and the bias
+
+
 def build(kind: type[nn.Conv2d], **options: Any) -> nn.Conv2d:
     torch.manual_seed(1)
     return kind(6, 12, **options, dtype=torch.float64)
-
-
-def assert_same(actual: Any, expected: Any) -> None:
-    """In float64, but for the order of summation."""
-    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------ DilatedConv2d
@@ -47,13 +46,15 @@ def test_is_conv2d(options: dict[str, Any]) -> None:
     assert repr(ours) == "Dilated" + repr(theirs)
     pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    x = filled_input((2, 6, 17, 23)).requires_grad_()
-    y, expected = ours(x), theirs(x)
-    assert_same(y, expected)
-    assert_same(ours(x[0]), expected[0])
-    up = filled_input(tuple(y.shape))
-    grads = torch.autograd.grad(y, [x, *ours.parameters()], up)
-    assert_same(grads, torch.autograd.grad(expected, [x, *theirs.parameters()], up))
+    x = filled_input((2, 6, 17, 23))
+    up = filled_input(tuple(theirs(x).shape))
+    found, expected, sizes = (
+        with_gradients(module, x, list(module.parameters()), up)
+        for module, x, up in ((ours, x, up), (theirs, x, up), (positive(theirs), x.abs(), up.abs()))
+    )
+    positions = up.numel() // 12  # in a sum of the weight's gradient
+    assert_same_sums(found, expected, sizes, max(TERMS, positions))
+    assert_same_sums(ours(x[0]), expected[0][0], sizes[0][0], TERMS)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
@@ -63,8 +64,9 @@ def test_other_paddings(mode: str, padding: Any) -> None:
     ours, theirs = build(DilatedConv2d, **options), build(nn.Conv2d, **options)
     assert repr(ours) == "Dilated" + repr(theirs)
     x = filled_input((2, 6, 11, 9))
-    assert_same(ours(x), theirs(x))
-    assert_same(ours(x[0]), theirs(x[0]))
+    sizes = positive(theirs)(x.abs())
+    assert_same_sums(ours(x), theirs(x), sizes, TERMS)
+    assert_same_sums(ours(x[0]), theirs(x[0]), sizes[0], TERMS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -196,7 +198,7 @@ def test_from_conv(options: dict[str, Any]) -> None:
     assert ours.bias is conv.bias
     assert not ours.training
     x = filled_input((2, 6, 17, 23))
-    assert_same(ours(x), conv(x))
+    assert_same_sums(ours(x), conv(x), positive(conv)(x.abs()), TERMS)
 
 
 # ------------------------------------------------------------------------------ separable
@@ -208,8 +210,9 @@ def test_separable_is_two_convolutions() -> None:
     x = filled_input((2, 6, 15, 11))
     z = F.conv2d(x, depthwise.weight, None, (2, 1), (4, 2), (4, 1), groups=6)  # type: ignore[arg-type]
     expected = F.conv2d(z, pointwise.weight, pointwise.bias)  # type: ignore[arg-type]
-    assert_same(module(x), expected)
-    assert_same(module(x[0]), expected[0])
+    sizes = positive(module)(x.abs())
+    assert_same_sums(module(x), expected, sizes, 15 + 7)  # taps, then channels and bias
+    assert_same_sums(module(x[0]), expected[0], sizes[0], 15 + 7)
     assert depthwise.bias is None
 
 
@@ -227,7 +230,8 @@ def test_between_the_two(batch_norm: bool, activation: str | None) -> None:
         facts = [state[f"bn.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
         z = F.batch_norm(z, *facts)
     z = z if activation is None else z.relu()
-    assert_same(module(x), F.conv2d(z, state["1.weight"]))
+    sizes = positive(module)(x.abs())
+    assert_same_sums(module(x), F.conv2d(z, state["1.weight"]), sizes, 9 + 6 + 6)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +311,8 @@ def test_without_strides_a_stage_computes_the_same_and_more(size: tuple[int, int
     stage, x = stage_of(), filled_input((2, 6, *size))
     dense = dilate_stage(copy.deepcopy(stage), (1, 2, 2))(x)
     assert dense.shape[2:] == size
-    assert_same(dense[..., ::2, ::2], stage(x))
+    # Blocks of 8 + 1, 2 * 9, 6 (normalisation), 4 + 1 and 1 (shortcut) roundings.
+    assert_same_sums(dense[..., ::2, ::2], stage(x), positive(stage)(x.abs()), 3 * 39)
 
 
 def test_rates_of_a_stage() -> None:

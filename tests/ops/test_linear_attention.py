@@ -114,12 +114,15 @@ def test_features_are_accurate_in_relative_terms(dtype: torch.dtype) -> None:
     """One key and v = 1: the state is phi(k), however small."""
     k = torch.linspace(-80, 40, 6001, dtype=dtype).view(-1, 1, 1)
     ones = torch.ones_like(k)
-    limit = 5e-7 if dtype == torch.float32 else 5e-15
+    # In units of roundoff, with fused multiply-adds: 2 in e^k (argument and polynomial), 3 in the
+    # polynomial log(1 + t) / t, whose partial sums add up to that much of it, 1 in their product, 1
+    # in k + log; the polynomials themselves are off by less than 1/8 (README.md of the kernels).
+    limit = 8 * torch.finfo(dtype).eps / 2
     for index, name in enumerate(MAPS):
         if name in ("softplus", "elu"):
             phi = torch.ops.segfast._linear_attention_state(k, ones, index)[:, 0, 0]
             expected = reference.features(k.double(), name).flatten()
-            if name == "softplus":  # F.softplus of float64 loses digits far below zero
+            if name == "softplus":  # whose reference leaves e^-k out from k = 20 on
                 expected = torch.nn.functional.softplus(k.double(), threshold=100).flatten()
             assert float(((phi - expected) / expected).abs().max()) < limit, name
 

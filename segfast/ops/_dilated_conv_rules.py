@@ -1,0 +1,64 @@
+"""Where PyTorch is faster than our dilated convolutions: numbers for each kind of device.
+
+`python -m benchmarks.tune` measures both and says where these choose wrongly;
+_dilated_conv_plan.py reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+Direction = Literal["forward", "grad_input", "grad_weight"]
+
+
+class Cpu(NamedTuple):
+    """For float32; of half types only one fact about the processor counts."""
+
+    # Depthwise planes at stride 1: up to this rate, on maps narrower than this:
+    # (direction, taps) -> (rate, columns of the result). With a stride: up to this rate.
+    depthwise_narrow: Mapping[tuple[Direction, int], tuple[int, int]]
+    depthwise_strided: Mapping[tuple[Direction, int], int]
+    # Depthwise channels_last, 3x3, forward: up to this rate, from this many elements of input and
+    # result together.
+    depthwise_last: tuple[int, int]
+    # Groups of eight input channels and a multiple of eight outputs: above this share of live
+    # products, or this many outputs; the weight's gradient of up to so many outputs at rate 1 only.
+    eights_live: float
+    eights_outputs: int
+    eights_weight_outputs: int
+    # Products of matrices: above this share of live products, with larger kernels than 3x3 this.
+    dense_live: Mapping[Direction, float]
+    dense_live_large: float
+    # With fewer input channels than this, and more outputs than inputs: the input's gradient, and
+    # all at rate 1 or with one input channel.
+    dense_inputs: int
+
+
+class Gpu(NamedTuple):
+    least_saved: float  # share of products that the dense kernels must leave out
+
+
+CPU = Cpu(  # measured on AVX2 (Zen 3), with one thread and two; serves every processor
+    depthwise_narrow={
+        ("forward", 5): (2, 48),
+        ("forward", 7): (1, 80),
+        ("grad_input", 5): (1, 24),
+        ("grad_input", 7): (1, 64),
+        ("grad_weight", 3): (1, 24),
+    },
+    depthwise_strided={
+        ("forward", 3): 4,
+        ("forward", 5): 2,
+        ("forward", 7): 1,
+        ("grad_weight", 3): 1,
+    },
+    depthwise_last=(4, 1_500_000),
+    eights_live=0.8,
+    eights_outputs=32,
+    eights_weight_outputs=16,
+    dense_live={"forward": 0.93, "grad_input": 0.9},
+    dense_live_large=0.88,
+    dense_inputs=8,
+)
+CUDA = Gpu(least_saved=0.1)  # not measured yet
