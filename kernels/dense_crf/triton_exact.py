@@ -1,0 +1,270 @@
+"""Exact Gaussian filter for Triton: y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j over the seen tiles.
+
+Pixels stand in k-d order. `reach_kernel` finds how far a row of tiles must see, `list_kernel` which
+tiles that are, `filter_kernel` sums over them, `pack_kernel` and `unpack_kernel` lead to the order
+and back. Nothing of size N x N is stored, nothing is decided on the host. README.md has the bound
+and the precision of the product.
+
+K and v are multiplied as sums of two float16, 22 bits in all: K = 2^-15 (high + low), and v by a
+power of 2 that takes the largest of its channel to 2^15.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_configurations import ROW as _ROW
+from .triton_configurations import TILE as _TILE
+
+TILE = tl.constexpr(_TILE)
+ROW = tl.constexpr(_ROW)
+ROW_TILES = tl.constexpr(_ROW // _TILE)
+K_BITS = tl.constexpr(15)  # K is scaled by 2^15 before it is rounded to float16
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+BINS = tl.constexpr(512)  # of half a squared distance, rounded down to a bin
+PER_UNIT = tl.constexpr(4)
+# exp(-127.75) in float32, rounded up: what no weight of a tile falls below.
+LEAST_WEIGHT = tl.constexpr(2e-38)
+
+
+@triton.jit
+def half_distances(boxes, row, tile, tiles, F):
+    """Half the squared distances [BLOCK] from a row's box to tiles, rounded to be at most true."""
+    total = tl.zeros_like(tile).to(tl.float32)
+    for f in range(F):
+        lower, upper = boxes + f * tiles, boxes + (F + f) * tiles
+        own_lower, own_upper = tl.load(lower + row * ROW_TILES), tl.load(upper + row * ROW_TILES)
+        for k in tl.static_range(1, ROW_TILES):
+            own_lower = tl.minimum(own_lower, tl.load(lower + row * ROW_TILES + k))
+            own_upper = tl.maximum(own_upper, tl.load(upper + row * ROW_TILES + k))
+        above = tl.load(lower + tile, mask=tile < tiles, other=0.0) - own_upper
+        below = own_lower - tl.load(upper + tile, mask=tile < tiles, other=0.0)
+        gap = tl.maximum(tl.maximum(above, below), 0.0)
+        total += gap * gap
+    # Less than 1/2 by more than the F + 4 roundings of d^2 can make up.
+    return total * (0.5 / (1 + (F + 8) * 1.1920929e-07))
+
+
+@triton.jit
+def pixels_of(tile, N):
+    """How many pixels a tile holds, none beyond the last."""
+    return tl.minimum(tl.maximum(N - tile * TILE, 0), TILE)
+
+
+@triton.jit
+def reach_kernel(
+    boxes,  # [B, 2, F, tiles]: lower and upper corners
+    reach,  # [B, rows]
+    N,
+    F,
+    rows,
+    tiles,
+    tolerance,
+    MOMENT: tl.constexpr,  # a tile weighs its mass times the distance, for gradients
+    BLOCK: tl.constexpr,
+):
+    """Half the squared distance from which on a row may do without the tiles.
+
+    The least multiple of 1 / PER_UNIT such that the mass of all tiles beyond is within tolerance:
+    m exp(-d^2 / 2) bounds that of m pixels at distance d and more; with MOMENT m max(d, 1)
+    exp(-d^2 / 2) bounds sum_j K_ij |f_i - f_j|.
+    """
+    row, b = tl.program_id(0) % rows, tl.program_id(0) // rows
+    boxes += b.to(tl.int64) * (2 * F * tiles)
+    low, high = tl.full([], 0, tl.int32), tl.full([], BINS, tl.int32)  # at BINS nothing is dropped
+    for _ in range(10):
+        middle = (low + high) // 2
+        bound = middle.to(tl.float32) / PER_UNIT
+        dropped = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, tiles, BLOCK):
+            tile = start + tl.arange(0, BLOCK)
+            half = half_distances(boxes, row, tile, tiles, F)
+            weight = tl.maximum(tl.exp2(-LOG2_E * half), LEAST_WEIGHT)
+            if MOMENT:
+                weight *= tl.maximum(tl.sqrt(2 * half), 1.0)
+            dropped += tl.where(half >= bound, weight * pixels_of(tile, N).to(tl.float32), 0.0)
+        # 1.001: exp2 and the sum of up to 2^13 blocks are rounded.
+        fits = tl.sum(dropped, 0) * 1.001 <= tolerance
+        low, high = tl.where(fits | (low == high), low, middle + 1), tl.where(fits, middle, high)
+    bound = high.to(tl.float32) / PER_UNIT
+    tl.store(reach + tl.program_id(0), tl.where(high < BINS, bound, float("inf")))
+
+
+@triton.jit
+def list_kernel(
+    boxes,
+    reach,  # [B, rows]
+    lists,  # [B, here, tiles] int32
+    counts,  # [B, here]
+    N,
+    F,
+    rows,
+    tiles,
+    first,  # row
+    here,  # rows
+    BLOCK: tl.constexpr,
+):
+    """The tiles within a row's reach, in order."""
+    program = tl.program_id(0)
+    row, b = first + program % here, program // here
+    boxes += b.to(tl.int64) * (2 * F * tiles)
+    lists += program.to(tl.int64) * tiles
+    bound = tl.load(reach + b * rows + row)
+    count = 0
+    for start in range(0, tiles, BLOCK):
+        tile = start + tl.arange(0, BLOCK)
+        beyond = half_distances(boxes, row, tile, tiles, F) >= bound
+        kept = (~beyond & (pixels_of(tile, N) > 0)).to(tl.int32)
+        tl.store(lists + count + tl.cumsum(kept, 0) - kept, tile, mask=kept > 0)
+        count += tl.sum(kept, 0)
+    tl.store(counts + program, count)
+
+
+@triton.jit
+def two_parts(x):
+    """x = high + low, two float16 with 22 bits, where 2^-14 <= |x| < 2^16."""
+    high = x.to(tl.float16)
+    return high, (x - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def pack_kernel(
+    values,  # [B, C, N] float32
+    order,  # [B, N] int64: the pixel in each slot
+    scale,  # [B, C]: powers of 2
+    packed,  # [B, 2, slots, width] float16: high and low parts
+    N,
+    C,
+    slots,
+    width,
+    values_batch,
+    values_channel,
+    values_pixel,
+    BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """What is not finite is left out: it is added to whole rows afterwards."""
+    blocks = tl.cdiv(width, BLOCK_C)
+    program = tl.program_id(0)
+    c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    pieces = slots // BLOCK
+    slot = program // blocks % pieces * BLOCK + tl.arange(0, BLOCK)
+    b = (program // blocks // pieces).to(tl.int64)
+    pixel = tl.load(order + b * N + slot, mask=slot < N, other=0)
+    at = pixel[:, None] * values_pixel + (c.to(tl.int64) * values_channel)[None, :]
+    mask = (slot < N)[:, None] & (c < C)[None, :]
+    x = tl.load(values + b * values_batch + at, mask=mask, other=0.0)
+    x = tl.where(tl.abs(x) < float("inf"), x, 0.0)
+    x *= tl.load(scale + b * C + c, mask=c < C, other=0.0)[None, :]
+    high, low = two_parts(x)
+    packed += (2 * b * slots + slot[:, None]) * width + c[None, :]
+    tl.store(packed, high, mask=(c < width)[None, :])
+    tl.store(packed + slots.to(tl.int64) * width, low, mask=(c < width)[None, :])
+
+
+@triton.jit
+def squared_distances(features, slots, m, n, F: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """|f_i - f_j|^2 [M, N] as a sum of squared differences, which lose nothing."""
+    total = tl.zeros([M, N], tl.float32)
+    for f in tl.static_range(F):
+        axis = features + f * slots
+        difference = tl.load(axis + m)[:, None] - tl.load(axis + n)[None, :]
+        total += difference * difference
+    return total
+
+
+@triton.jit
+def place(splits, blocks, rows):
+    """Block of channels, split, row (or part of one) and batch element of this program."""
+    program = tl.program_id(0)
+    block, split = program % blocks, program // blocks % splits
+    row = program // blocks // splits
+    return block, split, row % rows, (row // rows).to(tl.int64)
+
+
+@triton.jit
+def filter_kernel(
+    features,  # [B, F, slots] float32, in order
+    packed,  # [B, 2, slots, width] float16
+    lists,  # [B, here, tiles] int32
+    counts,  # [B, here]
+    sums,  # [splits, B, slots, width] float32
+    B,
+    slots,
+    width,
+    tiles,
+    first,  # row
+    here,  # rows
+    splits,
+    F: tl.constexpr,
+    INDEX: tl.constexpr,  # int32, or int64 where one image's array has 2^31 elements
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A split's sum for a row of pixels and a block of channels, scaled as K and v are.
+
+    Matrix units may cut off where they add: hence only the products of one tile are added there,
+    the small ones first, and these sums in float32 that rounds to nearest.
+    """
+    blocks = tl.cdiv(width, BLOCK_C)
+    block, split, row, b = place(splits, blocks, here)
+    m = (first + row) * ROW + tl.arange(0, BLOCK_M)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (c < width)[None, :]
+    features += b * F * slots
+    packed += 2 * b * slots * width
+    low_part = slots.to(INDEX) * width
+    lists += (b * here + row) * tiles
+    count = tl.load(counts + b * here + row)
+
+    total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for k in range(count * split // splits, count * (split + 1) // splits):
+        n = tl.load(lists + k) * TILE + tl.arange(0, TILE)
+        squared = squared_distances(features, slots, m, n, F, BLOCK_M, TILE)
+        high, low = two_parts(tl.exp2(K_BITS - 0.5 * LOG2_E * squared))
+        at = n.to(INDEX)[:, None] * width + c[None, :]
+        v_high = tl.load(packed + at, mask=inside, other=0.0)
+        v_low = tl.load(packed + at + low_part, mask=inside, other=0.0)
+        part = tl.dot(low, v_high)
+        part = tl.dot(high, v_low, part)
+        part = tl.dot(high, v_high, part)
+        total += part
+
+    sums += ((split * B + b) * slots + m[:, None]) * width + c[None, :]
+    tl.store(sums, total, mask=inside)
+
+
+@triton.jit
+def unpack_kernel(
+    sums,  # [splits, B, slots, width]
+    order,  # [B, N] int64
+    scale,  # [B, C]: powers of 2
+    special,  # [B, C]: 0, or the sum of what is not finite
+    out,  # [B, C, N], contiguous
+    N,
+    C,
+    slots,
+    width,
+    splits,
+    split_stride,
+    BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """y of the pixels in BLOCK slots: the splits' sums, first to last, unscaled."""
+    blocks = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0)
+    c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    pieces = tl.cdiv(N, BLOCK)
+    slot = program // blocks % pieces * BLOCK + tl.arange(0, BLOCK)
+    b = (program // blocks // pieces).to(tl.int64)
+    mask = (slot < N)[:, None] & (c < C)[None, :]
+    sums += (b * slots + slot[:, None]) * width + c[None, :]
+    total = tl.zeros([BLOCK, BLOCK_C], tl.float32)
+    for _ in range(splits):
+        total += tl.load(sums, mask=mask, other=0.0)
+        sums += split_stride
+    total *= tl.load(scale + b * C + c, mask=c < C, other=0.0)[None, :]
+    total += tl.load(special + b * C + c, mask=c < C, other=0.0)[None, :]
+    pixel = tl.load(order + b * N + slot, mask=slot < N, other=0)
+    at = pixel[:, None] + (b * C + c)[None, :] * N
+    tl.store(out + at, total, mask=mask)
