@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 TILE = 64  # pixels whose box decides whether they are seen
 ROW = 128  # pixels that see the same tiles
+# Distances may be products of matrices (README.md) between rows of at most this radius whose centres
+# are at most that far apart; as in exact_block.h.
+SMALL_RADIUS = 1.75
+NEAR_CENTRES = 1000.0
 OLDEST = (8, 0)  # compute capability
 # Four for each of the 132 multiprocessors of an H100; sums must not depend on the GPU.
 PROGRAMS = 528
@@ -42,6 +46,16 @@ def choose(table: tuple[Configuration, ...], channels: int) -> Configuration:
     blocks = -(-channels // table[-1].block_c)
     share = -(-channels // blocks)
     return next(c for c in table if share <= c.block_c)
+
+
+def axes(dims: int) -> int:
+    """Of a pixel about a centre: its features and the norm."""
+    return 1 << dims.bit_length()
+
+
+def depth(dims: int) -> int:
+    """Of the product that gives distances: three parts of each feature."""
+    return max(16, 1 << (3 * dims - 1).bit_length())
 
 
 def splits(programs: int, tiles: int) -> int:

@@ -12,6 +12,7 @@ power of 2 that takes the largest of its channel to 2^15.
 import triton
 import triton.language as tl
 
+from .triton_configurations import NEAR_CENTRES as _NEAR_CENTRES
 from .triton_configurations import ROW as _ROW
 from .triton_configurations import TILE as _TILE
 
@@ -20,9 +21,14 @@ ROW = tl.constexpr(_ROW)
 ROW_TILES = tl.constexpr(_ROW // _TILE)
 K_BITS = tl.constexpr(15)  # K is scaled by 2^15 before it is rounded to float16
 LOG2_E = tl.constexpr(1.4426950408889634)
+ROOT_LOG2_E = tl.constexpr(1.2011224087864498)
+
+UNROLLED = tl.constexpr(8)  # features; more would spill
 
 BINS = tl.constexpr(512)  # of half a squared distance, rounded down to a bin
 PER_UNIT = tl.constexpr(4)
+# Distances may be products between rows of at most SMALL_RADIUS, their centres that far apart.
+NEAR_CENTRES = tl.constexpr(_NEAR_CENTRES)
 # exp(-127.75) in float32, rounded up: what no weight of a tile falls below.
 LEAST_WEIGHT = tl.constexpr(2e-38)
 
@@ -94,8 +100,9 @@ def reach_kernel(
 def list_kernel(
     boxes,
     reach,  # [B, rows]
-    lists,  # [B, here, tiles] int32
-    counts,  # [B, here]
+    centres,  # [B, F, rows]: NaN where a row is too large for products
+    lists,  # [B, here, tiles] int32: near ones from the front, others from the back
+    counts,  # [B, here, 2]: of these
     N,
     F,
     rows,
@@ -104,20 +111,33 @@ def list_kernel(
     here,  # rows
     BLOCK: tl.constexpr,
 ):
-    """The tiles within a row's reach, in order."""
+    """The tiles within a row's reach: near, where distances may be products (README.md), and not."""
     program = tl.program_id(0)
     row, b = first + program % here, program // here
     boxes += b.to(tl.int64) * (2 * F * tiles)
+    centres += b.to(tl.int64) * (F * rows)
     lists += program.to(tl.int64) * tiles
     bound = tl.load(reach + b * rows + row)
-    count = 0
+    nears, others = 0, 0
     for start in range(0, tiles, BLOCK):
         tile = start + tl.arange(0, BLOCK)
         beyond = half_distances(boxes, row, tile, tiles, F) >= bound
-        kept = (~beyond & (pixels_of(tile, N) > 0)).to(tl.int32)
-        tl.store(lists + count + tl.cumsum(kept, 0) - kept, tile, mask=kept > 0)
-        count += tl.sum(kept, 0)
-    tl.store(counts + program, count)
+        kept = ~beyond & (pixels_of(tile, N) > 0)
+        between = tl.zeros([BLOCK], tl.float32)
+        for f in range(F):
+            centre = centres + f * rows
+            there = tl.load(centre + tile // ROW_TILES, mask=tile < tiles, other=0.0)
+            step = there - tl.load(centre + row)
+            between += step * step
+        near = kept & (between <= NEAR_CENTRES * NEAR_CENTRES)
+        one = near.to(tl.int32)
+        tl.store(lists + nears + tl.cumsum(one, 0) - one, tile, mask=near)
+        nears += tl.sum(one, 0)
+        one = (kept & ~near).to(tl.int32)
+        tl.store(lists + tiles - others - tl.cumsum(one, 0), tile, mask=kept & ~near)
+        others += tl.sum(one, 0)
+    tl.store(counts + 2 * program, nears)
+    tl.store(counts + 2 * program + 1, others)
 
 
 @triton.jit
@@ -166,11 +186,19 @@ def pack_kernel(
 def squared_distances(features, slots, m, n, F: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """|f_i - f_j|^2 [M, N] as a sum of squared differences, which lose nothing."""
     total = tl.zeros([M, N], tl.float32)
-    for f in tl.static_range(F):
-        axis = features + f * slots
-        difference = tl.load(axis + m)[:, None] - tl.load(axis + n)[None, :]
-        total += difference * difference
+    if F <= UNROLLED:
+        for f in tl.static_range(F):
+            total += squared_difference(features + f * slots, m, n)
+    else:
+        for f in tl.range(F, num_stages=1):
+            total += squared_difference(features + f * slots, m, n)
     return total
+
+
+@triton.jit
+def squared_difference(axis, m, n):
+    difference = tl.load(axis + m)[:, None] - tl.load(axis + n)[None, :]
+    return difference * difference
 
 
 @triton.jit
@@ -183,55 +211,100 @@ def place(splits, blocks, rows):
 
 
 @triton.jit
+def add_products(total, exponents, packed, n, c, width, low_part, INDEX: tl.constexpr):
+    """total [BLOCK_M, BLOCK_C] plus 2^exponents v, for exponents [BLOCK_M, TILE].
+
+    Matrix units may cut off where they add: hence only the products of one tile are added there,
+    the small ones first, and these sums in float32 that rounds to nearest.
+    """
+    high, low = two_parts(tl.exp2(exponents))
+    inside = (c < width)[None, :]
+    at = n.to(INDEX)[:, None] * width + c[None, :]
+    v_high = tl.load(packed + at, mask=inside, other=0.0)
+    v_low = tl.load(packed + at + low_part, mask=inside, other=0.0)
+    part = tl.dot(low, v_high)
+    part = tl.dot(high, v_low, part)
+    part = tl.dot(high, v_high, part)
+    return total + part
+
+
+@triton.jit
 def filter_kernel(
     features,  # [B, F, slots] float32, in order
+    centred,  # [B, slots, AXES]: a = sqrt(log2 e) (f - centre of its row), -|a|^2 / 2, zeros
+    centres,  # [B, F, rows]
+    left,  # [B, slots, DEPTH] float16: a in parts, high, high, low
+    right,  # [B, slots, DEPTH]: high, low, high
     packed,  # [B, 2, slots, width] float16
     lists,  # [B, here, tiles] int32
-    counts,  # [B, here]
+    counts,  # [B, here, 2]
     sums,  # [splits, B, slots, width] float32
     B,
     slots,
     width,
+    rows,
     tiles,
     first,  # row
     here,  # rows
     splits,
     F: tl.constexpr,
+    AXES: tl.constexpr,  # from F + 1 on
+    DEPTH: tl.constexpr,  # from 3 F on
     INDEX: tl.constexpr,  # int32, or int64 where one image's array has 2^31 elements
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """A split's sum for a row of pixels and a block of channels, scaled as K and v are.
 
-    Matrix units may cut off where they add: hence only the products of one tile are added there,
-    the small ones first, and these sums in float32 that rounds to nearest.
+    For near tiles, with d the vector from the centre of j's row to that of i's,
+
+        -|f_i - f_j|^2 / 2 = a_i . a_j + (-|a_i|^2 / 2 - a_i . d - |d|^2 / 2) + (-|a_j|^2 / 2 + a_j . d)
+
+    whose first product is one of matrices.
     """
     blocks = tl.cdiv(width, BLOCK_C)
-    block, split, row, b = place(splits, blocks, here)
-    m = (first + row) * ROW + tl.arange(0, BLOCK_M)
+    block, split, place_row, b = place(splits, blocks, here)
+    row = first + place_row
+    m = row * ROW + tl.arange(0, BLOCK_M)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (c < width)[None, :]
     features += b * F * slots
+    centred += b * slots * AXES
+    centres += b * F * rows
+    right += b * slots * DEPTH
     packed += 2 * b * slots * width
     low_part = slots.to(INDEX) * width
-    lists += (b * here + row) * tiles
-    count = tl.load(counts + b * here + row)
+    lists += (b * here + place_row) * tiles
+    counts += 2 * (b * here + place_row)
+    nears, others = tl.load(counts), tl.load(counts + 1)
+
+    f = tl.arange(0, AXES)
+    depth = tl.arange(0, DEPTH)
+    own_parts = tl.load(left + (b * slots + m[:, None]) * DEPTH + depth[None, :])
+    own = tl.load(centred + m.to(INDEX)[:, None] * AXES + f[None, :])
+    own_centre = tl.load(centres + f * rows + row, mask=f < F, other=0.0)
 
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for k in range(count * split // splits, count * (split + 1) // splits):
-        n = tl.load(lists + k) * TILE + tl.arange(0, TILE)
+    for k in range(nears * split // splits, nears * (split + 1) // splits):
+        tile = tl.load(lists + k)
+        n = tile * TILE + tl.arange(0, TILE)
+        centre = tl.load(centres + f * rows + tile // ROW_TILES, mask=f < F, other=0.0)
+        d = (own_centre - centre) * ROOT_LOG2_E
+        there = tl.load(centred + n.to(INDEX)[:, None] * AXES + f[None, :])
+        norm = (f == F).to(tl.float32)  # takes that column
+        of_m = tl.sum(own * (norm - d)[None, :], 1) + (K_BITS - 0.5 * tl.sum(d * d, 0))
+        of_n = tl.sum(there * (norm + d)[None, :], 1)
+        parts = tl.load(right + n.to(INDEX)[:, None] * DEPTH + depth[None, :])
+        exponents = tl.dot(own_parts, tl.trans(parts), of_m[:, None] + of_n[None, :])
+        total = add_products(total, exponents, packed, n, c, width, low_part, INDEX)
+
+    for k in range(others * split // splits, others * (split + 1) // splits):
+        n = tl.load(lists + (tiles - 1 - k)) * TILE + tl.arange(0, TILE)
         squared = squared_distances(features, slots, m, n, F, BLOCK_M, TILE)
-        high, low = two_parts(tl.exp2(K_BITS - 0.5 * LOG2_E * squared))
-        at = n.to(INDEX)[:, None] * width + c[None, :]
-        v_high = tl.load(packed + at, mask=inside, other=0.0)
-        v_low = tl.load(packed + at + low_part, mask=inside, other=0.0)
-        part = tl.dot(low, v_high)
-        part = tl.dot(high, v_low, part)
-        part = tl.dot(high, v_high, part)
-        total += part
+        exponents = K_BITS - 0.5 * LOG2_E * squared
+        total = add_products(total, exponents, packed, n, c, width, low_part, INDEX)
 
     sums += ((split * B + b) * slots + m[:, None]) * width + c[None, :]
-    tl.store(sums, total, mask=inside)
+    tl.store(sums, total, mask=(c < width)[None, :])
 
 
 @triton.jit

@@ -20,12 +20,15 @@ from segfast.ops._dense_crf_triton import PACK_CHANNELS, PACK_PIXELS, REACH_BLOC
 
 TYPES = {
     "packed": "*fp16",
+    "left": "*fp16",
+    "right": "*fp16",
     "order": "*i64",
     "lists": "*i32",
     "counts": "*i32",
     "tolerance": "fp32",
 }
 POINTERS = {"features", "values", "sums", "out", "boxes", "reach", "scale", "unscale", "special"}
+POINTERS |= {"centred", "centres"}
 MULTIPLES = {"slots", "width"}  # of 16
 DIMENSIONS = (5, 2, 32)  # a colour image's, positions alone, the most
 
@@ -35,6 +38,8 @@ def cases() -> Iterator[Case]:
         for dims in DIMENSIONS:
             constants = {
                 "F": dims,
+                "AXES": tiles.axes(dims),
+                "DEPTH": tiles.depth(dims),
                 "INDEX": tl.int64 if dims == 2 else tl.int32,
                 "BLOCK_M": chosen.block_m,
                 "BLOCK_C": chosen.block_c,

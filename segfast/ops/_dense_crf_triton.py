@@ -21,7 +21,7 @@ from segfast.kernels.dense_crf.triton_exact import (
     reach_kernel,
     unpack_kernel,
 )
-from segfast.ops._dense_crf_order import in_order, kd_order
+from segfast.ops._dense_crf_order import centred_parts, in_order, kd_order
 from segfast.ops._triton import index_type, on_device
 
 REACH_BLOCK = 512  # tiles
@@ -37,8 +37,8 @@ class Lists:
 
     first: int
     rows: int
-    lists: Tensor  # [B, rows, tiles] int32
-    counts: Tensor  # [B, rows] int32
+    lists: Tensor  # [B, rows, tiles] int32: near tiles from the front, others from the back
+    counts: Tensor  # [B, rows, 2] int32: of these
 
 
 class ExactFilter:
@@ -57,6 +57,7 @@ class ExactFilter:
         self.tiles = self.slots // tiles.TILE
         self.rows = self.slots // tiles.ROW
         self.tolerance = tolerance
+        self.centres, self.centred, self.left, self.right = centred_parts(self.features)
         self._reach: dict[bool, Tensor] = {}  # [B, rows]
         self._kept: dict[bool, Lists] = {}
 
@@ -89,6 +90,10 @@ class ExactFilter:
             for seen in self.lists():
                 filter_kernel[(blocks * splits * seen.rows * self.batch,)](
                     self.features,
+                    self.centred,
+                    self.centres,
+                    self.left,
+                    self.right,
                     packed,
                     seen.lists,
                     seen.counts,
@@ -96,12 +101,15 @@ class ExactFilter:
                     self.batch,
                     self.slots,
                     width,
+                    self.rows,
                     self.tiles,
                     seen.first,
                     seen.rows,
                     splits,
                     F=self.dims,
-                    INDEX=index_type(packed[0], self.features[0]),
+                    AXES=tiles.axes(self.dims),
+                    DEPTH=self.left.shape[2],
+                    INDEX=index_type(packed[0], self.left[0]),
                     BLOCK_M=chosen.block_m,
                     BLOCK_C=chosen.block_c,
                     num_warps=chosen.num_warps,
@@ -156,11 +164,12 @@ class ExactFilter:
 
     def _listed(self, reach: Tensor, first: int, rows: int) -> Lists:
         lists = reach.new_empty((self.batch, rows, self.tiles), dtype=torch.int32)
-        counts = lists.new_empty((self.batch, rows))
+        counts = lists.new_empty((self.batch, rows, 2))
         with on_device(reach):
-            list_kernel[(counts.numel(),)](
+            list_kernel[(self.batch * rows,)](
                 self.boxes,
                 reach,
+                self.centres,
                 lists,
                 counts,
                 self.pixels,
