@@ -11,9 +11,10 @@ from dataclasses import dataclass
 TILE = 64  # pixels whose box decides whether they are seen
 ROW = 128  # pixels that see the same tiles
 # Distances may be products of matrices (README.md) between rows of at most this radius whose centres
-# are at most that far apart; as in exact_block.h.
-SMALL_RADIUS = 1.75
+# are at most that far apart.
+SMALL_RADIUS = 2.5
 NEAR_CENTRES = 1000.0
+PRODUCT_DIMS = 10  # features; with more, products would take more registers than there are
 OLDEST = (8, 0)  # compute capability
 # Four for each of the 132 multiprocessors of an H100; sums must not depend on the GPU.
 PROGRAMS = 528
@@ -33,7 +34,6 @@ FILTER = (
     Configuration(128, 16, 4, 2),
     Configuration(128, 32, 4, 2),
     Configuration(128, 64, 8, 2),
-    Configuration(128, 128, 8, 2),
 )
 GRADIENT = (
     Configuration(64, 16, 4, 2),
@@ -54,8 +54,8 @@ def axes(dims: int) -> int:
 
 
 def depth(dims: int) -> int:
-    """Of the product that gives distances: three parts of each feature."""
-    return max(16, 1 << (3 * dims - 1).bit_length())
+    """Of the product that gives distances: three parts of each feature; 0: there is none."""
+    return max(16, 1 << (3 * dims - 1).bit_length()) if dims <= PRODUCT_DIMS else 0
 
 
 def splits(programs: int, tiles: int) -> int:

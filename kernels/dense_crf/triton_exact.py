@@ -249,7 +249,7 @@ def filter_kernel(
     splits,
     F: tl.constexpr,
     AXES: tl.constexpr,  # from F + 1 on
-    DEPTH: tl.constexpr,  # from 3 F on
+    DEPTH: tl.constexpr,  # from 3 F on; 0: no tile is near
     INDEX: tl.constexpr,  # int32, or int64 where one image's array has 2^31 elements
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -277,25 +277,25 @@ def filter_kernel(
     counts += 2 * (b * here + place_row)
     nears, others = tl.load(counts), tl.load(counts + 1)
 
-    f = tl.arange(0, AXES)
-    depth = tl.arange(0, DEPTH)
-    own_parts = tl.load(left + (b * slots + m[:, None]) * DEPTH + depth[None, :])
-    own = tl.load(centred + m.to(INDEX)[:, None] * AXES + f[None, :])
-    own_centre = tl.load(centres + f * rows + row, mask=f < F, other=0.0)
-
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for k in range(nears * split // splits, nears * (split + 1) // splits):
-        tile = tl.load(lists + k)
-        n = tile * TILE + tl.arange(0, TILE)
-        centre = tl.load(centres + f * rows + tile // ROW_TILES, mask=f < F, other=0.0)
-        d = (own_centre - centre) * ROOT_LOG2_E
-        there = tl.load(centred + n.to(INDEX)[:, None] * AXES + f[None, :])
-        norm = (f == F).to(tl.float32)  # takes that column
-        of_m = tl.sum(own * (norm - d)[None, :], 1) + (K_BITS - 0.5 * tl.sum(d * d, 0))
-        of_n = tl.sum(there * (norm + d)[None, :], 1)
-        parts = tl.load(right + n.to(INDEX)[:, None] * DEPTH + depth[None, :])
-        exponents = tl.dot(own_parts, tl.trans(parts), of_m[:, None] + of_n[None, :])
-        total = add_products(total, exponents, packed, n, c, width, low_part, INDEX)
+    if DEPTH > 0:
+        f = tl.arange(0, AXES)
+        depth = tl.arange(0, DEPTH)
+        own_parts = tl.load(left + (b * slots + m[:, None]) * DEPTH + depth[None, :])
+        own = tl.load(centred + m.to(INDEX)[:, None] * AXES + f[None, :])
+        own_centre = tl.load(centres + f * rows + row, mask=f < F, other=0.0)
+        for k in range(nears * split // splits, nears * (split + 1) // splits):
+            tile = tl.load(lists + k)
+            n = tile * TILE + tl.arange(0, TILE)
+            centre = tl.load(centres + f * rows + tile // ROW_TILES, mask=f < F, other=0.0)
+            d = (own_centre - centre) * ROOT_LOG2_E
+            there = tl.load(centred + n.to(INDEX)[:, None] * AXES + f[None, :])
+            norm = (f == F).to(tl.float32)  # takes that column
+            of_m = tl.sum(own * (norm - d)[None, :], 1) + (K_BITS - 0.5 * tl.sum(d * d, 0))
+            of_n = tl.sum(there * (norm + d)[None, :], 1)
+            parts = tl.load(right + n.to(INDEX)[:, None] * DEPTH + depth[None, :])
+            exponents = tl.dot(own_parts, tl.trans(parts), of_m[:, None] + of_n[None, :])
+            total = add_products(total, exponents, packed, n, c, width, low_part, INDEX)
 
     for k in range(others * split // splits, others * (split + 1) // splits):
         n = tl.load(lists + (tiles - 1 - k)) * TILE + tl.arange(0, TILE)

@@ -16,6 +16,7 @@ from segfast.kernels.dense_crf.triton_exact import (
     reach_kernel,
     unpack_kernel,
 )
+from segfast.kernels.dense_crf.triton_exact_grad import feature_gradient_kernel
 from segfast.ops._dense_crf_triton import PACK_CHANNELS, PACK_PIXELS, REACH_BLOCK
 
 TYPES = {
@@ -28,29 +29,16 @@ TYPES = {
     "tolerance": "fp32",
 }
 POINTERS = {"features", "values", "sums", "out", "boxes", "reach", "scale", "unscale", "special"}
-POINTERS |= {"centred", "centres"}
+POINTERS |= {"centred", "centres", "grads"}
 MULTIPLES = {"slots", "width"}  # of 16
-DIMENSIONS = (5, 2, 32)  # a colour image's, positions alone, the most
+DIMENSIONS = (5, tiles.PRODUCT_DIMS, 32)  # a colour image's; the most by products; the most
 
 
 def cases() -> Iterator[Case]:
-    for chosen in tiles.FILTER:
-        for dims in DIMENSIONS:
-            constants = {
-                "F": dims,
-                "AXES": tiles.axes(dims),
-                "DEPTH": tiles.depth(dims),
-                "INDEX": tl.int64 if dims == 2 else tl.int32,
-                "BLOCK_M": chosen.block_m,
-                "BLOCK_C": chosen.block_c,
-            }
-            tile = f"{chosen.block_m}x{chosen.block_c}x{tiles.TILE}"
-            name = (
-                f"exact_filter float32 {tile} warps {chosen.num_warps} "
-                f"stages {chosen.num_stages} dims {dims}"
-            )
-            options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
-            yield _case(name, filter_kernel, constants, options, True)
+    for kernel, table in ((filter_kernel, tiles.FILTER), (feature_gradient_kernel, tiles.GRADIENT)):
+        for chosen in table:
+            for dims in DIMENSIONS:
+                yield _configured(kernel, chosen, dims)
     for moment in (False, True):
         constants = {"MOMENT": moment, "BLOCK": REACH_BLOCK}
         yield _case(f"exact_reach moment {moment}", reach_kernel, constants, {}, False)
@@ -58,6 +46,26 @@ def cases() -> Iterator[Case]:
     block = {"BLOCK": PACK_PIXELS, "BLOCK_C": PACK_CHANNELS}
     yield _case("exact_pack", pack_kernel, {**block, "values_pixel": 1}, {}, False)
     yield _case("exact_unpack", unpack_kernel, block, {}, False)
+
+
+def _configured(kernel: Any, chosen: tiles.Configuration, dims: int) -> Case:
+    constants = {
+        "F": dims,
+        "AXES": tiles.axes(dims),
+        "INDEX": tl.int64 if dims == 32 else tl.int32,
+        "BLOCK_M": chosen.block_m,
+        "BLOCK_C": chosen.block_c,
+    }
+    if "DEPTH" in kernel.arg_names:
+        constants["DEPTH"] = tiles.depth(dims)
+    tile = f"{chosen.block_m}x{chosen.block_c}x{tiles.TILE}"
+    title = kernel.__name__.removesuffix("_kernel")
+    name = (
+        f"exact_{title} float32 {tile} warps {chosen.num_warps} stages {chosen.num_stages} "
+        f"dims {dims}"
+    )
+    options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
+    return _case(name, kernel, constants, options, True)
 
 
 def _case(

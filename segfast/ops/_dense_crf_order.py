@@ -87,17 +87,17 @@ def centred_parts(tiled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         a = sqrt(log2 e) (f - centre of its row), -|a|^2 / 2 and zeros, [B, slots, AXES];
         a in parts of float16: high, high, low and high, low, high, [B, slots, DEPTH] each.
     """
-    dims = tiled.shape[1]
+    dims, width = tiled.shape[1], depth(tiled.shape[1])
     by_row = tiled.unflatten(2, (-1, ROW))  # [B, F, rows, ROW]
     low, high = torch.aminmax(by_row, dim=3)
     centres = low + (high - low) / 2
     a = (by_row - centres[..., None]) * math.sqrt(math.log2(math.e))
     norms = -0.5 * a.square().sum(1, keepdim=True)  # [B, 1, rows, ROW]
-    small = norms.amin(3) >= -0.5 * SMALL_RADIUS**2 * math.log2(math.e)  # [B, 1, rows]; NaN: false
+    # [B, 1, rows]; NaN is not
+    small = norms.amin(3) >= (-0.5 * SMALL_RADIUS**2 * math.log2(math.e) if width else math.inf)
     a = torch.where(small[..., None], a, 0.0).flatten(2)  # large ones would overflow float16
     head = a.half()
     tail = (a - head.float()).half()
-    width = depth(dims)
     return (
         centres.masked_fill(~small, math.nan),
         _by_pixel(axes(dims), a, norms.flatten(2)),
@@ -108,5 +108,5 @@ def centred_parts(tiled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _by_pixel(width: int, *parts: Tensor) -> Tensor:
     """[B, D, slots] each -> [B, slots, width], filled with zeros."""
-    joined = torch.cat(parts, 1).transpose(1, 2)  # [B, slots, D]
+    joined = torch.cat(parts, 1).transpose(1, 2)[..., :width]  # [B, slots, D]
     return torch.nn.functional.pad(joined, (0, width - joined.shape[2])).contiguous()

@@ -21,6 +21,7 @@ from segfast.kernels.dense_crf.triton_exact import (
     reach_kernel,
     unpack_kernel,
 )
+from segfast.kernels.dense_crf.triton_exact_grad import feature_gradient_kernel
 from segfast.ops._dense_crf_order import centred_parts, in_order, kd_order
 from segfast.ops._triton import index_type, on_device
 
@@ -132,6 +133,52 @@ class ExactFilter:
                 BLOCK_C=PACK_CHANNELS,
             )
         return out
+
+    def feature_gradient(self, grads: Tensor, values: Tensor) -> Tensor:
+        """g = dL/dy and v of y = K v, [B, C, N] float32 -> df and rho, [B, F + 1, N].
+
+        |df_i - exact| <= tolerance max_j |g_i . v_j + v_i . g_j|, besides rounding.
+        """
+        chosen = tiles.choose(tiles.GRADIENT, values.shape[1])
+        parts = tiles.ROW // chosen.block_m
+        splits = tiles.splits(self.batch * self.rows * parts, self.tiles)
+        g, v = (self._by_pixel(x, chosen.block_c) for x in (grads, values))
+        axes = tiles.axes(self.dims)
+        sums = values.new_empty((splits, self.batch, self.slots, axes))
+        with on_device(values):
+            for seen in self.lists(moment=True):
+                feature_gradient_kernel[(parts * splits * seen.rows * self.batch,)](
+                    self.features,
+                    g,
+                    v,
+                    seen.lists,
+                    seen.counts,
+                    sums,
+                    self.batch,
+                    self.slots,
+                    g.shape[2],
+                    self.tiles,
+                    seen.first,
+                    seen.rows,
+                    splits,
+                    F=self.dims,
+                    AXES=axes,
+                    INDEX=index_type(g[0], self.features[0]),
+                    BLOCK_M=chosen.block_m,
+                    BLOCK_C=chosen.block_c,
+                    num_warps=chosen.num_warps,
+                    num_stages=chosen.num_stages,
+                )
+        sorted_sums = sums.sum(0)[..., : self.dims + 1].transpose(1, 2)  # [B, F + 1, slots]
+        slot = self.order.argsort(1)[:, None].expand(-1, self.dims + 1, -1)  # of each pixel
+        return sorted_sums.gather(2, slot)
+
+    def _by_pixel(self, x: Tensor, multiple: int) -> Tensor:
+        """[B, C, N] -> [B, slots, width] in order, zeros in channels and slots that are not."""
+        channels = x.shape[1]
+        tiled = x.gather(2, self.order[:, None].expand(-1, channels, -1)).transpose(1, 2)
+        filling = (0, -channels % multiple, 0, self.slots - self.pixels)
+        return torch.nn.functional.pad(tiled, filling).contiguous()
 
     def lists(self, moment: bool = False) -> Iterator[Lists]:
         """What each row sees, some rows at a time; kept where one launch holds all."""
