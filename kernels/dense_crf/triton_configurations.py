@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 TILE = 64  # pixels whose box decides whether they are seen
 ROW = 128  # pixels that see the same tiles
-# Distances may be products of matrices (README.md) between rows of at most this radius whose centres
-# are at most that far apart.
+# Distances may be products of matrices (README.md) between rows of at most this radius whose
+# centres are at most that far apart.
 SMALL_RADIUS = 2.5
 NEAR_CENTRES = 1000.0
-PRODUCT_DIMS = 10  # features; with more, products would take more registers than there are
+PRODUCT_DIMS = 6  # features; with more, products would take more registers than there are
+UNROLLED = 6  # features; longer loops stay loops
 OLDEST = (8, 0)  # compute capability
 # Four for each of the 132 multiprocessors of an H100; sums must not depend on the GPU.
 PROGRAMS = 528
@@ -35,17 +36,14 @@ FILTER = (
     Configuration(128, 32, 4, 2),
     Configuration(128, 64, 8, 2),
 )
-GRADIENT = (
-    Configuration(64, 16, 4, 2),
-    Configuration(64, 32, 4, 2),
-)
+GRADIENT = Configuration(64, 16, 4, 2)
 
 
-def choose(table: tuple[Configuration, ...], channels: int) -> Configuration:
+def choose(channels: int) -> Configuration:
     """The smallest that holds the channels, or an equal share of them in the fewest blocks."""
-    blocks = -(-channels // table[-1].block_c)
+    blocks = -(-channels // FILTER[-1].block_c)
     share = -(-channels // blocks)
-    return next(c for c in table if share <= c.block_c)
+    return next(c for c in FILTER if share <= c.block_c)
 
 
 def axes(dims: int) -> int:

@@ -15,6 +15,7 @@ import triton.language as tl
 from .triton_configurations import NEAR_CENTRES as _NEAR_CENTRES
 from .triton_configurations import ROW as _ROW
 from .triton_configurations import TILE as _TILE
+from .triton_configurations import UNROLLED as _UNROLLED
 
 TILE = tl.constexpr(_TILE)
 ROW = tl.constexpr(_ROW)
@@ -23,7 +24,7 @@ K_BITS = tl.constexpr(15)  # K is scaled by 2^15 before it is rounded to float16
 LOG2_E = tl.constexpr(1.4426950408889634)
 ROOT_LOG2_E = tl.constexpr(1.2011224087864498)
 
-UNROLLED = tl.constexpr(8)  # features; more would spill
+UNROLLED = tl.constexpr(_UNROLLED)
 
 BINS = tl.constexpr(512)  # of half a squared distance, rounded down to a bin
 PER_UNIT = tl.constexpr(4)
@@ -111,7 +112,7 @@ def list_kernel(
     here,  # rows
     BLOCK: tl.constexpr,
 ):
-    """The tiles within a row's reach: near, where distances may be products (README.md), and not."""
+    """The tiles within a row's reach: near, where distances may be products, and not."""
     program = tl.program_id(0)
     row, b = first + program % here, program // here
     boxes += b.to(tl.int64) * (2 * F * tiles)
@@ -256,11 +257,11 @@ def filter_kernel(
 ):
     """A split's sum for a row of pixels and a block of channels, scaled as K and v are.
 
-    For near tiles, with d the vector from the centre of j's row to that of i's,
+    For near tiles, d leading from the centre of j's row to that of i's, -|f_i - f_j|^2 / 2 is
 
-        -|f_i - f_j|^2 / 2 = a_i . a_j + (-|a_i|^2 / 2 - a_i . d - |d|^2 / 2) + (-|a_j|^2 / 2 + a_j . d)
+        a_i . a_j + (-|a_i|^2 / 2 - a_i . d - |d|^2 / 2) + (-|a_j|^2 / 2 + a_j . d),
 
-    whose first product is one of matrices.
+    times log2 e; the first product is one of matrices.
     """
     blocks = tl.cdiv(width, BLOCK_C)
     block, split, place_row, b = place(splits, blocks, here)

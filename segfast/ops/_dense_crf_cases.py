@@ -17,7 +17,13 @@ from segfast.kernels.dense_crf.triton_exact import (
     unpack_kernel,
 )
 from segfast.kernels.dense_crf.triton_exact_grad import feature_gradient_kernel
-from segfast.ops._dense_crf_triton import PACK_CHANNELS, PACK_PIXELS, REACH_BLOCK
+from segfast.kernels.dense_crf.triton_spatial import convolve_kernel
+from segfast.ops._dense_crf_triton import (
+    CONVOLVE_BLOCK,
+    PACK_CHANNELS,
+    PACK_PIXELS,
+    REACH_BLOCK,
+)
 
 TYPES = {
     "packed": "*fp16",
@@ -29,13 +35,16 @@ TYPES = {
     "tolerance": "fp32",
 }
 POINTERS = {"features", "values", "sums", "out", "boxes", "reach", "scale", "unscale", "special"}
-POINTERS |= {"centred", "centres", "grads"}
+POINTERS |= {"centred", "centres", "grads", "x", "y", "taps"}
 MULTIPLES = {"slots", "width"}  # of 16
 DIMENSIONS = (5, tiles.PRODUCT_DIMS, 32)  # a colour image's; the most by products; the most
 
 
 def cases() -> Iterator[Case]:
-    for kernel, table in ((filter_kernel, tiles.FILTER), (feature_gradient_kernel, tiles.GRADIENT)):
+    for kernel, table in (
+        (filter_kernel, tiles.FILTER),
+        (feature_gradient_kernel, (tiles.GRADIENT,)),
+    ):
         for chosen in table:
             for dims in DIMENSIONS:
                 yield _configured(kernel, chosen, dims)
@@ -46,6 +55,9 @@ def cases() -> Iterator[Case]:
     block = {"BLOCK": PACK_PIXELS, "BLOCK_C": PACK_CHANNELS}
     yield _case("exact_pack", pack_kernel, {**block, "values_pixel": 1}, {}, False)
     yield _case("exact_unpack", unpack_kernel, block, {}, False)
+    for index in (tl.int32, tl.int64):
+        constants = {"BLOCK": CONVOLVE_BLOCK, "INDEX": index}
+        yield _case(f"spatial {index}", convolve_kernel, constants, {}, False)
 
 
 def _configured(kernel: Any, chosen: tiles.Configuration, dims: int) -> Case:

@@ -1,4 +1,4 @@
-"""Pixels in an order that keeps near ones together, by PyTorch operations that never wait for a GPU.
+"""Pixels in an order that keeps near ones together, by PyTorch operations that wait for no GPU.
 
 As the CPU's exact_tiles.h: ranges are split at the median of their widest feature until each is one
 row of tiles, here all ranges of a level by one stable sort.
@@ -67,7 +67,7 @@ def in_order(features: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     Boxes: [B, 2, F, tiles], lower and upper corners; unbounded where a feature is not finite, so
     that no bound leaves out what the full sum would turn into NaN.
     """
-    batch, dims, pixels = features.shape
+    _, dims, pixels = features.shape
     slots = -(-pixels // ROW) * ROW
     last = order[:, -1:].expand(-1, slots - pixels)
     filled = torch.cat([order, last], 1)[:, None].expand(-1, dims, -1)  # [B, F, slots]

@@ -22,10 +22,12 @@ from segfast.kernels.dense_crf.triton_exact import (
     unpack_kernel,
 )
 from segfast.kernels.dense_crf.triton_exact_grad import feature_gradient_kernel
+from segfast.kernels.dense_crf.triton_spatial import convolve_kernel
 from segfast.ops._dense_crf_order import centred_parts, in_order, kd_order
 from segfast.ops._triton import index_type, on_device
 
 REACH_BLOCK = 512  # tiles
+CONVOLVE_BLOCK = 512
 PACK_PIXELS, PACK_CHANNELS = 32, 32
 LARGEST = 15  # binary exponent of the largest value as it is multiplied
 UNSCALED = -LARGEST - 15  # what undoes it and the kernel's 2^15
@@ -65,7 +67,7 @@ class ExactFilter:
     def __call__(self, values: Tensor) -> Tensor:
         """[B, C, N] float32 -> [B, C, N]"""
         channels = values.shape[1]
-        chosen = tiles.choose(tiles.FILTER, channels)
+        chosen = tiles.choose(channels)
         blocks = triton.cdiv(channels, chosen.block_c)
         width = blocks * chosen.block_c
         splits = tiles.splits(self.batch * self.rows * blocks, self.tiles)
@@ -139,7 +141,7 @@ class ExactFilter:
 
         |df_i - exact| <= tolerance max_j |g_i . v_j + v_i . g_j|, besides rounding.
         """
-        chosen = tiles.choose(tiles.GRADIENT, values.shape[1])
+        chosen = tiles.GRADIENT
         parts = tiles.ROW // chosen.block_m
         splits = tiles.splits(self.batch * self.rows * parts, self.tiles)
         g, v = (self._by_pixel(x, chosen.block_c) for x in (grads, values))
@@ -245,3 +247,21 @@ def _scales(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _power_of_2(exponent: Tensor) -> Tensor:
     """float32, by its bits: torch.ldexp promises no exact power."""
     return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
+
+
+def convolve(x: Tensor, taps: Tensor, axis: int) -> Tensor:
+    """y_p = sum_t taps_|t| x_{p + t} along an axis of contiguous float32."""
+    y = torch.empty_like(x)
+    with on_device(x):
+        convolve_kernel[(triton.cdiv(x.numel(), CONVOLVE_BLOCK),)](
+            x,
+            taps,
+            y,
+            x.numel(),
+            x.shape[axis],
+            x.stride(axis),
+            len(taps) - 1,
+            INDEX=index_type(x),
+            BLOCK=CONVOLVE_BLOCK,
+        )
+    return y

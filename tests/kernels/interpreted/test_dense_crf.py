@@ -1,0 +1,286 @@
+"""The exact dense CRF's launchers by Triton's interpreter, against float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from segfast.kernels.dense_crf import reference, triton_configurations
+from segfast.ops import _dense_crf_exact_cuda as cuda
+from segfast.ops import _dense_crf_exact_grad as backward
+from segfast.ops import _dense_crf_triton as launchers
+from segfast.ops._dense_crf_triton import ExactFilter
+from segfast.testing import assert_as_good_as
+from tests.ops import dense_crf_exact_problems as problems
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+ROW = triton_configurations.ROW
+
+
+def counts(kernel: ExactFilter) -> list[int]:
+    """Of near tiles and of others that rows see, all rows together."""
+    (lists,) = kernel.lists()
+    return lists.counts.sum((0, 1)).tolist()
+
+
+# B, C, F, N; products of distances where the spread is small, differences else.
+SHAPES = ((1, 3, 1, 200), (2, 18, 3, 150), (1, 3, 5, 300), (1, 2, 6, 150), (1, 2, 7, 150))
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 2, 32, 150)], ids=str)
+def test_dimensions(shape: tuple[int, int, int, int], spread: float) -> None:
+    features, values = problems.points(shape, spread)
+    kernel = ExactFilter(features, 0.0)
+    problems.check_filter(kernel(values), features, values)
+    near, others = counts(kernel)
+    by_products = shape[2] <= triton_configurations.PRODUCT_DIMS and spread < 1
+    assert (near > 0, others > 0) == (by_products, not by_products)
+
+
+@pytest.mark.parametrize("channels", [1, 16, 17, 65, 150])
+@pytest.mark.parametrize("pixels", [1, 64, 65])
+def test_sizes(pixels: int, channels: int) -> None:
+    features, values = problems.points((1, channels, 2, pixels))
+    problems.check_filter(ExactFilter(features, 0.0)(values), features, values)
+
+
+@pytest.mark.parametrize("dims", [2, 5])
+@pytest.mark.parametrize("radius", [0.0, 1.0, 2.4])
+def test_products_as_far_as_they_go(radius: float, dims: int) -> None:
+    """Rows up to the largest radius, where the product about a centre loses most."""
+    features, values = problems.clusters([radius, 0.9 * radius, 6.0], dims, ROW, 4)
+    kernel = ExactFilter(features, 0.0)
+    near, others = counts(kernel)
+    assert min(near, others) > 0
+    problems.check_filter(kernel(values), features, values)
+
+
+def shells(distances: list[float]) -> tuple[Tensor, Tensor]:
+    """A row of equal pixels at 0, one at each distance on six half axes: [1, 3, N], mass [N]."""
+    centres = torch.zeros(3, 1 + len(distances), dtype=torch.float64)
+    for k, distance in enumerate(distances):
+        centres[k % 3, k + 1] = distance if k % 2 else -distance
+    mass = ROW * reference.exact_kernel(centres)(torch.ones(1, centres.shape[1]).double())[0]
+    return centres.repeat_interleave(ROW, 1)[None].float(), mass.repeat_interleave(ROW)
+
+
+def found_mass(features: Tensor, tolerance: float) -> Tensor:
+    return ExactFilter(features, tolerance)(torch.ones(1, 1, features.shape[2]))[0, 0].double()
+
+
+@pytest.mark.parametrize("fill", [0.5, 0.99, 1.01, 3.0])
+def test_bound_at_equal_distances(fill: float) -> None:
+    """Boxes of no size, so that the bound is the truth: 8 rows weigh fill * tolerance."""
+    tolerance = 0.05
+    distance = math.sqrt(2 * math.log(8 * ROW / (fill * tolerance)))
+    features, exact = shells([distance] * 8)
+    missing = exact - found_mass(features, tolerance)
+    rounding = 1e-6 * exact.max()  # float32: exponents below 16 are rounded a few times
+    assert missing.max() <= tolerance + rounding
+    if fill > 1:  # all of them or none: they share a bin of the distance
+        assert missing[:ROW].abs().max() <= rounding
+    elif fill * math.exp(0.25) < 1:  # a bin counts as if at its near edge, 1/4 of d^2 / 2 away
+        assert (missing[:ROW] - fill * tolerance).abs().max() <= rounding
+
+
+@pytest.mark.parametrize("tolerance", [0.02, 1.0])
+def test_allowance_is_used_not_exceeded(tolerance: float) -> None:
+    features, exact = shells([3 + 0.1 * k for k in range(16)])
+    missing = exact - found_mass(features, tolerance)
+    assert missing.max() <= tolerance + 1e-6 * exact.max()
+    # what is charged is at most exp(1/4) too much, and the last bin, of a few rows, may stay
+    assert missing[0] > 0.2 * tolerance
+
+
+@pytest.mark.parametrize("tolerance", [1e-5, 1e-2])
+def test_bound_of_clouds(tolerance: float) -> None:
+    features, values = problems.points((1, 2, 3, 1000), spread=6.0)
+    kernel = ExactFilter(features, tolerance)
+    exact = reference.gaussian_filter(values[0].double(), features[0].double())
+    single = reference.gaussian_filter(values[0], features[0])
+    rounding = 2 * (single - exact).abs().max()
+    error = (kernel(values)[0] - exact).abs().max()
+    assert error <= tolerance * values.abs().max() + rounding
+    assert sum(counts(kernel)) < 0.9 * kernel.rows * kernel.tiles
+    assert sum(counts(ExactFilter(features, 0.0))) == kernel.rows * -(-1000 // 64)
+
+
+def test_zero_tolerance_sees_all() -> None:
+    """Also tiles whose mass underflows float32."""
+    features, _ = shells([20.0])
+    assert sum(counts(ExactFilter(features, 0.0))) == 8
+    assert sum(counts(ExactFilter(features, 1e-30))) == 4
+
+
+def test_the_same_bits() -> None:
+    """Run after run; rows listed in several rounds; an image in a batch or alone; int64 offsets."""
+    features, values = problems.points((2, 3, 3, 300), spread=2.0)
+    first = ExactFilter(features, 1e-7)(values)
+    kernel = ExactFilter(features, 1e-7)
+    assert torch.equal(kernel(values), first)
+    assert torch.equal(kernel(values), first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_configurations, "LIST_BYTES", 1)
+        patch.setattr(launchers, "index_type", lambda *maps: tl.int64)
+        kernel = ExactFilter(features, 1e-7)
+        assert len(list(kernel.lists())) == 3
+        assert torch.equal(kernel(values), first)
+    assert torch.equal(ExactFilter(features[1:], 1e-7)(values[1:]), first[1:])
+
+
+def test_without_splits() -> None:
+    features, values = problems.points((1, 3, 3, 700), spread=0.6)
+    assert triton_configurations.splits(6, 12) > 1  # as it is elsewhere
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_configurations, "PROGRAMS", 1)
+        problems.check_filter(ExactFilter(features, 0.0)(values), features, values)
+
+
+def test_strides() -> None:
+    features, values = problems.points((2, 4, 3, 100))
+    expected = ExactFilter(features, 0.0)(values)
+    strided = values.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    spread = values.repeat_interleave(3, 2)[..., ::3]
+    for v in (strided, spread):
+        assert torch.equal(ExactFilter(features, 0.0)(v), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-20, 1e30, 3e38])
+def test_scales(scale: float) -> None:
+    """Values of any size; channels have scales of their own."""
+    features, values = problems.points((1, 3, 2, 100), spread=20.0)
+    values = values.clamp(-1, 1) * torch.tensor([1.0, scale, 0.0])[:, None]
+    found = ExactFilter(features, 0.0)(values)
+    problems.check_filter(found, features, values)
+    assert (found[0, 2] == 0).all()
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("spread", [0.3, 30.0])
+def test_special_values(spread: float, special: float) -> None:
+    """K > 0: they reach every row of their channel, and no other."""
+    features, values = problems.points((1, 3, 3, 200), spread)
+    values[0, 1, 17] = special
+    found = ExactFilter(features, 1e-7)(values)[0]
+    assert found[1].isnan().all() if special != special else (found[1] == special).all()
+    assert found[[0, 2]].isfinite().all()
+    values[0, 1, 3] = -special
+    assert ExactFilter(features, 1e-7)(values)[0, 1].isnan().all()
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf])
+def test_special_features(special: float) -> None:
+    features, values = problems.points((1, 2, 3, 300), spread=10.0)
+    features[0, 1, 5] = special
+    found = ExactFilter(features, 1e-7)(values)[0]
+    expected = reference.gaussian_filter(values[0].double(), features[0].double())
+    assert torch.equal(found.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize(
+    ("shape", "spread"),
+    [((1, 1, 1, 65), 1.0), ((2, 21, 5, 130), 0.4), ((1, 40, 7, 90), 1.0), ((1, 3, 2, 400), 6.0)],
+    ids=str,
+)
+def test_feature_gradient(shape: tuple[int, int, int, int], spread: float) -> None:
+    features, values = problems.points(shape, spread)
+    grads = values.flip(1, 2).contiguous()
+    found = ExactFilter(features, 1e-9).feature_gradient(grads, values)
+    for y, g, v, f in zip(found, grads, values, features, strict=True):
+        truth = problems.feature_gradient(g.double(), v.double(), f.double())
+        single = problems.feature_gradient(g, v, f)
+        sums = problems.feature_gradient(g.double().abs(), v.double().abs(), f.double())[-1]
+        assert_as_good_as(y, truth, single, terms=shape[3], magnitude=sums)
+
+
+def test_feature_gradient_keeps_its_bound() -> None:
+    """A row at a distance where its mass alone would be dropped, but not mass times distance."""
+    tolerance = 0.05
+    distance = math.sqrt(2 * math.log(ROW / (0.5 * tolerance)))
+    features, _ = shells([distance])
+    ones = torch.ones(1, 1, 2 * ROW)
+    kernel = ExactFilter(features, tolerance)
+    assert sum(counts(kernel)) == 4
+    found = kernel.feature_gradient(ones, ones)[0]
+    truth = problems.feature_gradient(*(x[0].double() for x in (ones, ones, features)))
+    assert (found[:3] - truth[:3]).abs().max() <= 2 * tolerance  # g_i . v_j + v_i . g_j = 2
+    assert truth[:3].abs().max() > 2 * tolerance  # so that dropping it would show
+
+
+@pytest.mark.parametrize("normalization", reference.NORMALIZATIONS)
+@pytest.mark.parametrize("weights", [0, 1, 2])
+def test_mean_field(weights: int, normalization: str) -> None:
+    """DESIGN's promise: |dQ| <= 1e-5 after one iteration; un-normalised as a brute force."""
+    logits, features, mixings, sigma = problems.crf(2, 4, (7, 11), weights)
+    found = cuda.mean_field(
+        logits, features, mixings, sigma.tolist(), 1, normalization, 0.0, False, False
+    )
+    double = [m.double() for m in mixings]
+    truth = problems.mean_field(
+        logits.double(), features.double(), double, sigma.double(), 1, normalization
+    )
+    if normalization == "none":
+        single = problems.mean_field(logits, features, mixings, sigma, 1, normalization)
+        assert_as_good_as(found, truth, single, terms=4 * 77)
+    else:
+        assert (found.softmax(2) - truth.softmax(2)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("normalization", reference.NORMALIZATIONS)
+@pytest.mark.parametrize("weights", [0, 2])
+def test_mean_field_gradients(weights: int, normalization: str) -> None:
+    given = problems.crf(2, 3, (6, 7), weights)
+    logits, features, mixings, sigma = given
+    keep = weights == 0
+    steps = 2 if keep else 1
+    grad = torch.randn(steps, *logits.shape, generator=torch.Generator().manual_seed(3))
+    found = backward.mean_field(
+        grad, logits, features, mixings, sigma.tolist(), 2, normalization, 0.0, keep, False
+    )
+    expected = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [x.to(dtype).requires_grad_() for x in (logits, features, *mixings, sigma)]
+        y = problems.mean_field(leaves[0], leaves[1], leaves[2:4], leaves[4], 2, normalization)
+        y = y if keep else y[-1:]
+        expected.append(torch.autograd.grad(y, leaves, grad.to(dtype)))
+    results = (found.logits, found.features, *found.mixings, found.spatial_sigma)
+    problems.judge_gradients(results, *expected)
+
+
+def test_belief_gradient_and_absent_terms() -> None:
+    logits, features, mixings, sigma = problems.crf(1, 3, (5, 6), 0)
+    options = (1, "symmetric", 0.0, False, True)
+    grad = torch.randn(1, *logits.shape, generator=torch.Generator().manual_seed(3))
+    spatial = [mixings[0], torch.tensor(0.0)]
+    found = backward.mean_field(
+        grad, logits, features, spatial, sigma.tolist(), *options, of_mixings=(False, False)
+    )
+    assert found.features is None
+    x = logits.double().requires_grad_()
+    y = problems.mean_field(
+        x, features.double(), [m.double() for m in spatial], sigma, 1, "symmetric"
+    )
+    (truth,) = torch.autograd.grad(y.softmax(2), x, grad.double())
+    assert_as_good_as(found.logits, truth, truth.float(), terms=30)
+
+
+@pytest.mark.parametrize("normalization", ["none", "symmetric"])
+def test_gaussian_filter(normalization: str) -> None:
+    features, values = problems.points((2, 3, 4, 150))
+    grad = torch.randn(values.shape, generator=torch.Generator().manual_seed(3))
+    y = cuda.gaussian_filter(values.half(), features, normalization, 0.0)
+    assert y.dtype == torch.float16
+    back, moved = backward.gaussian_filter(grad, values, features, normalization, 0.0)
+    expected = []
+    for dtype in (torch.float64, torch.float32):
+        v, f = (x.to(dtype).requires_grad_() for x in (values, features))
+        out = [reference.gaussian_filter(a, b, normalization) for a, b in zip(v, f, strict=True)]
+        expected.append(torch.autograd.grad(torch.stack(out), (v, f), grad.to(dtype)))
+    for x, truth, single in zip((back, moved), *expected, strict=True):
+        assert x is not None
+        assert_as_good_as(x, truth, single, terms=150)
