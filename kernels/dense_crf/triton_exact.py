@@ -28,6 +28,7 @@ UNROLLED = tl.constexpr(_UNROLLED)
 
 BINS = tl.constexpr(512)  # of half a squared distance, rounded down to a bin
 PER_UNIT = tl.constexpr(4)
+TRIED = tl.constexpr(32)  # bins at once
 # Distances may be products between rows of at most SMALL_RADIUS, their centres that far apart.
 NEAR_CENTRES = tl.constexpr(_NEAR_CENTRES)
 # exp(-127.75) in float32, rounded up: what no weight of a tile falls below.
@@ -78,23 +79,26 @@ def reach_kernel(
     """
     row, b = tl.program_id(0) % rows, tl.program_id(0) // rows
     boxes += b.to(tl.int64) * (2 * F * tiles)
-    low, high = tl.full([], 0, tl.int32), tl.full([], BINS, tl.int32)  # at BINS nothing is dropped
-    for _ in range(10):
-        middle = (low + high) // 2
-        bound = middle.to(tl.float32) / PER_UNIT
-        dropped = tl.zeros([BLOCK], tl.float32)
+    # The least bin that fits lies in (base, base + step * TRIED]; beyond BINS nothing is dropped.
+    base = tl.full([], 0, tl.int32)
+    for coarse in range(2):
+        step = tl.where(coarse == 0, BINS // TRIED, 1)
+        tried = base + (tl.arange(0, TRIED) + 1) * step
+        bounds = tried.to(tl.float32) / PER_UNIT
+        dropped = tl.zeros([TRIED], tl.float32)
         for start in range(0, tiles, BLOCK):
             tile = start + tl.arange(0, BLOCK)
             half = half_distances(boxes, row, tile, tiles, F)
             weight = tl.maximum(tl.exp2(-LOG2_E * half), LEAST_WEIGHT)
             if MOMENT:
                 weight *= tl.maximum(tl.sqrt(2 * half), 1.0)
-            dropped += tl.where(half >= bound, weight * pixels_of(tile, N).to(tl.float32), 0.0)
+            weight *= pixels_of(tile, N).to(tl.float32)
+            dropped += tl.sum(tl.where(half[:, None] >= bounds[None, :], weight[:, None], 0.0), 0)
         # 1.001: exp2 and the sum of up to 2^13 blocks are rounded.
-        fits = tl.sum(dropped, 0) * 1.001 <= tolerance
-        low, high = tl.where(fits | (low == high), low, middle + 1), tl.where(fits, middle, high)
-    bound = high.to(tl.float32) / PER_UNIT
-    tl.store(reach + tl.program_id(0), tl.where(high < BINS, bound, float("inf")))
+        fits = (dropped * 1.001 <= tolerance) | (tried >= BINS)
+        base += tl.sum((~fits).to(tl.int32), 0) * step
+    bound = (base + 1).to(tl.float32) / PER_UNIT
+    tl.store(reach + tl.program_id(0), tl.where(base + 1 < BINS, bound, float("inf")))
 
 
 @triton.jit

@@ -26,12 +26,12 @@ from segfast.kernels.dense_crf.triton_spatial import convolve_kernel
 from segfast.ops._dense_crf_order import centred_parts, in_order, kd_order
 from segfast.ops._triton import index_type, on_device
 
-REACH_BLOCK = 512  # tiles
+REACH_BLOCK = 128  # tiles
 CONVOLVE_BLOCK = 512
 PACK_PIXELS, PACK_CHANNELS = 32, 32
 LARGEST = 15  # binary exponent of the largest value as it is multiplied
 UNSCALED = -LARGEST - 15  # what undoes it and the kernel's 2^15
-LEAST_EXPONENT = -90  # smaller values are not scaled up further: 2^(LARGEST + 90) is finite
+LEAST_EXPONENT = -96  # 2^(-96 + UNSCALED) is the least normal number: smaller values lose digits
 
 
 @dataclass(frozen=True)

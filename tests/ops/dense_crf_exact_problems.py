@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,16 +28,14 @@ def points(
 
 
 def clusters(
-    radii: Sequence[float], dims: int, pixels: int, channels: int
+    places: Mapping[float, float], dims: int, pixels: int, channels: int
 ) -> tuple[Tensor, Tensor]:
-    """Balls of `pixels` each, near one another: features [1, F, N] and values [1, C, N]."""
-    features, values = points((1, channels, dims, pixels * len(radii)))
-    balls = [
-        20 + k + radius * torch.nn.functional.normalize(ball, dim=0)
-        for k, (radius, ball) in enumerate(
-            zip(radii, (features[0] - 20).split(pixels, 1), strict=True)
-        )
-    ]
+    """Spheres of `pixels` each, {place along axis 0: radius}: features [1, F, N], values."""
+    features, values = points((1, channels, dims, pixels * len(places)), offset=0.0)
+    balls = []
+    for (place, radius), ball in zip(places.items(), features[0].split(pixels, dim=1), strict=True):
+        balls.append(20 + radius * torch.nn.functional.normalize(ball, dim=0))
+        balls[-1][0] += place
     return torch.cat(balls, 1)[None], values
 
 

@@ -27,14 +27,20 @@ def counts(kernel: ExactFilter) -> list[int]:
     return lists.counts.sum((0, 1)).tolist()
 
 
-# B, C, F, N; products of distances where the spread is small, differences else.
-SHAPES = ((1, 3, 1, 200), (2, 18, 3, 150), (1, 3, 5, 300), (1, 2, 6, 150), (1, 2, 7, 150))
+# B, C, F, N, spread: products of distances where it is small, differences else.
+SHAPES = (
+    (1, 3, 1, 150, 0.3),
+    (2, 18, 3, 150, 0.3),
+    (1, 3, 5, 150, 3.0),
+    (1, 2, 6, 150, 0.3),
+    (1, 2, 7, 130, 0.3),
+)
 
 
-@pytest.mark.parametrize("spread", [0.3, 3.0])
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 2, 32, 150)], ids=str)
-def test_dimensions(shape: tuple[int, int, int, int], spread: float) -> None:
-    features, values = problems.points(shape, spread)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 2, 32, 130, 0.3)], ids=str)
+def test_dimensions(shape: tuple[int, int, int, int, float]) -> None:
+    *sizes, spread = shape
+    features, values = problems.points(tuple(sizes), spread)
     kernel = ExactFilter(features, 0.0)
     problems.check_filter(kernel(values), features, values)
     near, others = counts(kernel)
@@ -42,18 +48,17 @@ def test_dimensions(shape: tuple[int, int, int, int], spread: float) -> None:
     assert (near > 0, others > 0) == (by_products, not by_products)
 
 
-@pytest.mark.parametrize("channels", [1, 16, 17, 65, 150])
-@pytest.mark.parametrize("pixels", [1, 64, 65])
+@pytest.mark.parametrize(("pixels", "channels"), [(1, 1), (64, 16), (65, 17), (63, 150)])
 def test_sizes(pixels: int, channels: int) -> None:
     features, values = problems.points((1, channels, 2, pixels))
     problems.check_filter(ExactFilter(features, 0.0)(values), features, values)
 
 
-@pytest.mark.parametrize("dims", [2, 5])
-@pytest.mark.parametrize("radius", [0.0, 1.0, 2.4])
-def test_products_as_far_as_they_go(radius: float, dims: int) -> None:
+@pytest.mark.parametrize(("dims", "radius"), [(2, 0.0), (5, 2.2)])
+def test_products_as_far_as_they_go(dims: int, radius: float) -> None:
     """Rows up to the largest radius, where the product about a centre loses most."""
-    features, values = problems.clusters([radius, 0.9 * radius, 6.0], dims, ROW, 4)
+    places = {0.0: radius, 2 * radius + 0.1: radius, 15.0: 6.0}
+    features, values = problems.clusters(places, dims, ROW, 4)
     kernel = ExactFilter(features, 0.0)
     near, others = counts(kernel)
     assert min(near, others) > 0
@@ -73,12 +78,12 @@ def found_mass(features: Tensor, tolerance: float) -> Tensor:
     return ExactFilter(features, tolerance)(torch.ones(1, 1, features.shape[2]))[0, 0].double()
 
 
-@pytest.mark.parametrize("fill", [0.5, 0.99, 1.01, 3.0])
+@pytest.mark.parametrize("fill", [0.5, 0.99, 1.01])
 def test_bound_at_equal_distances(fill: float) -> None:
-    """Boxes of no size, so that the bound is the truth: 8 rows weigh fill * tolerance."""
+    """Boxes of no size, so that the bound is the truth: 4 rows weigh fill * tolerance."""
     tolerance = 0.05
-    distance = math.sqrt(2 * math.log(8 * ROW / (fill * tolerance)))
-    features, exact = shells([distance] * 8)
+    distance = math.sqrt(2 * math.log(4 * ROW / (fill * tolerance)))
+    features, exact = shells([distance] * 4)
     missing = exact - found_mass(features, tolerance)
     rounding = 1e-6 * exact.max()  # float32: exponents below 16 are rounded a few times
     assert missing.max() <= tolerance + rounding
@@ -88,26 +93,24 @@ def test_bound_at_equal_distances(fill: float) -> None:
         assert (missing[:ROW] - fill * tolerance).abs().max() <= rounding
 
 
-@pytest.mark.parametrize("tolerance", [0.02, 1.0])
-def test_allowance_is_used_not_exceeded(tolerance: float) -> None:
-    features, exact = shells([3 + 0.1 * k for k in range(16)])
-    missing = exact - found_mass(features, tolerance)
-    assert missing.max() <= tolerance + 1e-6 * exact.max()
-    # what is charged is at most exp(1/4) too much, and the last bin, of a few rows, may stay
-    assert missing[0] > 0.2 * tolerance
+def test_allowance_is_used_not_exceeded() -> None:
+    """Masses from far above the tolerance to far below."""
+    features, exact = shells([3 + 0.25 * k for k in range(8)])
+    missing = exact - found_mass(features, 0.2)
+    assert missing.max() <= 0.2 + 1e-6 * exact.max()
+    # what is charged is at most exp(1/4) too much, and the last row, e times the next, may stay
+    assert missing[0] > 0.2 / math.exp(1.6)
 
 
-@pytest.mark.parametrize("tolerance", [1e-5, 1e-2])
-def test_bound_of_clouds(tolerance: float) -> None:
-    features, values = problems.points((1, 2, 3, 1000), spread=6.0)
-    kernel = ExactFilter(features, tolerance)
+def test_bound_of_clouds() -> None:
+    features, values = problems.points((1, 2, 2, 500), spread=10.0)
+    kernel = ExactFilter(features, 1e-3)
     exact = reference.gaussian_filter(values[0].double(), features[0].double())
     single = reference.gaussian_filter(values[0], features[0])
     rounding = 2 * (single - exact).abs().max()
     error = (kernel(values)[0] - exact).abs().max()
-    assert error <= tolerance * values.abs().max() + rounding
-    assert sum(counts(kernel)) < 0.9 * kernel.rows * kernel.tiles
-    assert sum(counts(ExactFilter(features, 0.0))) == kernel.rows * -(-1000 // 64)
+    assert error <= 1e-3 * values.abs().max() + rounding
+    assert sum(counts(kernel)) < sum(counts(ExactFilter(features, 0.0))) == 4 * 8
 
 
 def test_zero_tolerance_sees_all() -> None:
@@ -119,7 +122,7 @@ def test_zero_tolerance_sees_all() -> None:
 
 def test_the_same_bits() -> None:
     """Run after run; rows listed in several rounds; an image in a batch or alone; int64 offsets."""
-    features, values = problems.points((2, 3, 3, 300), spread=2.0)
+    features, values = problems.points((2, 3, 3, 150), spread=2.0)
     first = ExactFilter(features, 1e-7)(values)
     kernel = ExactFilter(features, 1e-7)
     assert torch.equal(kernel(values), first)
@@ -128,21 +131,21 @@ def test_the_same_bits() -> None:
         patch.setattr(triton_configurations, "LIST_BYTES", 1)
         patch.setattr(launchers, "index_type", lambda *maps: tl.int64)
         kernel = ExactFilter(features, 1e-7)
-        assert len(list(kernel.lists())) == 3
+        assert len(list(kernel.lists())) == 2
         assert torch.equal(kernel(values), first)
     assert torch.equal(ExactFilter(features[1:], 1e-7)(values[1:]), first[1:])
 
 
 def test_without_splits() -> None:
-    features, values = problems.points((1, 3, 3, 700), spread=0.6)
-    assert triton_configurations.splits(6, 12) > 1  # as it is elsewhere
+    features, values = problems.points((1, 3, 3, 520), spread=0.6)
+    assert triton_configurations.splits(5, 10) > 1  # as it is elsewhere
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_configurations, "PROGRAMS", 1)
         problems.check_filter(ExactFilter(features, 0.0)(values), features, values)
 
 
 def test_strides() -> None:
-    features, values = problems.points((2, 4, 3, 100))
+    features, values = problems.points((2, 4, 1, 65))
     expected = ExactFilter(features, 0.0)(values)
     strided = values.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     spread = values.repeat_interleave(3, 2)[..., ::3]
@@ -150,7 +153,7 @@ def test_strides() -> None:
         assert torch.equal(ExactFilter(features, 0.0)(v), expected)
 
 
-@pytest.mark.parametrize("scale", [1e-42, 1e-20, 1e30, 3e38])
+@pytest.mark.parametrize("scale", [1e-30, 1e38])
 def test_scales(scale: float) -> None:
     """Values of any size; channels have scales of their own."""
     features, values = problems.points((1, 3, 2, 100), spread=20.0)
@@ -160,11 +163,10 @@ def test_scales(scale: float) -> None:
     assert (found[0, 2] == 0).all()
 
 
-@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("spread", [0.3, 30.0])
+@pytest.mark.parametrize(("spread", "special"), [(0.3, math.nan), (30.0, -math.inf)])
 def test_special_values(spread: float, special: float) -> None:
     """K > 0: they reach every row of their channel, and no other."""
-    features, values = problems.points((1, 3, 3, 200), spread)
+    features, values = problems.points((1, 3, 3, 100), spread)
     values[0, 1, 17] = special
     found = ExactFilter(features, 1e-7)(values)[0]
     assert found[1].isnan().all() if special != special else (found[1] == special).all()
@@ -175,7 +177,7 @@ def test_special_values(spread: float, special: float) -> None:
 
 @pytest.mark.parametrize("special", [math.nan, math.inf])
 def test_special_features(special: float) -> None:
-    features, values = problems.points((1, 2, 3, 300), spread=10.0)
+    features, values = problems.points((1, 2, 3, 150), spread=10.0)
     features[0, 1, 5] = special
     found = ExactFilter(features, 1e-7)(values)[0]
     expected = reference.gaussian_filter(values[0].double(), features[0].double())
@@ -184,7 +186,7 @@ def test_special_features(special: float) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "spread"),
-    [((1, 1, 1, 65), 1.0), ((2, 21, 5, 130), 0.4), ((1, 40, 7, 90), 1.0), ((1, 3, 2, 400), 6.0)],
+    [((2, 1, 1, 65), 1.0), ((1, 21, 5, 130), 0.4), ((1, 40, 7, 60), 1.0)],
     ids=str,
 )
 def test_feature_gradient(shape: tuple[int, int, int, int], spread: float) -> None:
@@ -212,8 +214,12 @@ def test_feature_gradient_keeps_its_bound() -> None:
     assert truth[:3].abs().max() > 2 * tolerance  # so that dropping it would show
 
 
-@pytest.mark.parametrize("normalization", reference.NORMALIZATIONS)
-@pytest.mark.parametrize("weights", [0, 1, 2])
+WEIGHTS = (0, 1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "normalization"), list(zip(WEIGHTS, reference.NORMALIZATIONS, strict=True))
+)
 def test_mean_field(weights: int, normalization: str) -> None:
     """DESIGN's promise: |dQ| <= 1e-5 after one iteration; un-normalised as a brute force."""
     logits, features, mixings, sigma = problems.crf(2, 4, (7, 11), weights)
@@ -231,10 +237,11 @@ def test_mean_field(weights: int, normalization: str) -> None:
         assert (found.softmax(2) - truth.softmax(2)).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("normalization", reference.NORMALIZATIONS)
-@pytest.mark.parametrize("weights", [0, 2])
+@pytest.mark.parametrize(
+    ("weights", "normalization"), list(zip(WEIGHTS, reference.NORMALIZATIONS, strict=True))
+)
 def test_mean_field_gradients(weights: int, normalization: str) -> None:
-    given = problems.crf(2, 3, (6, 7), weights)
+    given = problems.crf(1 + weights % 2, 3, (6, 7), weights)
     logits, features, mixings, sigma = given
     keep = weights == 0
     steps = 2 if keep else 1
@@ -261,17 +268,22 @@ def test_belief_gradient_and_absent_terms() -> None:
         grad, logits, features, spatial, sigma.tolist(), *options, of_mixings=(False, False)
     )
     assert found.features is None
-    x = logits.double().requires_grad_()
-    y = problems.mean_field(
-        x, features.double(), [m.double() for m in spatial], sigma, 1, "symmetric"
+    truth, single = (
+        torch.autograd.grad(
+            problems.mean_field(
+                x, features.to(x.dtype), [m.to(x.dtype) for m in spatial], sigma, 1, "symmetric"
+            ).softmax(2),
+            x,
+            grad.to(x.dtype),
+        )[0]
+        for x in (logits.double().requires_grad_(), logits.clone().requires_grad_())
     )
-    (truth,) = torch.autograd.grad(y.softmax(2), x, grad.double())
-    assert_as_good_as(found.logits, truth, truth.float(), terms=30)
+    assert_as_good_as(found.logits, truth, single, terms=30, magnitude=grad.abs())
 
 
-@pytest.mark.parametrize("normalization", ["none", "symmetric"])
-def test_gaussian_filter(normalization: str) -> None:
-    features, values = problems.points((2, 3, 4, 150))
+def test_gaussian_filter() -> None:
+    normalization = "symmetric"
+    features, values = problems.points((2, 3, 2, 100))
     grad = torch.randn(values.shape, generator=torch.Generator().manual_seed(3))
     y = cuda.gaussian_filter(values.half(), features, normalization, 0.0)
     assert y.dtype == torch.float16
@@ -283,4 +295,4 @@ def test_gaussian_filter(normalization: str) -> None:
         expected.append(torch.autograd.grad(torch.stack(out), (v, f), grad.to(dtype)))
     for x, truth, single in zip((back, moved), *expected, strict=True):
         assert x is not None
-        assert_as_good_as(x, truth, single, terms=150)
+        assert_as_good_as(x, truth, single, terms=100)
