@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf.triton_configurations import OLDEST
-from segfast.ops._dense_crf_engine import CONV_RADIUS, in_out_scales
+from segfast.ops._dense_crf_terms import CONV_RADIUS, in_out_scales, scaled
 
 
 def has_triton() -> bool:
@@ -65,10 +65,6 @@ class Term:
 
     def transpose(self, values: Tensor) -> Tensor:
         return scaled(self.raw(scaled(values, self.after)), self.before)
-
-
-def scaled(values: Tensor, scale: Tensor | None) -> Tensor:
-    return values if scale is None else values * scale
 
 
 class Spatial:
@@ -191,6 +187,5 @@ def gaussian_filter(
 
 
 def served_by() -> str:
-    if not has_triton():
-        return "copied to the CPU: triton is not installed"
-    return "triton_exact.py (method exact but float64)"
+    """Of method "exact", where `has_triton`."""
+    return "triton_exact.py, triton_exact_grad.py (float64: the CPU's)"

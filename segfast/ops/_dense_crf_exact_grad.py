@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf.reference import TINY
-from segfast.ops._dense_crf_exact_cuda import Model, Spatial, Term, launchers, mix, scaled
+from segfast.ops._dense_crf_exact_cuda import Model, Spatial, Term, launchers, mix
+from segfast.ops._dense_crf_terms import scaled
 
 
 @dataclass(frozen=True)

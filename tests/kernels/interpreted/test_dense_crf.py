@@ -296,3 +296,37 @@ def test_gaussian_filter() -> None:
     for x, truth, single in zip((back, moved), *expected, strict=True):
         assert x is not None
         assert_as_good_as(x, truth, single, terms=100)
+
+
+def test_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the raw operators give for CUDA tensors is as good as the CPU's."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 3, 6, 7, generator=generator)
+    image = (255 * torch.rand(2, 2, 6, 7, generator=generator)).round()
+    mixings = [torch.rand(3, 3, generator=generator), torch.tensor(2.0)]
+    sigmas = [torch.tensor(s).double() for s in ([1.5, 2.0], [4.0, 5.0], [60.0, 80.0])]
+    options = (2, "after", "exact", "conv", 0.0, True, False)
+    grad = torch.randn(2, 2, 3, 6, 7, generator=generator)
+
+    def run(dtype: torch.dtype) -> list[Tensor]:
+        tensors = [x.to(dtype) for x in (logits, image, *mixings)] + sigmas
+        ops = torch.ops.segfast
+        y = ops.mean_field(*tensors, *options)
+        grads = ops._mean_field_backward(grad.to(dtype), *tensors, *options, [True] * 7)
+        found = [y, *grads]
+        values, features = tensors[0].flatten(2), tensors[1].flatten(2) / 50
+        choice = ("exact", "before", 0.0)
+        found.append(ops.gaussian_filter(values, features, *choice))
+        return found + list(
+            ops._gaussian_filter_backward(values, values, features, *choice, [True, True])
+        )
+
+    truth, single = run(torch.float64), run(torch.float32)
+    monkeypatch.setattr(cuda, "serves", lambda x, method: method == "exact")
+    found = run(torch.float32)
+    assert not any(torch.equal(x, y) for x, y in zip(found[:3], single[:3], strict=True))
+    for k, (x, oracle, baseline) in enumerate(zip(found, truth, single, strict=True)):
+        # Gradients of parameters sum over 2 steps, 2 images, 3 labels and 42 pixels.
+        assert_as_good_as(
+            x.float(), oracle, baseline.float(), terms=504, magnitude=10.0, label=f"result {k}"
+        )
