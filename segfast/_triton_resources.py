@@ -24,7 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-OPERATORS = ("linear_attention", "dilated_conv")  # each has segfast.ops._<operator>_cases
+OPERATORS = (
+    "linear_attention",
+    "dilated_conv",
+    "dense_crf",
+)  # each has segfast.ops._<operator>_cases
 SHARED_KIB = {80: 163, 90: 227, 100: 227}  # per block, by target
 MATRIX = r"HGMMA|HMMA|UTC\w*MMA"
 

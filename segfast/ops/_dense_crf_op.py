@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
+from segfast.ops import _dense_crf_exact_cuda, _dense_crf_exact_grad, _dense_crf_exact_op
 from segfast.ops._dense_crf_backward import Record, filter_gradients, pull_back
 from segfast.ops._dense_crf_engine import Engine, filter_features, warn_if_slow
 from segfast.ops._dense_crf_terms import PairwiseTerm
@@ -53,6 +54,8 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def _gaussian_filter(
     values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float
 ) -> Tensor:
+    if _dense_crf_exact_cuda.serves(values, method):
+        return _dense_crf_exact_cuda.gaussian_filter(values, features, normalization, tolerance)
     dtype = _compute_dtype(values.dtype)
     v, f = (x.to("cpu", dtype) for x in (values, features))
     y = torch.empty_like(v, memory_format=torch.contiguous_format)  # [B, C, N]
@@ -67,6 +70,11 @@ def _gaussian_filter_backward(
     grad: Tensor, values: Tensor, features: Tensor, method: str, normalization: str,
     tolerance: float, wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    if _dense_crf_exact_cuda.serves(values, method):
+        options = (normalization, tolerance, wanted[1])
+        both = _dense_crf_exact_grad.gaussian_filter(grad, values, features, *options)
+        kept = [x if w else None for x, w in zip(both, wanted, strict=True)]
+        return as_given(kept, (values, features))
     dtype = _compute_dtype(values.dtype)
     g, v, f = (x.to("cpu", dtype) for x in (grad, values, features))
     found = [torch.zeros_like(x) if w else None for x, w in zip((v, f), wanted, strict=True)]
@@ -117,6 +125,16 @@ class Problem:
         last = engine.run(o.iterations, states, o.softmax)
         steps = last[None] if not o.keep_steps else unary[None][:0] if states is None else states
         return steps, Record(engine, terms, o.iterations, states, last if o.softmax else None)
+
+    def features(self) -> Tensor:
+        """Of the bilateral kernel for all images, where the logits are: [B, 2 + C, N]."""
+        *sigma, color = (s.tolist() for s in self.sigmas)
+        colors = torch.tensor(color, dtype=self.dtype).to(self.image.device)
+        images = self.image.to(self.dtype)
+        features = [reference.image_features(x, sigma[1], colors) for x in images]
+        if not all(bool(f.isfinite().all()) for f in features):
+            require_finite_quotients(images, sigma[1], color)
+        return torch.stack(features)
 
     def shaped(self, steps: Tensor) -> Tensor:
         """[S, L, N] -> [S, L, H, W] as the caller wants it."""
@@ -188,6 +206,8 @@ def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tens
     """The result of segfast::mean_field, and a record per image if gradients are `wanted`."""
     logits, o = problem.logits, problem.options
     _warn_about_inputs(logits, problem.image, problem.sigmas[2].tolist())
+    if _dense_crf_exact_cuda.serves(logits, o.method):
+        return _dense_crf_exact_op.refine(problem), []
     if logits.shape[0] == 1 and (o.iterations > 0 or not o.keep_steps):
         steps, record = problem.run(0, wanted)
         return problem.shaped(steps).unsqueeze(1), [record]  # a single image is not copied
@@ -206,6 +226,8 @@ def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tens
 def _mean_field_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *rest, wanted = arguments
     problem = Problem(rest[:7], Options(*rest[7:]))
+    if _dense_crf_exact_cuda.serves(problem.logits, problem.options.method):
+        return as_given(_dense_crf_exact_op.gradients(problem, grad, wanted), rest[:7])
     return as_given(problem.gradients(grad, wanted), rest[:7])
 
 

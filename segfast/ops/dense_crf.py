@@ -19,6 +19,8 @@ from torch import Tensor
 from segfast._native import native
 from segfast.kernels.dense_crf.reference import NORMALIZATIONS
 from segfast.ops import _check, _dense_crf_grad
+from segfast.ops._dense_crf_exact_cuda import has_triton
+from segfast.ops._dense_crf_exact_cuda import served_by as exact_served_by
 from segfast.ops._dense_crf_op import Options
 
 METHODS = ("lattice", "exact", "auto")
@@ -241,7 +243,10 @@ def served_by() -> dict[str, str]:
         if module is None
         else f"mean_field_cpu.cpp, lattice_cpu.cpp, exact_cpu.cpp ({module.instruction_set()})"
     )
-    return {"cpu": cpu, "cuda": f"copied to the CPU: {cpu}"}
+    copied = f"copied to the CPU: {cpu}"
+    if not has_triton():
+        return {"cpu": cpu, "cuda": copied}
+    return {"cpu": cpu, "cuda": f"exact: {exact_served_by()}; lattice: {copied}"}
 
 
 # --- checks -------------------------------------------------------------------------------------

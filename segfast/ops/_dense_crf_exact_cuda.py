@@ -1,0 +1,191 @@
+"""The exact dense CRF on a GPU: all images at once, every iteration on the device.
+
+    scores = logits + sum_m M_m K~_m Q,   Q = softmax(scores)
+
+K is Triton's exact filter for the bilateral kernel and two convolutions for the spatial one.
+Gradients: `_dense_crf_exact_grad.py`. The launchers are imported at the first call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from segfast.kernels.dense_crf.triton_configurations import OLDEST
+from segfast.ops._dense_crf_terms import CONV_RADIUS, in_out_scales, scaled
+
+
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def serves(x: Tensor, method: str) -> bool:
+    """Everything but float64 on GPUs from sm_80 on, if there is something to compute."""
+    return (
+        method == "exact"
+        and x.is_cuda
+        and x.dtype != torch.float64
+        and x.numel() > 0
+        and has_triton()
+        and torch.cuda.get_device_capability(x.device) >= OLDEST
+    )
+
+
+@functools.cache
+def launchers() -> ModuleType:
+    from segfast.ops import _dense_crf_triton
+
+    return _dense_crf_triton
+
+
+class Term:
+    """K~ of a symmetric K: [B, C, N] -> [B, C, N].
+
+    Attributes:
+        norm: n = K 1, [B or 1, 1, N]; None where nothing is normalised.
+        before, after: what multiplies the values before and after K; None is one.
+    """
+
+    def __init__(self, raw: Callable[[Tensor], Tensor], ones: Tensor, normalization: str) -> None:
+        self.raw = raw
+        self.norm: Tensor | None = None
+        self.before: Tensor | None = None
+        self.after: Tensor | None = None
+        if normalization != "none":
+            self.norm = raw(ones)
+            self.before, self.after = in_out_scales(self.norm, normalization)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return scaled(self.raw(scaled(values, self.before)), self.after)
+
+    def transpose(self, values: Tensor) -> Tensor:
+        return scaled(self.raw(scaled(values, self.after)), self.before)
+
+
+class Spatial:
+    """exp(-|p_i - p_j|^2 / 2 sigma^2) over the pixel grid, cut off at 5.5 sigma, [B, C, N]."""
+
+    def __init__(self, size: tuple[int, int], sigma: Sequence[float], like: Tensor) -> None:
+        self.size = size
+        self.taps: list[Tensor] = []  # y, x: [radius + 1] float32
+        self.slopes: list[Tensor] = []  # their derivatives with respect to sigma
+        for length, s in zip(size, sigma, strict=True):
+            radius = int(min(CONV_RADIUS[torch.float32] * s, length - 1))
+            t = torch.arange(radius + 1, dtype=torch.float64)
+            tap = torch.exp(-0.5 * (t / s) ** 2)
+            self.taps.append(tap.to(like.device, torch.float32))
+            self.slopes.append((tap * (t / s) ** 2 / s).to(like.device, torch.float32))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.convolve(values, *self.taps)
+
+    def convolve(self, values: Tensor, down: Tensor, along: Tensor) -> Tensor:
+        maps = values.contiguous().unflatten(-1, self.size)  # [B, C, H, W]
+        convolve = launchers().convolve
+        return convolve(convolve(maps, along, 3), down, 2).flatten(-2)
+
+
+def mix(mixing: Tensor, message: Tensor) -> Tensor:
+    """mixing ([] | [L] | [L, L]) applied to [B, L, N], in an order that no library chooses."""
+    if mixing.dim() < 2:
+        return mixing.reshape(-1, 1) * message
+    total = mixing[:, :1] * message[:, :1]
+    for k in range(1, message.shape[1]):
+        total = torch.addcmul(total, mixing[:, k : k + 1], message[:, k : k + 1])
+    return total
+
+
+class Model:
+    """The terms of a batch of images, prepared once.
+
+    Args:
+        features: [B, F, N] float32 of the bilateral kernel, or of any.
+        mixings: of the spatial and the bilateral term, [], [L] or [L, L]; zeros drop theirs
+            unless it is learned.
+        size, spatial_sigma: of the spatial kernel, (H, W) and (y, x).
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        mixings: Sequence[Tensor],
+        size: tuple[int, int],
+        spatial_sigma: Sequence[float],
+        normalization: str,
+        tolerance: float,
+        learned: tuple[bool, bool] = (False, False),
+    ) -> None:
+        ones = features.new_ones(len(features), 1, features.shape[2])
+        used = [w or bool(m.count_nonzero()) for m, w in zip(mixings, learned, strict=True)]
+        self.spatial = Spatial(size, spatial_sigma, features) if used[0] else None
+        self.exact = launchers().ExactFilter(features, tolerance) if used[1] else None
+        self.mixings = [mixing.to(features.device, torch.float32) for mixing in mixings]
+        self.terms = [
+            None if raw is None else Term(raw, ones, normalization)
+            for raw in (self.spatial, self.exact)
+        ]
+
+    def used(self) -> Iterator[tuple[Tensor, Term]]:
+        for mixing, term in zip(self.mixings, self.terms, strict=True):
+            if term is not None:
+                yield mixing, term
+
+    def step(self, logits: Tensor, belief: Tensor) -> Tensor:
+        """logits and the messages sent by `belief`, [B, L, N] -> scores."""
+        scores = logits.clone()
+        for mixing, term in self.used():
+            scores += mix(mixing, term(belief))
+        return scores
+
+    def run(self, logits: Tensor, iterations: int) -> Iterator[Tensor]:
+        """Scores [B, L, N] after each iteration."""
+        scores = logits
+        for _ in range(iterations):
+            scores = self.step(logits, torch.softmax(scores, 1))
+            yield scores
+
+
+def mean_field(
+    logits: Tensor,
+    features: Tensor,
+    mixings: Sequence[Tensor],
+    spatial_sigma: Sequence[float],
+    iterations: int,
+    normalization: str,
+    tolerance: float,
+    keep_steps: bool,
+    softmax: bool,
+) -> Tensor:
+    """[B, L, H, W] -> scores [S, B, L, H, W] of all steps, or of the last; or the belief."""
+    height, width = logits.shape[2:]
+    model = Model(features, mixings, (height, width), spatial_sigma, normalization, tolerance)
+    unary = logits.float().flatten(2).contiguous()  # [B, L, N]
+    count = iterations if keep_steps else 1
+    steps = logits.new_empty((count, *unary.shape))
+    last = unary
+    for i, last in enumerate(model.run(unary, iterations)):
+        if keep_steps:
+            steps[i] = last
+    if not keep_steps:
+        steps[0] = torch.softmax(last, 1) if softmax else last
+    return steps.unflatten(3, (height, width))
+
+
+def gaussian_filter(
+    values: Tensor, features: Tensor, normalization: str, tolerance: float
+) -> Tensor:
+    """K~ values [B, C, N] over features [B, F, N]."""
+    f = features.float().contiguous()
+    ones = f.new_ones(len(f), 1, f.shape[2])
+    kernel = Term(launchers().ExactFilter(f, tolerance), ones, normalization)
+    return kernel(values.float()).to(values.dtype)
+
+
+def served_by() -> str:
+    """Of method "exact", where `has_triton`."""
+    return "triton_exact.py, triton_exact_grad.py (float64: the CPU's)"
