@@ -29,7 +29,7 @@ OPERATORS = (
     "dilated_conv",
     "dense_crf",
 )  # each has segfast.ops._<operator>_cases
-SHARED_KIB = {80: 163, 90: 227, 100: 227}  # per block, by target
+SHARED_KIB = {80: 163, 90: 227, 100: 227}  # per block, by target; a multiprocessor has 1 more
 MATRIX = r"HGMMA|HMMA|UTC\w*MMA"
 
 
@@ -38,7 +38,8 @@ class Case:
     """A kernel with everything but its arguments' values.
 
     types: of the arguments in order, Triton's names ("*bf16", "i32"), constants left out; aligned:
-    arguments that are multiples of 16. matrix: whether it is to use the matrix units.
+    arguments that are multiples of 16. matrix: whether it is to use the matrix units. resident:
+    programs that are to run at once on a multiprocessor.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     aligned: frozenset[str]
     options: Mapping[str, int]
     matrix: bool
+    resident: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Resources:
     matrix: int = 0  # instructions for the matrix units
     copies: int = 0  # asynchronous copies to shared memory, LDGSTS
     spills: int = 0  # STL and LDL
+    resident: int = 0  # programs that a multiprocessor has room for
     problem: str = ""
 
 
@@ -98,14 +101,28 @@ def compiled(case: Case, target: int) -> Resources:
         tools = Path(triton.__file__).parent / "backends/nvidia/bin"
         usage = _output(tools / "cuobjdump", "-res-usage", cubin)
         code = _output(tools / "nvdisasm", cubin)
-    return read(case, target, usage, code, made.metadata.shared)
+    columns = getattr(made.metadata, "tmem_size", 0)
+    return read(case, target, usage, code, made.metadata.shared, columns)
 
 
 def _output(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def read(case: Case, target: int, usage: str, code: str, shared: int) -> Resources:
+def room(target: int, warps: int, registers: int, shared: int, columns: int) -> int:
+    """Programs of a multiprocessor; columns: of tensor memory (sm_100), which waits when full."""
+    of_a_warp = -(-registers // 8) * 8 * 32  # given out in steps of 8 for each thread
+    limits = [
+        64 // warps,
+        65536 // (warps * of_a_warp),
+        (SHARED_KIB[target] + 1) * 1024 // (shared + 1024),
+    ]
+    return min([*limits, 512 // columns] if columns else limits)
+
+
+def read(
+    case: Case, target: int, usage: str, code: str, shared: int, columns: int = 0
+) -> Resources:
     """From what the tools say."""
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if found is None:
@@ -122,6 +139,9 @@ def read(case: Case, target: int, usage: str, code: str, shared: int) -> Resourc
     ]
     if shared > SHARED_KIB[target] * 1024:
         problems.append(f"shared memory above {SHARED_KIB[target]} KiB")
+    resident = room(target, case.options.get("num_warps", 4), registers, shared, columns)
+    if resident < case.resident > 1:
+        problems.append(f"room for {resident} programs, not {case.resident}")
     if case.matrix and not matrix:
         problems.append("no matrix instructions")
     return Resources(
@@ -134,6 +154,7 @@ def read(case: Case, target: int, usage: str, code: str, shared: int) -> Resourc
         matrix,
         copies,
         spills,
+        resident,
         ", ".join(problems),
     )
 
@@ -154,13 +175,17 @@ def measure(sample: bool, jobs: int) -> Iterator[Resources]:
         yield from pool.map(_measure, selected(sample))
 
 
-HEAD = f"{'regs':>5}{'stack':>6}{'local':>6}{'shared':>8}{'matrix':>7}{'copies':>7}{'spills':>7}"
+TITLES = {
+    "regs": 5, "stack": 6, "local": 6, "shared": 8, "matrix": 7, "copies": 7, "spills": 7, "room": 5
+}  # fmt: skip
+HEAD = "".join(f"{title:>{width}}" for title, width in TITLES.items())
 
 
 def line(r: Resources) -> str:
-    numbers = (
-        f"{r.registers:5}{r.stack:6}{r.local:6}{r.shared:8}{r.matrix:7}{r.copies:7}{r.spills:7}"
-    )
+    counts = (
+        r.registers, r.stack, r.local, r.shared, r.matrix, r.copies, r.spills, r.resident
+    )  # fmt: skip
+    numbers = "".join(f"{n:{w}}" for n, w in zip(counts, TITLES.values(), strict=True))
     return f"{numbers}  sm_{r.target:<4}{r.name}{f'  <- {r.problem}' if r.problem else ''}"
 
 

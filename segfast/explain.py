@@ -222,11 +222,11 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.device = device
         self.found: list[Convolution] = []
-        self._next: list[str | None] = []  # what serves the next convolutions, together
+        self._next: list[Plan | None] = []  # what serves the next convolutions, together
 
-    def together(self, count: int, kernel: str | None) -> None:
+    def together(self, count: int, plan: Plan | None) -> None:
         """The next `count` convolutions are one call of a kernel, where no gradient is wanted."""
-        self._next = [kernel] * count
+        self._next = [plan] * count
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -259,8 +259,8 @@ class _Recorder(TorchDispatchMode):
         facts = facts._replace(device=self.device or facts.device)
         directions = {d: _TRANSPOSED.get(d, d) if transposed else d for d in DIRECTIONS}
         plans = {name: chosen(direction, facts) for name, direction in directions.items()}
-        if self._next and (kernel := self._next.pop()) is not None:
-            plans["forward"] = Plan(kernel, "all in one call, where no gradient is wanted")
+        if self._next and (plan := self._next.pop()) is not None:
+            plans["forward"] = plan
         convolution = Convolution(
             tuple(x.shape),
             tuple(weight.shape),

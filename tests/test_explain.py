@@ -95,6 +95,26 @@ def test_nothing_to_multiply() -> None:
     assert found.convolutions[0].saved == 0
 
 
+@pytest.mark.skipif("triton" not in available("cuda"), reason="triton is not installed")
+def test_launches_of_a_chain() -> None:
+    """On CUDA, in half precision: one while the maps fit into the cache."""
+    module = ContextModule(21).to(torch.bfloat16)
+
+    def why(op: Any, *args: Any) -> set[str]:
+        return {c.kernels["forward"].why for c in explain(op, *args, device="cuda").convolutions}
+
+    x, w = meta(1, 21, 64, 64, dtype=torch.bfloat16), meta(21, 21, 3, 3, dtype=torch.bfloat16)
+    for found in (why(module, x), why(ops.context_module2d, x, [w] * 3, None, (1, 2, 4))):
+        (reason,) = found
+        assert reason.startswith("one launch for all layers: two maps and a layer's weights are")
+        assert reason.endswith("and stay in the L2 cache, where no gradient is wanted")
+    (reason,) = why(module, meta(8, 21, 512, 1024, dtype=torch.bfloat16))
+    assert reason.startswith("a launch for each layer: two maps and a layer's weights are")
+    assert "above half of the L2 cache" in reason
+    for found in (why(ContextModule(21), x.float()), why(ops.atrous_pyramid2d, x, [w], None, (1,))):
+        assert not any("launch" in reason for reason in found)
+
+
 # ------------------------------------------------------------------------------ modules
 
 

@@ -28,6 +28,7 @@ class Configuration:
     num_warps: int
     num_stages: int
     speed: float  # of the matrix units with these tiles, against the largest in half precision
+    resident: int = 1  # programs of a multiprocessor that are to run at once; proven by compiling
 
 
 _HALF = (
@@ -52,6 +53,21 @@ TABLE: dict[tuple[str, str], tuple[Configuration, ...]] = {
     ("grad_weight", "bfloat16"): _HALF[:6],
     ("grad_weight", "float16"): _HALF[:6],
     ("grad_weight", "float32"): _SINGLE,
+}
+# Of one launch for all layers of a context module; block_k divides block_n.
+_CONTEXT = (
+    Configuration(64, 32, 32, 4, 4, 0.25, resident=4),
+    Configuration(64, 64, 64, 4, 4, 0.55, resident=2),
+    Configuration(128, 64, 64, 4, 4, 0.75),
+    Configuration(128, 128, 64, 8, 3, 1.0),
+)
+CONTEXT: dict[str, tuple[Configuration, ...]] = {
+    "bfloat16": _CONTEXT,
+    "float16": _CONTEXT,
+    "float32": (
+        Configuration(64, 32, 32, 4, 3, 0.07, resident=2),
+        Configuration(64, 64, 32, 4, 3, 0.12, resident=2),
+    ),
 }
 
 
@@ -81,13 +97,21 @@ ALIGNMENT = 16  # of channels: an even number of 16-byte vectors
 MOST_UNALIGNED = 64 * 64
 
 # A model of time that only ranks: its unit is one multiplication and addition at speed 1.
-_PROGRAM = 4e6  # starting, filling the pipeline, storing a tile
+_PROGRAM = 4e6  # starting, filling the pipeline, storing a tile: while neighbours multiply
 _PARTIAL = 400  # an element of a tile written in float32, and read
-_SECOND = 9e6  # another launch
+LAUNCH = 9e6  # another one
 
 
 def cut(kind: str, dtype: str, products: tuple[Product, ...], programs: int) -> Cut:
     """The tiles and pieces that take least time where `programs` tiles are multiplied at once."""
+    return _best(kind, dtype, products, programs)[1]
+
+
+def least_time(kind: str, dtype: str, products: tuple[Product, ...], programs: int) -> float:
+    return _best(kind, dtype, products, programs)[0]
+
+
+def _best(kind: str, dtype: str, products: tuple[Product, ...], programs: int) -> tuple[float, Cut]:
     best: tuple[float, Cut] | None = None
     for c in TABLE[kind, dtype]:
         if not fits(c, products):
@@ -100,11 +124,11 @@ def cut(kind: str, dtype: str, products: tuple[Product, ...], programs: int) -> 
                 span = max(8, -(-total // (rounds * programs)))
                 options.append(tuple(max(1, -(-p.steps(c) // span)) for p in products))
         for pieces in dict.fromkeys(options):
-            time = _time(products, c, pieces, programs)
+            time = modelled(products, c, pieces, programs)
             if best is None or time < best[0]:
                 best = time, Cut(c, pieces)
     assert best is not None
-    return best[1]
+    return best
 
 
 def fits(c: Configuration, products: tuple[Product, ...]) -> bool:
@@ -112,16 +136,16 @@ def fits(c: Configuration, products: tuple[Product, ...]) -> bool:
     return not (unaligned and c.block_m * c.block_n > MOST_UNALIGNED)
 
 
-def _time(
+def modelled(
     products: tuple[Product, ...], c: Configuration, pieces: tuple[int, ...], programs: int
 ) -> float:
     area = c.block_m * c.block_n
-    step = area * c.block_k / c.speed
+    step, start = area * c.block_k / c.speed, _PROGRAM / c.resident
     items = [
-        (-(-p.steps(c) // s) * step + _PROGRAM + (_PARTIAL * area if s > 1 else 0), p.tiles(c) * s)
+        (-(-p.steps(c) // s) * step + start + (_PARTIAL * area if s > 1 else 0), p.tiles(c) * s)
         for p, s in zip(products, pieces, strict=True)
     ]
-    second = _SECOND if max(pieces, default=1) > 1 else 0.0
+    second = LAUNCH if max(pieces, default=1) > 1 else 0.0
     return makespan(items, programs) + second
 
 

@@ -16,7 +16,7 @@ is one product for each tap, over its live positions.
 import triton
 import triton.language as tl
 
-from .triton_tiles import AREA, FIRST, PIECES, SLOT, WIDTH, M, N, find_row, keep, position, store
+from .triton_tiles import AREA, SLOT, WIDTH, M, N, find_tile, keep, position, store, stretch
 from .triton_work import DENSE, GRAD_WEIGHT
 
 INPUT = tl.constexpr(DENSE.index("input"))
@@ -38,6 +38,42 @@ LIVE_WIDTH = tl.constexpr(GRAD_WEIGHT.index("live_width"))
 GRAD_WEIGHT_COLUMNS = tl.constexpr(len(GRAD_WEIGHT))
 
 
+@triton.jit
+def multiply(
+    x, weight, row, m, n, piece, pieces, C, in_image, in_line, in_column,
+    WHOLE: tl.constexpr, INDEX: tl.constexpr, DOT_DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Rows m, columns n of a product: a piece of its sum over taps and channels."""
+    last_m, last_n = tl.load(row + M) - 1, tl.load(row + N) - 1
+    area, width = tl.load(row + AREA), tl.load(row + WIDTH)
+    first = position(tl.minimum(m, last_m), area, width, in_image, in_line, in_column)
+    c = tl.arange(0, BLOCK_K)
+    x_tile = (first + tl.load(row + INPUT)).to(INDEX)[:, None] * C + c[None, :]
+    w_taps = tl.load(row + WEIGHT) + tl.minimum(n, last_n) * tl.load(row + WEIGHT_CHANNEL)
+    w_tile = w_taps[:, None] * C + c[None, :]
+    tap_columns = tl.load(row + TAP_COLUMNS)
+    x_line, x_column = tl.load(row + ROW_RATE).to(INDEX), tl.load(row + COLUMN_RATE).to(INDEX)
+    w_line, w_column = tl.load(row + WEIGHT_ROW), tl.load(row + WEIGHT_COLUMN)
+    k_blocks = tl.cdiv(C, BLOCK_K)
+
+    sums = tl.zeros([m.shape[0], n.shape[0]], tl.float32)
+    begin, end = stretch(tl.load(row + TAPS) * k_blocks, piece, pieces)
+    for step in range(begin, end):
+        tap, at = step // k_blocks, step % k_blocks * BLOCK_K
+        i, j = tap // tap_columns, tap % tap_columns
+        x_step = x + ((i * x_line + j * x_column) * C + at)
+        w_step = weight + ((i * w_line + j * w_column) * C + at)
+        if WHOLE:
+            a, b = tl.load(x_step + x_tile), tl.load(w_step + w_tile)
+        else:
+            inside = (at + c < C)[None, :]
+            a = tl.load(x_step + x_tile, mask=inside, other=0.0)
+            b = tl.load(w_step + w_tile, mask=inside, other=0.0)
+        a, b = a.to(DOT_DTYPE), b.to(DOT_DTYPE)
+        sums = tl.dot(a, tl.trans(b), sums, input_precision="tf32x3")  # of float32 only
+    return sums
+
+
 @triton.jit(do_not_specialize=["in_image", "in_line", "out_image", "out_line"])
 def dense_kernel(
     x,
@@ -50,6 +86,7 @@ def dense_kernel(
     table,
     C,
     channels,  # of y
+    filled,  # channels of y from here on are 0; None: there are none
     in_image,  # positions of x from an image to the next; an output line, an output column
     in_line,
     in_column,
@@ -66,47 +103,16 @@ def dense_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """A tile of positions x output channels, or a piece of its sum over taps and channels."""
-    program = tl.program_id(0)
-    row = find_row(table, program, ROWS, DENSE_COLUMNS)
-    item = program - tl.load(row + FIRST)
-    pieces = tl.load(row + PIECES)
-    last_m, last_n = tl.load(row + M) - 1, tl.load(row + N) - 1
-    tile, piece = item // pieces, item % pieces
-    blocks = last_n // BLOCK_N + 1
-    m = tile // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    area, width = tl.load(row + AREA), tl.load(row + WIDTH)
-    first = position(tl.minimum(m, last_m), area, width, in_image, in_line, in_column)
-    c = tl.arange(0, BLOCK_K)
-    x_tile = (first + tl.load(row + INPUT)).to(INDEX)[:, None] * C + c[None, :]
-    w_taps = tl.load(row + WEIGHT) + tl.minimum(n, last_n) * tl.load(row + WEIGHT_CHANNEL)
-    w_tile = w_taps[:, None] * C + c[None, :]
-    tap_columns = tl.load(row + TAP_COLUMNS)
-    x_line, x_column = tl.load(row + ROW_RATE).to(INDEX), tl.load(row + COLUMN_RATE).to(INDEX)
-    w_line, w_column = tl.load(row + WEIGHT_ROW), tl.load(row + WEIGHT_COLUMN)
-    k_blocks = tl.cdiv(C, BLOCK_K)
-    steps = tl.load(row + TAPS) * k_blocks
-
-    sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    length = tl.cdiv(steps, pieces)
-    for step in range(piece * length, tl.minimum(steps, (piece + 1) * length)):
-        tap = step // k_blocks
-        i, j = tap // tap_columns, tap % tap_columns
-        begin = step % k_blocks * BLOCK_K
-        x_step = x + ((i * x_line + j * x_column) * C + begin)
-        w_step = weight + ((i * w_line + j * w_column) * C + begin)
-        if WHOLE:
-            a, b = tl.load(x_step + x_tile), tl.load(w_step + w_tile)
-        else:
-            inside = (begin + c < C)[None, :]
-            a = tl.load(x_step + x_tile, mask=inside, other=0.0)
-            b = tl.load(w_step + w_tile, mask=inside, other=0.0)
-        a, b = a.to(DOT_DTYPE), b.to(DOT_DTYPE)
-        sums = tl.dot(a, tl.trans(b), sums, input_precision="tf32x3")  # of float32 only
-
+    row, item, m, n, piece, pieces = find_tile(
+        table, tl.program_id(0), ROWS, DENSE_COLUMNS, BLOCK_M, BLOCK_N
+    )
+    sums = multiply(
+        x, weight, row, m, n, piece, pieces, C, in_image, in_line, in_column,
+        WHOLE, INDEX, DOT_DTYPE, BLOCK_K,
+    )  # fmt: skip
     if pieces == 1:
         store(
-            sums, row, m, n, bias, scale, shift, y, channels, out_image, out_line, 1,
+            sums, row, m, n, bias, scale, shift, y, channels, filled, out_image, out_line, 1,
             RELU, ALIGNED, INDEX,
         )  # fmt: skip
     elif partial is not None:
@@ -136,22 +142,16 @@ def grad_weight_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """A tile of output channels x channels for one tap, or a piece of its sum over positions."""
-    program = tl.program_id(0)
-    row = find_row(table, program, ROWS, GRAD_WEIGHT_COLUMNS)
-    item = program - tl.load(row + FIRST)
-    pieces = tl.load(row + PIECES)
-    tile, piece = item // pieces, item % pieces
-    blocks = tl.cdiv(C, BLOCK_N)
-    m = tile // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, item, m, n, piece, pieces = find_tile(
+        table, tl.program_id(0), ROWS, GRAD_WEIGHT_COLUMNS, BLOCK_M, BLOCK_N
+    )
     x_first, grad_first = tl.load(row + TAP_INPUT), tl.load(row + TAP_OUTPUT)
     area, width = tl.load(row + LIVE_AREA), tl.load(row + LIVE_WIDTH)
     positions = tl.load(row + POSITIONS)
-    steps = tl.cdiv(positions, BLOCK_K)
 
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    length = tl.cdiv(steps, pieces)
-    for step in range(piece * length, tl.minimum(steps, (piece + 1) * length)):
+    begin, end = stretch(tl.cdiv(positions, BLOCK_K), piece, pieces)
+    for step in range(begin, end):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         live = (k < positions)[:, None]
         of_grad = (grad_first + position(k, area, width, out_image, out_line, 1)).to(INDEX)
@@ -164,6 +164,6 @@ def grad_weight_kernel(
         sums = tl.dot(tl.trans(a), b, sums, input_precision="tf32x3")  # of float32 only
 
     if pieces == 1:
-        store(sums, row, m, n, None, None, None, out, C, 0, 0, taps, False, True, tl.int32)
+        store(sums, row, m, n, None, None, None, out, C, None, 0, 0, taps, False, True, tl.int32)
     elif partial is not None:
         keep(partial, tl.load(row + SLOT) + item, sums, BLOCK_M, BLOCK_N)

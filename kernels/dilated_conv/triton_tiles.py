@@ -29,6 +29,28 @@ def find_row(table, program, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def find_tile(
+    table, program, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Of a program: row; its number in it; rows, columns of the product; its piece, of how many."""
+    row = find_row(table, program, ROWS, COLUMNS)
+    item = program - tl.load(row + FIRST)
+    pieces = tl.load(row + PIECES)
+    tile, blocks = item // pieces, tl.cdiv(tl.load(row + N), BLOCK_N)
+    m = tile // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    return row, item, m, n, item % pieces, pieces
+
+
+@triton.jit
+def stretch(steps, piece, pieces):
+    """The steps of a sum that are a piece's: the first, and one behind the last."""
+    length = tl.cdiv(steps, pieces)
+    return piece * length, tl.minimum(steps, (piece + 1) * length)
+
+
+@triton.jit
 def position(m, area, width, image, row, column):
     """Of row m of a product: images, lines and their elements lie that far apart."""
     line = m % area
@@ -37,10 +59,10 @@ def position(m, area, width, image, row, column):
 
 @triton.jit
 def store(
-    sums, row, m, n, bias, scale, shift, y, channels, image, line, column,
-    RELU: tl.constexpr, ALIGNED: tl.constexpr, INDEX: tl.constexpr,
+    sums, row, m, n, bias, scale, shift, y, channels, filled, image, line, column, relu,
+    ALIGNED: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """y [positions, channels] at rows m, columns n of a product."""
+    """y [positions, channels] at rows m, columns n of a product; 0 in columns from `filled` on."""
     last, channel = tl.load(row + N), tl.load(row + CHANNEL)
     if ALIGNED:  # else every element would be stored alone
         last, channel = tl.multiple_of(last, 16), tl.multiple_of(channel, 16)
@@ -52,8 +74,10 @@ def store(
         sums *= tl.load(scale + n, mask=inside, other=0.0).to(tl.float32)[None, :]
     if shift is not None:
         sums += tl.load(shift + n, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if RELU:
+    if relu:
         sums = tl.where(sums < 0, 0.0, sums)  # NaN stays
+    if filled is not None:  # an infinity times a weight of 0 that pads is NaN: it goes no further
+        sums = tl.where((n < filled)[None, :], sums, 0.0)
     at = position(m, tl.load(row + AREA), tl.load(row + WIDTH), image, line, column)
     at = (at + tl.load(row + OUT)).to(INDEX) * channels
     mask = (m < tl.load(row + M))[:, None] & inside[None, :]
@@ -75,6 +99,7 @@ def sum_pieces_kernel(
     shift,
     y,
     channels,
+    filled,  # columns of y from here on are 0; None: there are none
     image,  # positions from an image to the next, a line, an element
     line,
     column,
@@ -91,7 +116,6 @@ def sum_pieces_kernel(
     program = tl.program_id(0)
     row = find_row(table, program, ROWS, COLUMNS)
     pieces = tl.load(row + PIECES)
-    blocks = tl.cdiv(tl.load(row + N), BLOCK_N)
     item = program - tl.load(row + FIRST)
     tile = item // (BLOCK_M // SUM_ROWS)
     rows = item % (BLOCK_M // SUM_ROWS) * SUM_ROWS + tl.arange(0, SUM_ROWS)
@@ -101,8 +125,10 @@ def sum_pieces_kernel(
     for _ in range(pieces):
         sums += tl.load(partial + cells)
         partial += BLOCK_M * BLOCK_N
+    blocks = tl.cdiv(tl.load(row + N), BLOCK_N)
     m = tile // blocks * BLOCK_M + rows
     n = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     store(
-        sums, row, m, n, bias, scale, shift, y, channels, image, line, column, RELU, ALIGNED, INDEX
-    )
+        sums, row, m, n, bias, scale, shift, y, channels, filled, image, line, column, RELU,
+        ALIGNED, INDEX,
+    )  # fmt: skip

@@ -91,6 +91,14 @@ def cover(axis: Axis) -> list[Span]:
 
 def dense(branches: Sequence[Branch], batch: int, channels: int, dtype: str, programs: int) -> Work:
     """Of convolutions side by side: weights [O, taps, C] one after another."""
+    products, facts = rectangles(branches, batch, channels)
+    return scheduled(products, facts, cut("dense", dtype, tuple(products), programs))
+
+
+def rectangles(
+    branches: Sequence[Branch], batch: int, channels: int
+) -> tuple[list[Product], list[tuple[int, ...]]]:
+    """A product for each of them; what its row says from "area" on."""
     products, facts = [], []
     weight = channel = 0
     for branch in branches:
@@ -102,7 +110,7 @@ def dense(branches: Sequence[Branch], batch: int, channels: int, dtype: str, pro
                 facts.append(_rectangle(branch, rows, columns, weight, channel))
         channel += branch.channels
         weight += branch.channels * _taps(branch.geometry)
-    return _work(products, facts, cut("dense", dtype, tuple(products), programs))
+    return products, facts
 
 
 def _taps(geometry: Geometry) -> int:
@@ -112,7 +120,6 @@ def _taps(geometry: Geometry) -> int:
 def _rectangle(
     branch: Branch, rows: Span, columns: Span, weight: int, channel: int
 ) -> tuple[int, ...]:
-    """From "area" on."""
     r, c = branch.geometry
     area, width = len(rows.outputs) * len(columns.outputs), len(columns.outputs)
     out = rows.outputs.start * c.output + columns.outputs.start
@@ -165,10 +172,10 @@ def grad_weight(
                     max(1, len(columns)),
                 )
             )
-    return _work(products, facts, cut("grad_weight", dtype, tuple(products), programs))
+    return scheduled(products, facts, cut("grad_weight", dtype, tuple(products), programs))
 
 
-def _work(products: Sequence[Product], facts: Sequence[tuple[int, ...]], plan: Cut) -> Work:
+def scheduled(products: Sequence[Product], facts: Sequence[tuple[int, ...]], plan: Cut) -> Work:
     c, pieces = plan
 
     def length(i: int) -> int:
@@ -188,9 +195,9 @@ def _work(products: Sequence[Product], facts: Sequence[tuple[int, ...]], plan: C
     return Work(c, tuple(table), first, tuple(sums), sum_first, slot)
 
 
-def padded(table: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """With rows that no program belongs to, to a power of two."""
-    rows = 16
+def padded(table: Sequence[tuple[int, ...]], least: int = 16) -> list[tuple[int, ...]]:
+    """With rows that no program belongs to, to a power of two and `least` of them."""
+    rows = least
     while rows < len(table):
         rows *= 2
     columns = len(table[0])

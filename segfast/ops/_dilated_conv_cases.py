@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import triton.language as tl
 
 from segfast._triton_resources import Case
 from segfast.kernels.dilated_conv.triton_configurations import (
+    CONTEXT,
     DEPTHWISE,
     MOST_TAPS,
     SUM_ROWS,
@@ -17,6 +19,8 @@ from segfast.kernels.dilated_conv.triton_configurations import (
     Product,
     fits,
 )
+from segfast.kernels.dilated_conv.triton_context import context_kernel
+from segfast.kernels.dilated_conv.triton_context_work import BLOCK
 from segfast.kernels.dilated_conv.triton_dense import dense_kernel, grad_weight_kernel
 from segfast.kernels.dilated_conv.triton_depthwise import (
     depthwise_grad_weight_kernel,
@@ -28,8 +32,9 @@ from segfast.kernels.dilated_conv.triton_work import DENSE
 
 FUNCTIONS = {"dense": dense_kernel, "grad_weight": grad_weight_kernel}
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-MAPS = {"x", "y", "weight", "bias", "grad", "out"}
+MAPS = {"x", "y", "weight", "bias", "grad", "out", "parameters", "maps", "packed"}
 FLOATS = {"scale", "shift", "partial"}
+TABLES = {"table", "arrived", "products", "layers"}
 # Channels that tiles divide, everything after the sum; others, a bias after it, offsets in int64
 # (launchers pad channels that are read; few tiles serve odd ones that are written).
 VARIANTS = ("whole", "ragged")
@@ -40,6 +45,10 @@ def cases() -> Iterator[Case]:
         for chosen in tiles:
             for variant in VARIANTS:
                 yield _dense(kernel, dtype, chosen, variant)
+    for dtype, tiles in CONTEXT.items():
+        for chosen in tiles:
+            for variant in VARIANTS:
+                yield _context(dtype, chosen, variant)
     yield _sum_pieces()
     for dtype in SHORT:
         for channels_last in (False, True):
@@ -52,24 +61,49 @@ def cases() -> Iterator[Case]:
 def _dense(kernel: str, dtype: str, chosen: Configuration, variant: str) -> Case:
     whole = variant == "whole"
     aligned = whole or kernel == "grad_weight" or not fits(chosen, (Product(1, 1, 1, 1),))
-    constants: dict[str, Any] = {
-        "INDEX": tl.int32 if whole else tl.int64,
+    constants = {"INDEX": tl.int32 if whole else tl.int64, **_tiles(chosen, dtype)}
+    if kernel == "dense":
+        constants |= {"RELU": whole, "WHOLE": whole, "ALIGNED": aligned}
+    if not whole:
+        absent = {"scale", "shift", "partial", "filled"} & set(FUNCTIONS[kernel].arg_names)
+        constants |= dict.fromkeys(absent)
+    multiples = {"O", "C"} | ({"channels"} if aligned else set())
+    name = _title(kernel, dtype, chosen, variant)
+    return _case(name, FUNCTIONS[kernel], dtype, constants, multiples, _options(chosen), True)
+
+
+def _context(dtype: str, chosen: Configuration, variant: str) -> Case:
+    constants = {
+        **_tiles(chosen, dtype),
+        **_contiguous(variant == "whole", "x"),
+        "LAYER_ROWS": 16,
+        "BLOCK": BLOCK,
+    }
+    # In channels_last, of channels without a rest; planes with one.
+    multiples = {"C", "x_image", "x_line", "x_column"} if variant == "whole" else set()
+    options = {**_options(chosen), "launch_cooperative_grid": True}
+    name = _title("context", dtype, chosen, variant)
+    case = _case(name, context_kernel, dtype, constants, multiples, options, True)
+    return replace(case, resident=chosen.resident)
+
+
+def _title(kernel: str, dtype: str, c: Configuration, variant: str) -> str:
+    tile = f"{c.block_m}x{c.block_n}x{c.block_k}"
+    return f"{kernel} {dtype} {tile} warps {c.num_warps} stages {c.num_stages} {variant}"
+
+
+def _options(chosen: Configuration) -> dict[str, int]:
+    return {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
+
+
+def _tiles(chosen: Configuration, dtype: str) -> dict[str, Any]:
+    return {
         "DOT_DTYPE": getattr(tl, dtype),
         "ROWS": 16,
         "BLOCK_M": chosen.block_m,
         "BLOCK_N": chosen.block_n,
         "BLOCK_K": chosen.block_k,
     }
-    if kernel == "dense":
-        constants |= {"RELU": whole, "WHOLE": whole, "ALIGNED": aligned}
-    if not whole:
-        absent = {"scale", "shift", "partial"} & set(FUNCTIONS[kernel].arg_names)
-        constants |= dict.fromkeys(absent)
-    tile = f"{chosen.block_m}x{chosen.block_n}x{chosen.block_k}"
-    options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
-    name = f"{kernel} {dtype} {tile} warps {chosen.num_warps} stages {chosen.num_stages} {variant}"
-    multiples = {"O", "C"} | ({"channels"} if aligned else set())
-    return _case(name, FUNCTIONS[kernel], dtype, constants, multiples, options, True)
 
 
 def _sum_pieces() -> Case:
@@ -143,7 +177,7 @@ def _case(
         elif argument in FLOATS:
             types[argument] = "*fp32"
         else:
-            types[argument] = "*i32" if argument == "table" else "i32"
+            types[argument] = "*i32" if argument in TABLES else "i32"
     pointers = {argument for argument, kind in types.items() if kind.startswith("*")}
     aligned = frozenset(pointers | (multiples & set(types)))
     return Case(name, kernel, types, constants, aligned, options, matrix)

@@ -31,7 +31,9 @@ def available() -> bool:
 def served_by() -> str:
     if not has_triton():
         return "PyTorch: triton is not installed"
-    return "triton_dense.py, triton_depthwise.py (float64, other groups: PyTorch)"
+    return (
+        "triton_dense.py, triton_depthwise.py, triton_context.py (float64, other groups: PyTorch)"
+    )
 
 
 @functools.cache

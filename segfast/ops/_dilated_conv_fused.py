@@ -1,8 +1,9 @@
 """Several dilated convolutions in one call of the kernels, where nothing differentiates.
 
 The pyramid's branches: on the CPU by csrc/cpu/dilated_conv_dense.cpp, on CUDA in one Triton launch;
-the context module's layers on CUDA with their ReLU. Elsewhere, and where a gradient, a compiler or
-torch.func looks on, they are composed of convolutions (dilated_conv.py).
+the context module's layers on CUDA in one launch, or in one each with its ReLU. Elsewhere, and
+where a gradient, a compiler or torch.func looks on, they are composed of convolutions
+(dilated_conv.py).
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.kernels.dilated_conv.triton_context_work import Layer
+from segfast.kernels.dilated_conv.triton_context_work import choose as choose_launches
 from segfast.ops import _check
 from segfast.ops._autocast import autocast
+from segfast.ops._dilated_conv_chip import chip
 from segfast.ops._dilated_conv_cuda import launchers
 from segfast.ops._dilated_conv_geometry import (
     Branch,
@@ -25,7 +29,7 @@ from segfast.ops._dilated_conv_geometry import (
     require_layers,
 )
 from segfast.ops._dilated_conv_kernels import available, choose, problem
-from segfast.ops._dilated_conv_plan import Problem, candidates
+from segfast.ops._dilated_conv_plan import Plan, Problem, candidates
 from segfast.ops._dilated_conv_prepared import look_up
 from segfast.ops._function import Remembered, compiled, needs_graph, observer, watched
 from segfast.ops._layout import dense
@@ -111,7 +115,7 @@ def context_module(
     def decide(plain: bool) -> str:
         layers = require_layers(x, weights, biases, dilations)
         if not plain:
-            return _observed(_kernel_of_context, x, layers)
+            return _observed(_kernel_of_context, x, layers, _launches)
         return _kernel_of_context(autocast(x), layers)
 
     if not (_is_list(weights) and _is_list(dilations) and (biases is None or _is_list(biases))):
@@ -124,12 +128,29 @@ def context_module(
     return dense(launchers().context_module(*arguments, list(dilations)), like=arguments[0])
 
 
-def _observed(kernel_of: Callable[..., str], x: Tensor, branches: list[Branch]) -> str:
+def _observed(
+    kernel_of: Callable[..., str], x: Tensor, branches: list[Branch],
+    how: Callable[[Tensor, list[Branch]], str] = lambda *_: "all in one call",
+) -> str:  # fmt: skip
     """Composed; `segfast.explain` is told what would serve."""
     if (looks_on := observer()) is not None:
-        kernel = kernel_of(autocast(x), branches, looks_on.device)
-        looks_on.together(len(branches), None if kernel == _COMPOSED else kernel)
+        kernel, plan = kernel_of(autocast(x), branches, looks_on.device), None
+        if kernel != _COMPOSED:
+            plan = Plan(kernel, f"{how(autocast(x), branches)}, where no gradient is wanted")
+        looks_on.together(len(branches), plan)
     return _COMPOSED
+
+
+def _launches(x: Tensor, layers: list[Branch]) -> str:
+    """Of a context module's layers on CUDA, whose facts are those of the device that is there."""
+    chain = [
+        Layer(w.shape[1], w.shape[0], (w.shape[2], w.shape[3]), rate, bias is not None)
+        for w, bias, rate in layers
+    ]
+    size, dtype = (x.shape[2], x.shape[3]), str(x.dtype).removeprefix("torch.")
+    choice = choose_launches(chain, x.shape[0], size, dtype, chip(torch.device("cuda")))
+    number = "one launch for all layers" if choice.configuration else "a launch for each layer"
+    return f"{number}: {choice.why}"
 
 
 def _is_list(values: Any) -> bool:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -25,16 +23,15 @@ from segfast.kernels.dilated_conv.triton_dense import dense_kernel, grad_weight_
 from segfast.kernels.dilated_conv.triton_tiles import sum_pieces_kernel
 from segfast.kernels.dilated_conv.triton_work import Branch, Work
 from segfast.ops._dilated_conv_plan import Strides
+from segfast.ops._dilated_conv_triton_context import one_launch
 from segfast.ops._dilated_conv_triton_depthwise import depthwise, depthwise_grad_weight
+from segfast.ops._dilated_conv_triton_tables import (
+    DOT_DTYPES,
+    dtype_name,
+    require_no_capture,
+    upload,
+)
 from segfast.ops._triton import index_type, multiprocessors, on_device
-
-# The interpreter's bfloat16 is wrong: it multiplies the rounded numbers in float32.
-DOT_DTYPES = {
-    torch.bfloat16: tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16,
-    torch.float16: tl.float16,
-    torch.float32: tl.float32,
-}
-
 
 # ------------------------------------------------------------------------------ tables
 
@@ -47,25 +44,11 @@ class _Launch(NamedTuple):
 
 @functools.cache
 def _launch(make: Callable[..., Work], device: torch.device, *facts: Any) -> _Launch:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "segfast: a dilated convolution of new sizes cannot be recorded in a CUDA graph; "
-            "call it once before"
-        )
+    require_no_capture(device)
     work = make(*facts, multiprocessors(device))
-
-    def tensor(rows: Sequence[tuple[int, ...]]) -> Tensor:
-        return torch.tensor(triton_work.padded(rows), dtype=torch.int32, device=device)
-
-    # Inductor takes all that a thread allocates before its CUDA graphs from a pool of theirs, which
-    # may hold nothing for good: another thread allocates.
-    with ThreadPoolExecutor(1) as thread:
-        tables = list(thread.map(tensor, filter(None, (work.table, work.sums))))
+    rows = map(triton_work.padded, filter(None, (work.table, work.sums)))
+    tables = upload(device, *rows)
     return _Launch(work, tables[0], tables[1] if work.sums else None)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # ------------------------------------------------------------------------------ dense
@@ -101,6 +84,7 @@ def _sum_pieces(
     partial: Tensor | None,
     epilogue: Sequence[Tensor | None],  # bias, scale, shift
     out: Tensor,  # [..., channels]
+    filled: int | None,
     steps: tuple[int, int, int],  # positions from an image to the next, a line, an element
     **options: Any,
 ) -> None:
@@ -112,6 +96,7 @@ def _sum_pieces(
         *epilogue,
         out,
         out.shape[-1],
+        filled,
         *steps,
         **options,
         ROWS=launch.sums.shape[0],
@@ -131,6 +116,7 @@ def _dense(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     relu: bool = False,
+    filled: int | None = None,  # channels of y from here on are 0
 ) -> Tensor:  # [N, Ho, Wo, sum O]
     batch, height, width, channels = x.shape
     rows, columns = branches[0].geometry
@@ -138,7 +124,7 @@ def _dense(
     y = x.new_empty((batch, out_height, out_width, sum(b.channels for b in branches)))
     if not y.numel():
         return y
-    launch = _launch(triton_work.dense, x.device, branches, batch, channels, _name(x.dtype))
+    launch = _launch(triton_work.dense, x.device, branches, batch, channels, dtype_name(x))
     partial, c = _partial(launch, x), launch.work.configuration
     epilogue = bias, scale, shift
     options = {
@@ -156,6 +142,7 @@ def _dense(
             launch.table,
             channels,
             y.shape[3],
+            filled,
             height * width,
             stride[0] * width,
             stride[1],
@@ -167,7 +154,7 @@ def _dense(
             **_tiles(launch),
         )
         steps = (out_height * out_width, out_width, 1)
-        _sum_pieces(launch, partial, epilogue, y, steps, **options)
+        _sum_pieces(launch, partial, epilogue, y, filled, steps, **options)
     return y
 
 
@@ -178,7 +165,7 @@ def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
     taps = rows.taps * columns.taps
     out = x.new_empty((outputs, taps, channels))
     launch = _launch(
-        triton_work.grad_weight, x.device, geometry, batch, (outputs, channels), _name(x.dtype)
+        triton_work.grad_weight, x.device, geometry, batch, (outputs, channels), dtype_name(x)
     )
     partial = _partial(launch, x)
     with on_device(x):
@@ -201,7 +188,7 @@ def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
             **_tiles(launch),
         )
         _sum_pieces(
-            launch, partial, (None,) * 3, out, (0, 0, taps),
+            launch, partial, (None,) * 3, out, None, (0, 0, taps),
             RELU=False, ALIGNED=True, INDEX=tl.int32,
         )  # fmt: skip
     return out
@@ -271,19 +258,23 @@ def context_module(
     biases: Sequence[Tensor | None],
     dilations: Sequence[int],
 ) -> Tensor:  # in channels_last
-    """A launch for each layer, its ReLU included; channels stay padded from layer to layer.
+    """One launch for all layers where that is faster, else one for each, its ReLU included."""
+    y = one_launch(x, weights, biases, dilations)
+    return layer_by_layer(x, weights, biases, dilations) if y is None else y
 
-    One launch for all would need a barrier for the whole grid, which Triton lacks, or one program
-    for each image, which is slower than the launches it saves (66 us of one multiprocessor).
-    """
+
+def layer_by_layer(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], dilations: Sequence[int]
+) -> Tensor:
+    """As context_module; channels stay padded, with zeros, from layer to layer."""
     x = _positions_first(x)
     layers = list(zip(weights, biases, dilations, strict=True))
     for i, (w, bias, rate) in enumerate(layers):
-        missing = -w.shape[0] % ALIGNMENT
+        filled, missing = None, -w.shape[0] % ALIGNMENT
         if missing:
+            filled = w.shape[0]
             w = F.pad(w, (0, 0, 0, 0, 0, 0, 0, missing))
             bias = None if bias is None else F.pad(bias, (0, missing))
-        x = _dense(
-            x, _positions_first(w), (_same(x, w, rate),), bias=bias, relu=i + 1 < len(layers)
-        )
+        branches, relu = (_same(x, w, rate),), i + 1 < len(layers)
+        x = _dense(x, _positions_first(w), branches, bias=bias, relu=relu, filled=filled)
     return x[..., : weights[-1].shape[0]].permute(0, 3, 1, 2)

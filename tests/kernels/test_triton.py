@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -81,3 +82,12 @@ def test_problems_are_seen() -> None:
     assert large.problem == "shared memory above 163 KiB"
     assert resources.read(case(), 90, fine, "HMMA", 200 * 1024).problem == ""
     assert resources.read(case(), 90, "nothing", "", 0).problem
+    two = replace(case(), resident=2)  # of four warps
+    for registers, shared, columns, room in (
+        (128, 0, 0, 4), (248, 0, 0, 2), (255, 0, 0, 2), (32, 100 * 1024, 0, 2),
+        (32, 0, 256, 2), (32, 120 * 1024, 0, 1), (32, 0, 512, 1),
+    ):  # fmt: skip
+        usage = f"REG:{registers} STACK:0 SHARED:0 LOCAL:0"
+        found = resources.read(two, 100, usage, "HMMA", shared, columns)
+        assert found.resident == room
+        assert found.problem == ("" if room > 1 else "room for 1 programs, not 2")

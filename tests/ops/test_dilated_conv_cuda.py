@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from segfast.kernels.dilated_conv.triton_configurations import CONTEXT
 from segfast.ops import (
     _dilated_conv_fused,
     _dilated_conv_kernels,
     _dilated_conv_plan,
     _dilated_conv_prepared,
+    context_module2d,
     dilated_conv2d,
 )
 from segfast.ops._dilated_conv_cuda import launchers, served_by
@@ -229,23 +232,81 @@ def test_pyramid(channels: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_as_good_as(found, formula(torch.float64), single, terms=9 * 128)
 
 
-def test_context_module() -> None:
+def chain(classes: int, dtype: torch.dtype, batch: int = 2) -> tuple[Any, ...]:
+    """x, weights, biases and rates of a context module, on the CPU."""
     torch.manual_seed(0)
     rates, kernels = (1, 1, 2, 4, 8, 16, 1, 1), (3,) * 7 + (1,)
-    x = torch.rand(2, 21, 64, 64)
-    weights = [torch.randn(21, 21, k, k) / 10 for k in kernels]
-    biases = [torch.randn(21) for _ in kernels]
+    x = torch.rand(batch, classes, 64, 64).to(dtype)
+    weights = [torch.randn(classes, classes, k, k).div(10).to(dtype) for k in kernels]
+    return x, weights, [torch.randn(classes).to(dtype) for _ in kernels], rates
 
-    def formula(dtype: torch.dtype) -> Tensor:
-        y = x.to(dtype)
-        for i, (w, b, r) in enumerate(zip(weights, biases, rates, strict=True)):
-            y = same_sized(y.relu() if i else y, w.to(dtype), b.to(dtype), r)
-        return y
 
-    found = launchers().context_module(
-        x.to(DEVICE), [w.to(DEVICE) for w in weights], [b.to(DEVICE) for b in biases], rates
-    )
-    assert_as_good_as(found, formula(torch.float64), formula(torch.float32), terms=7 * 189)
+def on_gpu(x: Tensor, weights: list[Tensor], biases: list[Tensor], rates: Any) -> tuple[Any, ...]:
+    return x.to(DEVICE), [w.to(DEVICE) for w in weights], [b.to(DEVICE) for b in biases], rates
+
+
+def context_formula(
+    dtype: torch.dtype, rounded: torch.dtype, x: Tensor, weights: Any, biases: Any, rates: Any
+) -> Tensor:
+    """In `dtype`, maps between layers and at the end in `rounded`."""
+    y = x.to(dtype)
+    for i, (w, b, r) in enumerate(zip(weights, biases, rates, strict=True)):
+        y = same_sized(y.relu() if i else y, w.to(dtype), b.to(dtype), r).to(rounded).to(dtype)
+    return y.to(rounded)
+
+
+LAUNCHES = ("one_launch", "layer_by_layer")
+
+
+@dtypes(torch.float32, *HALF)
+@pytest.mark.parametrize("how", LAUNCHES)
+@pytest.mark.parametrize("classes", [21, 64])
+def test_context_module(classes: int, how: str, dtype: torch.dtype) -> None:
+    given = chain(classes, dtype)
+    found = getattr(launchers(), how)(*on_gpu(*given))
+    assert found is not None
+    truth = context_formula(torch.float64, torch.float64, *given)
+    single = context_formula(torch.float32, dtype, *given)
+    assert_as_good_as(found, truth, single, terms=8 * 9 * classes)
+
+
+@dtypes(torch.float32, *HALF)
+def test_every_configuration_of_one_launch(dtype: torch.dtype) -> None:
+    """All programs resident, whatever their tiles: a launch of too many is refused by CUDA."""
+    given = chain(40, dtype, batch=16)
+    device, expected = on_gpu(*given), context_formula(torch.float32, dtype, *given)
+    truth = context_formula(torch.float64, torch.float64, *given)
+    for tiles in CONTEXT[str(dtype).removeprefix("torch.")]:
+        found = launchers().one_launch(*device, tiles)
+        assert_as_good_as(found, truth, expected, terms=8 * 360, label=str(tiles))
+
+
+def test_one_launch_twenty_times() -> None:
+    """Each program waits for all others before every layer: else a map is read too early."""
+    device = on_gpu(*chain(21, torch.bfloat16, batch=8))
+    first = launchers().one_launch(*device)
+    for _ in range(19):
+        assert torch.equal(first, launchers().one_launch(*device))
+    streams = [torch.cuda.Stream() for _ in range(2)]  # each launch has a counter of its own
+    torch.cuda.synchronize()
+    results = []
+    for i in range(20):
+        with torch.cuda.stream(streams[i % 2]):
+            results.append(launchers().one_launch(*device))
+    torch.cuda.synchronize()
+    assert all(torch.equal(first, result) for result in results)
+
+
+def test_one_launch_in_a_graph() -> None:
+    x, *rest = on_gpu(*chain(21, torch.bfloat16))
+    context_module2d(x, *rest)  # compiles, and copies tables to the device
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        recorded = context_module2d(x, *rest)
+    for _ in range(3):  # the counter starts at 0 each time
+        x.copy_(torch.rand_like(x))
+        graph.replay()
+        assert torch.equal(recorded, context_module2d(x, *rest))
 
 
 def test_the_current_stream_is_used() -> None:

@@ -94,7 +94,7 @@ PIECES = Case(1, 1, 48, 20, (2, 150), (1, 6), (1, 1), (0, 3), (1, 1))
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Sums are cut into as many pieces as they may be."""
-    for cost in ("_PROGRAM", "_PARTIAL", "_SECOND"):
+    for cost in ("_PROGRAM", "_PARTIAL", "LAUNCH"):
         monkeypatch.setattr(triton_configurations, cost, 0.0)
     launchers._launch.cache_clear()
     yield
