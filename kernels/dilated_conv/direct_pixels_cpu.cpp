@@ -1,6 +1,7 @@
 // Direct depthwise convolution of maps [N, H, W, C], and its input's gradient: a pixel's sum over
 // its live taps, for vectors of channels.
 #include "direct_pixels.h"
+#include "direct_typed.h"
 
 namespace segfast {
 namespace SEGFAST_ISA {
@@ -165,11 +166,7 @@ int64_t items(const DilatedConv& p, Direction direction) {
 
 int64_t scratch(const DilatedConv& p, Direction direction) {
   if (direction == Direction::grad_weight) return pixels_grad_weight_scratch(p);
-  Arena arena(nullptr);
-  by_dtype(p.dtype, [&](auto element, auto sum) {
-    Scratch<decltype(element), decltype(sum)>(p, direction == Direction::grad_input, &arena);
-  });
-  return arena.used();
+  return bytes_of<Scratch>(p, direction == Direction::grad_input);
 }
 
 // [kh kw, G]
@@ -185,23 +182,17 @@ void arrange(const DilatedConv& p, const void* weight, void* arranged) {
 
 void forward(const DilatedConv& p, const void* x, const void* weights, const void* bias, void* y,
              int64_t begin, int64_t end, void* memory) {
-  Arena arena(memory);
-  by_dtype(p.dtype, [&](auto element, auto sum) {
-    using S = decltype(element);
-    using T = decltype(sum);
-    correlate_rows(p, false, static_cast<const S*>(x), static_cast<const T*>(weights),
-                   static_cast<const S*>(bias), static_cast<S*>(y), begin, end, &arena);
+  with_maps(p.dtype, x, weights, bias, y, [&](auto x, auto weights, auto bias, auto y) {
+    Arena arena(memory);
+    correlate_rows(p, false, x, weights, bias, y, begin, end, &arena);
   });
 }
 
 void grad_input(const DilatedConv& p, const void* grad, const void* weights, void* x, int64_t begin,
                 int64_t end, void* memory) {
-  Arena arena(memory);
-  by_dtype(p.dtype, [&](auto element, auto sum) {
-    using S = decltype(element);
-    using T = decltype(sum);
-    correlate_rows(p, true, static_cast<const S*>(grad), static_cast<const T*>(weights),
-                   static_cast<const S*>(nullptr), static_cast<S*>(x), begin, end, &arena);
+  with_maps(p.dtype, grad, weights, nullptr, x, [&](auto grad, auto weights, auto none, auto x) {
+    Arena arena(memory);
+    correlate_rows(p, true, grad, weights, none, x, begin, end, &arena);
   });
 }
 

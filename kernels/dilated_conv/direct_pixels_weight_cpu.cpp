@@ -1,6 +1,7 @@
 // The weight's gradient for maps [N, H, W, C], one channel per group: products of pixels, summed in
 // registers over a run of a row, then over the rows of a chunk; chunks are merged in their order.
 #include "direct_pixels.h"
+#include "direct_typed.h"
 
 namespace segfast {
 namespace SEGFAST_ISA {
@@ -154,21 +155,13 @@ int64_t pixels_grad_weight_items(const DilatedConv& p) {
   return Chunks(p).count * channel_blocks(p);
 }
 
-int64_t pixels_grad_weight_scratch(const DilatedConv& p) {
-  Arena arena(nullptr);
-  by_dtype(p.dtype,
-           [&](auto element, auto sum) { Scratch<decltype(element), decltype(sum)>(p, &arena); });
-  return arena.used();
-}
+int64_t pixels_grad_weight_scratch(const DilatedConv& p) { return bytes_of<Scratch>(p); }
 
 void pixels_grad_weight(const DilatedConv& p, const void* grad, const void* x, void* sums,
                         int64_t begin, int64_t end, void* memory) {
-  Arena arena(memory);
-  by_dtype(p.dtype, [&](auto element, auto sum) {
-    using S = decltype(element);
-    using T = decltype(sum);
-    grad_weight_of(p, static_cast<const S*>(grad), static_cast<const S*>(x), static_cast<T*>(sums),
-                   begin, end, &arena);
+  with_sums(p.dtype, grad, x, sums, [&](auto grad, auto x, auto sums) {
+    Arena arena(memory);
+    grad_weight_of(p, grad, x, sums, begin, end, &arena);
   });
 }
 

@@ -4,6 +4,7 @@
 //
 // All taps of a rectangle of positions at once: g is read once, x from cache.
 #include "direct_planes.h"
+#include "direct_typed.h"
 
 namespace segfast {
 namespace SEGFAST_ISA {
@@ -164,21 +165,13 @@ void grad_weight_of(const DilatedConv& p, const S* grads, const S* maps, T* sums
 
 }  // namespace
 
-int64_t planes_grad_weight_scratch(const DilatedConv& p) {
-  Arena arena(nullptr);
-  by_dtype(p.dtype,
-           [&](auto element, auto sum) { Scratch<decltype(element), decltype(sum)>(p, &arena); });
-  return arena.used();
-}
+int64_t planes_grad_weight_scratch(const DilatedConv& p) { return bytes_of<Scratch>(p); }
 
 void planes_grad_weight(const DilatedConv& p, const void* grad, const void* x, void* sums,
                         int64_t begin, int64_t end, void* memory) {
-  Arena arena(memory);
-  by_dtype(p.dtype, [&](auto element, auto sum) {
-    using S = decltype(element);
-    using T = decltype(sum);
-    grad_weight_of(p, static_cast<const S*>(grad), static_cast<const S*>(x), static_cast<T*>(sums),
-                   begin, end, &arena);
+  with_sums(p.dtype, grad, x, sums, [&](auto grad, auto x, auto sums) {
+    Arena arena(memory);
+    grad_weight_of(p, grad, x, sums, begin, end, &arena);
   });
 }
 

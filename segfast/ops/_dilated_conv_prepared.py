@@ -44,9 +44,11 @@ def look_up(
     """decide(...), remembered; what it raises is not, and the answer must be true."""
     found = key = None
     if not (torch.compiler.is_compiling() or tracing()):  # where sizes are symbols
-        with_types: list[Any] = [arguments, *[_type(argument) for argument in arguments]]
+        types: tuple[Any, ...] = tuple(map(type, arguments))
+        if tuple in types:
+            types = tuple([_type(argument) for argument in arguments])
         try:
-            key = _key(tensors, with_types)
+            key = _key(tensors, [arguments, types])
             found = memory.get(key)
         except (TypeError, RuntimeError):  # lists have no hash, sparse tensors no strides
             key = None

@@ -44,3 +44,16 @@ def test_other_layouts_are_refused(call: str, kind: str) -> None:
     name = call.split()[1].replace("[", r"\[")
     with pytest.raises(TypeError, match=rf"{name}.* must be an ordinary .*got {kind} "):
         CALLS[call](KINDS[kind](torch.ones(2, 2, 1, 1) if "weight" in call else X))
+
+
+def test_what_is_remembered_covers_no_other_call() -> None:
+    """Equal numbers of other types, and autocast, are other calls."""
+    x, weight, pair = torch.ones(1, 2, 4, 4), torch.ones(2, 2, 1, 1), (1, 1)
+    expected = ops.dilated_conv2d(x, weight, None, 1, 0, pair)
+    for rate in (True, 1.0, (1, True), (1.0, 1)):
+        with pytest.raises(TypeError, match=r"^dilation must be an integer"):
+            ops.dilated_conv2d(x, weight, None, 1, 0, rate)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.dilated_conv2d(x, weight, None, 1, 0, pair).dtype == torch.bfloat16
+    assert torch.equal(ops.dilated_conv2d(x, weight, None, 1, 0, pair), expected)
+    assert torch.equal(ops.dilated_conv2d(x[..., ::2], weight), expected[..., ::2])
