@@ -55,6 +55,9 @@ class Problem(NamedTuple):
     def rate(self) -> int:
         return max(axis.dilation for axis in self.geometry)
 
+    def strided(self) -> bool:
+        return any(axis.stride > 1 for axis in self.geometry)
+
     def live_share(self) -> float:
         return self.geometry.live_pairs() / max(1, self.geometry.pairs())
 
@@ -128,6 +131,8 @@ def torch_beats_direct(direction: Direction, problem: Problem) -> str | None:
     if problem.in_channels == 8 and problem.out_channels % 8 == 0:
         if direction == "grad_weight" and problem.out_channels <= CPU.eights_weight_outputs:
             beaten = problem.rate() == 1
+        elif direction == "grad_input" and problem.strided():
+            beaten = False
         else:
             most_live = problem.live_share() > CPU.eights_live
             beaten = most_live or problem.out_channels > CPU.eights_outputs
@@ -145,7 +150,7 @@ def _torch_beats_depthwise(direction: Direction, problem: Problem) -> str | None
         large = rate <= most and problem.map_elements() >= elements
         beaten = large and kind == ("forward", 3)
         return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
-    if max(rows.stride, columns.stride) > 1:
+    if problem.strided():
         beaten = rate <= CPU.depthwise_strided.get(kind, 0)
         return "PyTorch has a kernel for low rates, faster with a stride" if beaten else None
     most, width = CPU.depthwise_narrow.get(kind, (0, 0))
@@ -168,12 +173,12 @@ def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: boo
     if problem.dtype != "float32":
         return None
     rows, columns = problem.geometry
-    if problem.in_channels < min(CPU.dense_inputs, problem.out_channels):
-        if direction == "grad_input" or problem.in_channels == 1 or problem.rate() == 1:
+    if (inputs := problem.in_channels) < problem.out_channels:
+        few = inputs < CPU.dense_inputs and min(inputs, problem.rate()) == 1
+        if few or (direction == "grad_input" and inputs <= CPU.dense_inputs):
             return "too few input channels for a product of matrices"
-        return None
     ragged = problem.in_channels % 8 or problem.out_channels % 8  # PyTorch pads them
-    if direction in CPU.dense_live and rows.stride == columns.stride == 1 and not ragged:
+    if direction in CPU.dense_live and not problem.strided() and not ragged:
         large = max(rows.taps, columns.taps) > 3
         most_live = CPU.dense_live_large if large else CPU.dense_live[direction]
         if (live := problem.live_share()) > most_live:

@@ -23,15 +23,16 @@ class Cpu(NamedTuple):
     # result together.
     depthwise_last: tuple[int, int]
     # Groups of eight input channels and a multiple of eight outputs: above this share of live
-    # products, or this many outputs; the weight's gradient of up to so many outputs at rate 1 only.
+    # products, or this many outputs, but not the input's gradient with a stride; the weight's
+    # gradient of up to so many outputs at rate 1 only.
     eights_live: float
     eights_outputs: int
     eights_weight_outputs: int
     # Products of matrices: above this share of live products, with larger kernels than 3x3 this.
     dense_live: Mapping[Direction, float]
     dense_live_large: float
-    # With fewer input channels than this, and more outputs than inputs: the input's gradient, and
-    # all at rate 1 or with one input channel.
+    # With fewer input channels than this, and more outputs than inputs: all at rate 1 or with one
+    # input channel; with as many, too, the input's gradient.
     dense_inputs: int
 
 
@@ -45,7 +46,6 @@ CPU = Cpu(  # measured on AVX2 (Zen 3), with one thread and two; serves every pr
         ("forward", 7): (1, 80),
         ("grad_input", 5): (1, 24),
         ("grad_input", 7): (1, 64),
-        ("grad_weight", 3): (1, 24),
     },
     depthwise_strided={
         ("forward", 3): 4,

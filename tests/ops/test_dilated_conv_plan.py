@@ -41,6 +41,8 @@ def served(given: Problem, available: frozenset[str] = ALL) -> tuple[str, ...]:
         (problem((3, 64), 1), ("torch", "torch", "torch")),
         (problem((3, 64), 2), ("dense", "torch", "dense")),
         (problem((1, 64), 2), ("torch", "torch", "torch")),
+        (problem((8, 64), 6), ("dense", "torch", "dense")),
+        (problem((16, 64), 6), ("dense", "dense", "dense")),
         (problem((64, 64), 1, taps=7), ("torch", "torch", "dense")),  # 90 % are live
         (problem((64, 64), 2, taps=5), ("dense", "dense", "dense")),  # 86 %
         (problem((2, 2), 6), ("dense", "dense", "dense")),
@@ -80,6 +82,7 @@ def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
         (problem((1, 1), 1, groups=64, taps=7), ("torch", "torch", "direct")),
         (problem((8, 4), 1, groups=32), ("direct", "direct", "direct")),
         (problem((8, 8), 1, groups=32), ("torch", "torch", "torch")),
+        (problem((8, 8), 1, groups=32, stride=2), ("torch", "direct", "torch")),
         (problem((8, 16), 2, groups=32), ("torch", "torch", "direct")),
         (problem((8, 16), 6, groups=32), ("direct", "direct", "direct")),  # 77 % are live
         (problem((8, 64), 12, groups=32), ("torch", "torch", "torch")),
