@@ -19,6 +19,7 @@ Tensor run(const Tensor& logits, const T* belief, T* states, int64_t kept, const
   Terms<T> terms(lattices, convs, size, way, kernels);
   Tensor out = torch::stable::empty_like(logits);
   want_huge_pages(mutable_data<T>(out), sizeof(T) * out.numel());
+  want_huge_pages(states, sizeof(T) * kept * logits.numel());
   MeanField<T> m{};
   terms.enter(size, &m);
   m.logits = data<T>(logits);

@@ -80,6 +80,7 @@ std::vector<Tensor> run(const Reversal& r, const CrfSizes& size) {
   }
   const int64_t count = r.logits.numel(), upstreams = r.upstream.size(0);
   Tensor out = torch::stable::empty_like(r.logits);
+  want_huge_pages(mutable_data<T>(out), sizeof(T) * count);
   std::memset(mutable_data<T>(out), 0, sizeof(T) * count);
   const T* upstream = data<T>(r.upstream);
   MixingGradients<T> gradients(mixings.data(), r.weights ? mixings.size() : 0, size);

@@ -93,6 +93,7 @@ def pull_back(
     """
     if record.iterations > 0 and record.engine.undefined:
         return [upstream.new_tensor(math.nan)] * len(wanted)
+    upstream = upstream.contiguous()
     moves = {"spatial": wanted[4], "bilateral": wanted[1] or wanted[5] or wanted[6]}
     moved = {name: _Moved(name, record) for name in record.terms if moves[name]}
     engine, weights = record.engine, wanted[2] or wanted[3]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
+from functools import reduce
 from typing import Any, NoReturn
 
 import torch
@@ -125,6 +126,29 @@ class KeptMeanField(Function):
 
         found = _KeptBackward.apply(run, grad, *tensors)
         return None, *_given(found, wanted, 0)
+
+
+class Belief(Function):
+    """softmax over the labels of [..., L, H, W], with the same bits for any number of threads.
+
+    PyTorch's own depends on it down the columns, and its gradient along rows, too.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: Tensor) -> Tensor:
+        return scores.movedim(-3, -1).contiguous().softmax(-1).movedim(-1, -3).contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (belief,) = ctx.saved_tensors
+        along = reduce(torch.add, (grad * belief).unbind(-3))
+        return belief * (grad - along.unsqueeze(-3))
 
 
 def _given(

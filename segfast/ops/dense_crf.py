@@ -22,6 +22,8 @@ from segfast.ops import _check, _dense_crf_grad
 from segfast.ops._dense_crf_exact_cuda import has_triton
 from segfast.ops._dense_crf_exact_cuda import served_by as exact_served_by
 from segfast.ops._dense_crf_op import Options
+from segfast.ops._dense_crf_terms import mix
+from segfast.ops._function import call
 
 METHODS = ("lattice", "exact", "auto")
 SPATIAL = ("conv", "lattice")
@@ -212,7 +214,7 @@ def mean_field(
         steps = steps[:, 0]
     if not return_steps:
         return steps[0]
-    beliefs = torch.softmax(steps, dim=-3)
+    beliefs = call(_dense_crf_grad.Belief, steps)
     scores = steps[-1] if iterations > 0 else (logits[0] if unbatched else logits).clone()
     if return_belief:
         scores = beliefs[-1] if iterations > 0 else torch.softmax(scores, dim=-3)
@@ -314,7 +316,8 @@ def _mixing(weight: Tensor, compatibility: Tensor | None) -> Tensor:
     if compatibility is None:
         return w
     mu = compatibility.double()  # [L, L]
-    return -(mu @ w) if w.dim() == 2 else -(mu * w)  # mu diag(w) scales mu's columns
+    # (a matrix product would sum in an order of its own; mu diag(w) scales mu's columns)
+    return -mix(mu, w) if w.dim() == 2 else -(mu * w)
 
 
 def _checked_weight(name: str, weight: Weight, labels: int, logits: Tensor) -> Tensor:
