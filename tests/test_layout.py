@@ -31,7 +31,7 @@ FORBIDDEN = {
         "segfast.models",
         "segfast.compat",
         "segfast.cli",
-    ),  # fmt: skip
+    ),
     "segfast/nn": ("segfast.models", "segfast.compat", "segfast.cli"),
     "segfast/losses": ("segfast.nn", "segfast.models", "segfast.compat", "segfast.cli"),
     "segfast/models": ("segfast.compat", "segfast.cli"),

@@ -261,8 +261,8 @@ def served_by() -> dict[str, str]:
     copied = f"copied to the CPU: {cpu}"
     exact = exact_served_by() if has_triton() else copied
     lattice = "lattice.cu, mean_field.cu" if available() else copied
-    same = exact == lattice
-    return {"cpu": cpu, "cuda": copied if same else f"exact: {exact}; lattice: {lattice}"}
+    cuda = copied if exact == lattice else f"exact: {exact}; lattice: {lattice}"
+    return {"cpu": cpu, "cuda": cuda}
 
 
 # --- checks -------------------------------------------------------------------------------------
