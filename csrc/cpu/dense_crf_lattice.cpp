@@ -126,7 +126,8 @@ std::vector<Tensor> lattice_build(const Tensor& features, const Tensor& range, i
   check_tensor(features, dtype, features.numel(), "features");
   check_tensor(range, ScalarType::Double, 2 * dims, "range");
   KeyLayout layout;
-  const double limit = dtype == ScalarType::Float ? 1 << 22 : 1 << 30;  // rounding stays exact
+  const double limit =
+      dtype == ScalarType::Float ? kCoordinateLimit<float> : kCoordinateLimit<double>;
   STD_TORCH_CHECK(plan_keys(data<double>(range), data<double>(range) + dims, static_cast<int>(dims),
                             limit, &layout),
                   "features reach too far for their dtype");

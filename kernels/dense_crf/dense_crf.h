@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "lattice_plan.h"
+
 namespace segfast {
 
 constexpr int kMaxFeatures = 32;
@@ -68,10 +70,6 @@ struct LatticeKernels {
                        int64_t begin, int64_t end, int row, T* received);
 };
 
-// scale_i of the embedding, i in [0, d). sqrt(2/3) (d + 1) is rounded to T first, as in the
-// published code: positions on the border of a simplex then fall to the same side.
-template <typename T>
-T lattice_scale(int dims, int i);
 // Pixels are splatted band by band into a table of the band's own; the bands are merged in their
 // order. They depend on the sizes alone, so any number of threads gives the same bits.
 int64_t band_count(int64_t pixels, int64_t width);

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "divide.cuh"
+#include "lanes.cuh"
 #include "launch.cuh"
 #include "max_unpool_cuda.h"
 
@@ -18,29 +19,12 @@ namespace segfast {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kUnit = 16;  // bytes of the widest access
 
 // ------------------------------------------------------------------------------------ elements
 
 // What sums and comparisons are made in.
 template <typename T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <typename T, int V>
-struct alignas(sizeof(T) * V) Lanes {
-  T at[V];
-};
-template <typename T>
-constexpr int kLanes = kUnit / sizeof(T);
-
-template <int V, typename T>
-__device__ Lanes<T, V> load(const T* from) {
-  return *reinterpret_cast<const Lanes<T, V>*>(from);
-}
-template <int V, typename T>
-__device__ void store(T* to, const Lanes<T, V>& v) {
-  *reinterpret_cast<Lanes<T, V>*>(to) = v;
-}
 
 template <int V, typename T, int N>
 __device__ void load_by(const T* from, T (&to)[N]) {
