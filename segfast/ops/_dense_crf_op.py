@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
-from segfast.ops import _dense_crf_exact_cuda, _dense_crf_exact_grad, _dense_crf_exact_op
+from segfast.ops import (
+    _dense_crf_batch,
+    _dense_crf_exact_cuda,
+    _dense_crf_exact_grad,
+    _dense_crf_exact_op,
+)
 from segfast.ops._dense_crf_backward import Record, filter_gradients, pull_back
 from segfast.ops._dense_crf_engine import Engine, filter_features, warn_if_slow
 from segfast.ops._dense_crf_terms import PairwiseTerm
@@ -31,16 +36,19 @@ OPTIONS = (
     " bool keep_steps, bool softmax"
 )
 FILTER = "Tensor values, Tensor features, str method, str normalization, float tolerance"
-torch.library.define("segfast::gaussian_filter", f"({FILTER}) -> Tensor")
-torch.library.define("segfast::mean_field", f"({TENSORS}, {OPTIONS}) -> Tensor")
+# Room for the vertices of a lattice on CUDA, see segfast.ops.gaussian_filter.
+CAPACITY = "int? capacity"
+torch.library.define("segfast::gaussian_filter", f"({FILTER}, {CAPACITY}=None) -> Tensor")
+torch.library.define("segfast::mean_field", f"({TENSORS}, {OPTIONS}, {CAPACITY}=None) -> Tensor")
 # Gradients of the tensors that are wanted; empty ones of the others.
 torch.library.define(
     "segfast::_gaussian_filter_backward",
-    f"(Tensor grad, {FILTER}, bool[] wanted) -> (Tensor, Tensor)",
+    f"(Tensor grad, {FILTER}, {CAPACITY}, bool[] wanted) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "segfast::_mean_field_backward",
-    f"(Tensor grad, {TENSORS}, {OPTIONS}, bool[] wanted) -> ({', '.join(['Tensor'] * 7)})",
+    f"(Tensor grad, {TENSORS}, {OPTIONS}, {CAPACITY}, bool[] wanted)"
+    f" -> ({', '.join(['Tensor'] * 7)})",
 )
 NAMES = [argument.split()[1] for argument in TENSORS.split(", ")]
 
@@ -52,8 +60,11 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 @torch.library.impl("segfast::gaussian_filter", "default")
 @torch.autocast("cpu", enabled=False)  # all arithmetic stays in float32 or float64
 def _gaussian_filter(
-    values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float
-) -> Tensor:
+    values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float,
+    capacity: int | None = None,
+) -> Tensor:  # fmt: skip
+    if _dense_crf_batch.serves(values, method):
+        return _dense_crf_batch.gaussian_filter(values, features, normalization, capacity)
     if _dense_crf_exact_cuda.serves(values, method):
         return _dense_crf_exact_cuda.gaussian_filter(values, features, normalization, tolerance)
     dtype = _compute_dtype(values.dtype)
@@ -68,13 +79,16 @@ def _gaussian_filter(
 @torch.autocast("cpu", enabled=False)
 def _gaussian_filter_backward(
     grad: Tensor, values: Tensor, features: Tensor, method: str, normalization: str,
-    tolerance: float, wanted: Sequence[bool],
+    tolerance: float, capacity: int | None, wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     if _dense_crf_exact_cuda.serves(values, method):
         options = (normalization, tolerance, wanted[1])
         both = _dense_crf_exact_grad.gaussian_filter(grad, values, features, *options)
         kept = [x if w else None for x, w in zip(both, wanted, strict=True)]
         return as_given(kept, (values, features))
+    if _dense_crf_batch.serves(values, method) and not wanted[1]:
+        g = _dense_crf_batch.gaussian_filter(grad, features, normalization, capacity, True)
+        return as_given([g if wanted[0] else None, None], (values, features))
     dtype = _compute_dtype(values.dtype)
     g, v, f = (x.to("cpu", dtype) for x in (grad, values, features))
     found = [torch.zeros_like(x) if w else None for x, w in zip((v, f), wanted, strict=True)]
@@ -97,6 +111,7 @@ class Options:
     tolerance: float
     keep_steps: bool
     softmax: bool
+    capacity: int | None = None
 
 
 class Problem:
@@ -199,7 +214,28 @@ def _deviations(name: str, sigma: Tensor) -> Tensor:
 @torch.autocast("cpu", enabled=False)
 def _mean_field(*arguments: Any) -> Tensor:
     """Scores [1, B, L, H, W] (their softmax if asked for); scores of all steps if `keep_steps`."""
-    return refine(Problem(arguments[:7], Options(*arguments[7:])))[0]
+    tensors, options = arguments[:7], Options(*arguments[7:])
+    if not _dense_crf_batch.serves(tensors[0], options.method):
+        return refine(Problem(tensors, options))[0]
+    _dense_crf_batch.require_capacity(options.capacity)
+    model = _batch_model(tensors, options)
+    if options.capacity is None:  # a look at the numbers waits for them
+        _warn_about_inputs(tensors[0], model.image, model.color_sigma)
+    return _dense_crf_batch.mean_field(
+        tensors[0], model, options.iterations, options.keep_steps, options.softmax
+    )
+
+
+def _batch_model(tensors: Sequence[Tensor], options: Options) -> _dense_crf_batch.Model:
+    _, image, *parameters = tensors
+    spatial, bilateral, color = (
+        _deviations(name, sigma).tolist()
+        for name, sigma in zip(NAMES[4:], parameters[2:], strict=True)
+    )
+    return _dense_crf_batch.Model(
+        image, [m.detach() for m in parameters[:2]], spatial, bilateral, color,
+        options.normalization, options.spatial, options.capacity,
+    )  # fmt: skip
 
 
 def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tensor, list[Record]]:
@@ -225,10 +261,18 @@ def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tens
 @torch.autocast("cpu", enabled=False)
 def _mean_field_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *rest, wanted = arguments
-    problem = Problem(rest[:7], Options(*rest[7:]))
-    if _dense_crf_exact_cuda.serves(problem.logits, problem.options.method):
-        return as_given(_dense_crf_exact_op.gradients(problem, grad, wanted), rest[:7])
-    return as_given(problem.gradients(grad, wanted), rest[:7])
+    tensors, options = rest[:7], Options(*rest[7:])
+    places = any(wanted[i] for i in (1, 4, 5, 6))
+    if not places and _dense_crf_batch.serves(tensors[0], options.method):
+        model = _batch_model(tensors, options)
+        logits, mixings = _dense_crf_batch.mean_field_gradients(
+            grad, tensors[0], model, options.iterations, options.softmax, wanted[2:4]
+        )
+        return as_given([logits if wanted[0] else None, None, *mixings, *[None] * 3], tensors)
+    problem = Problem(tensors, options)
+    if _dense_crf_exact_cuda.serves(problem.logits, options.method):
+        return as_given(_dense_crf_exact_op.gradients(problem, grad, wanted), tensors)
+    return as_given(problem.gradients(grad, wanted), tensors)
 
 
 def as_given(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -162,6 +162,28 @@ def exact_kernel(features: Tensor, normalization: str, tolerance: float) -> Kern
     return Kernel(raw, raw, features, normalization, moments)
 
 
+def separable_gaussian(
+    shape: tuple[int, int], sigma: tuple[float, float], normalization: str, dtype: torch.dtype,
+    device: torch.device, slope: int | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """What `NativeTerms.convolution` gives."""
+    taps: list[Tensor] = []
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    for axis, (size, s) in enumerate(zip(shape, sigma, strict=True)):
+        radius = int(min(CONV_RADIUS[dtype] * s, size - 1))  # the product may be inf
+        r = torch.arange(radius + 1, dtype=torch.float64, device=device)
+        tap = torch.exp(-0.5 * (r / s) ** 2)
+        # n = K 1 is an outer product: per axis, the taps that stay inside.
+        sums = torch.cat([tap, tap.new_zeros(max(0, size - 1 - radius))]).cumsum(0)  # [size]
+        norm = sums + sums.flip(0) - 1
+        scales = in_out_scales(norm, normalization)
+        for kept, scale in zip((before, after), scales, strict=True):
+            kept.append(torch.ones_like(norm) if scale is None else scale)
+        taps.append(tap * (r / s) ** 2 / s if axis == slope else tap)
+    return [x.to(dtype) for x in (*taps, *before, *after)]
+
+
 class NativeTerms:
     """Lattice and convolution terms as the tensor lists that segfast::_mean_field takes."""
 
@@ -232,21 +254,9 @@ class NativeTerms:
         ``slope``: the taps of the derivative by the sigma of that axis instead.
         """
         assert self.shape is not None
-        taps: list[Tensor] = []
-        before: list[Tensor] = []
-        after: list[Tensor] = []
-        for axis, (size, s) in enumerate(zip(self.shape, sigma, strict=True)):
-            radius = int(min(CONV_RADIUS[self.like.dtype] * s, size - 1))  # the product may be inf
-            r = torch.arange(radius + 1, dtype=torch.float64)
-            tap = torch.exp(-0.5 * (r / s) ** 2)
-            # n = K 1 is an outer product: per axis, the taps that stay inside.
-            sums = torch.cat([tap, tap.new_zeros(max(0, size - 1 - radius))]).cumsum(0)  # [size]
-            norm = sums + sums.flip(0) - 1
-            scales = in_out_scales(norm, normalization)
-            for kept, scale in zip((before, after), scales, strict=True):
-                kept.append(torch.ones(size) if scale is None else scale)
-            taps.append(tap * (r / s) ** 2 / s if axis == slope else tap)
-        return [x.to(self.like.dtype) for x in (*taps, *before, *after)]
+        return separable_gaussian(
+            self.shape, sigma, normalization, self.like.dtype, self.like.device, slope
+        )
 
     def _lattice(self, term: PairwiseTerm) -> list[Tensor]:
         assert term.features is not None

@@ -19,6 +19,7 @@ from torch import Tensor
 from segfast._native import native
 from segfast.kernels.dense_crf.reference import NORMALIZATIONS
 from segfast.ops import _check, _dense_crf_grad
+from segfast.ops._dense_crf_batch import available
 from segfast.ops._dense_crf_exact_cuda import has_triton
 from segfast.ops._dense_crf_exact_cuda import served_by as exact_served_by
 from segfast.ops._dense_crf_op import Options
@@ -43,6 +44,7 @@ def gaussian_filter(
     method: str = "exact",
     normalization: str = "none",
     tolerance: float = 1e-7,
+    capacity: int | None = None,
 ) -> Tensor:
     r"""Gaussian filter in an arbitrary feature space.
 
@@ -59,6 +61,9 @@ def gaussian_filter(
             ``"symmetric"`` n^-1/2 K (n^-1/2 v).
         tolerance: exact method only. Far tiles are skipped as long as the kernel mass dropped per
             row is proven to be at most this: \|y - exact\| <= tolerance * max\|v\|. 0 skips none.
+        capacity: for the lattice on CUDA: how many vertices there is room for, in all images
+            together; otherwise one wait finds out how many there are, which a CUDA graph cannot.
+            Where it does not suffice the result is NaN. At most B N (F + 1) are needed.
 
     Returns:
         [B, C, N], the dtype and device of ``values``. Differentiable once, in reverse mode: values
@@ -97,7 +102,10 @@ def gaussian_filter(
     _check.require_choice("normalization", normalization, NORMALIZATIONS)
     tolerance = _check.not_negative("tolerance", tolerance)
     method = resolve_method(method, values.shape[2], normalization)
-    return _dense_crf_grad.gaussian_filter(values, features, method, normalization, tolerance)
+    _check_capacity(capacity)
+    return _dense_crf_grad.gaussian_filter(
+        values, features, method, normalization, tolerance, capacity
+    )
 
 
 def mean_field(
@@ -117,6 +125,7 @@ def mean_field(
     tolerance: float = 1e-7,
     return_steps: bool = False,
     return_belief: bool = False,
+    capacity: int | None = None,
 ) -> Any:
     r"""Mean-field inference in a fully connected CRF with Gaussian edge potentials.
 
@@ -149,6 +158,9 @@ def mean_field(
         return_steps: also return the state after each iteration.
         return_belief: return the belief Q = softmax(scores) over the labels in place of the scores;
             faster than a softmax afterwards, and not rounded to half precision before it.
+        capacity: room for the vertices of a lattice on CUDA, see :func:`gaussian_filter`; F is
+            C + 2. With it nothing waits for the device and nothing warns, so that CUDA graphs can
+            be recorded (after a call that was not).
 
     Returns:
         scores [B, L, H, W] before the softmax (or the belief), in the dtype of ``logits``; with
@@ -202,11 +214,12 @@ def mean_field(
                 f"got {_check.describe(compatibility)}"
             )
         _require_same_device("compatibility", compatibility, "logits", logits)
+    _check_capacity(capacity)
     mixings = [_mixing(weight, compatibility) for weight in weights]
     method = resolve_method(method, logits.shape[2] * logits.shape[3], normalization)
     options = Options(
         iterations, normalization, method, spatial, tolerance, return_steps,
-        return_belief and not return_steps,
+        return_belief and not return_steps, capacity,
     )  # fmt: skip
     tensors = (logits, image, *mixings, *sigmas)
     steps = _dense_crf_grad.mean_field(tensors, options)  # [S, B, L, H, W]
@@ -246,12 +259,19 @@ def served_by() -> dict[str, str]:
         else f"mean_field_cpu.cpp, lattice_cpu.cpp, exact_cpu.cpp ({module.instruction_set()})"
     )
     copied = f"copied to the CPU: {cpu}"
-    if not has_triton():
+    exact = exact_served_by() if has_triton() else copied
+    lattice = "mean_field.cu, lattice.cu" if available() else copied
+    if exact == lattice:
         return {"cpu": cpu, "cuda": copied}
-    return {"cpu": cpu, "cuda": f"exact: {exact_served_by()}; lattice: {copied}"}
+    return {"cpu": cpu, "cuda": f"exact: {exact}; lattice: {lattice}"}
 
 
 # --- checks -------------------------------------------------------------------------------------
+
+
+def _check_capacity(capacity: int | None) -> None:
+    if capacity is not None:
+        _check.require_count("capacity", capacity)
 
 
 def _require_same_device(name: str, value: Tensor, other: str, like: Tensor) -> None:
@@ -299,7 +319,7 @@ def _checked_sigma(name: str, sigma: Sigma, count: int, like: Tensor) -> Tensor:
     """[1] or [count] in float64. Whether a tensor is positive is looked at where it is used."""
     if not isinstance(sigma, Tensor):
         numbers = _check.positive_floats(name, sigma, count)
-        return torch.tensor(numbers, dtype=torch.float64, device=like.device)
+        return torch.tensor(numbers, dtype=torch.float64)  # on a GPU one would wait for them
     if not sigma.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor, got {_check.describe(sigma)}")
     if sigma.dim() > 1 or (sigma.numel() != 1 and sigma.numel() != count):
