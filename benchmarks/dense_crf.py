@@ -2,6 +2,7 @@
 
     pytest benchmarks/dense_crf.py --benchmark-json=dense_crf.json       # all, about five minutes
     pytest benchmarks/dense_crf.py -k small                              # seconds
+    pytest benchmarks/dense_crf.py -k cuda                               # on a GPU
     python -m benchmarks.report dense_crf.json                           # table and plot
 
 Each test is one workload at one thread count. Correctness comes first: a provider that disagrees
@@ -17,6 +18,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import _common, _measure, report
 from benchmarks._dense_crf.gates import gates
@@ -31,7 +33,15 @@ SECONDS = 8.0  # of timing per row; at least three rounds
 PART_ROUNDS = 3  # rounds at one iteration, from which set-up and iteration are told apart
 NOTES = "GB/s counts belief and logits only; Gpair/s counts all N^2 pairs, skipped ones too."
 ROWS = [
-    pytest.param(workload, threads, id=f"{workload.name}-{threads}t")
+    pytest.param(
+        workload,
+        threads,
+        id=f"{workload.name}-{threads}t",
+        marks=pytest.mark.skipif(
+            workload.name.startswith("cuda") and not torch.cuda.is_available(),
+            reason="no CUDA device",
+        ),
+    )
     for workload in WORKLOADS
     for threads in workload.threads
 ]

@@ -37,7 +37,8 @@ BRUTE_FORCE_RELATIVE = 1e-4
 
 
 def _run(provider: str, workload: Workload, inputs: Inputs) -> Any:
-    return PROVIDERS[provider].prepare(workload, inputs)()
+    result = PROVIDERS[provider].prepare(workload, inputs)()
+    return result.cpu() if isinstance(result, Tensor) else result
 
 
 def run_gates(workload: Workload, inputs: Inputs) -> list[dict[str, Any]]:
@@ -56,6 +57,7 @@ def run_gates(workload: Workload, inputs: Inputs) -> list[dict[str, Any]]:
         return passed
     oracles = {
         "segfast": ("lattice", "conv"),
+        "segfast-cuda": ("lattice", "conv"),
         "segfast-lattice-spatial": ("lattice", "lattice"),
         "segfast-exact": ("exact", "conv"),
         "torch-brute-force": ("exact", "conv"),

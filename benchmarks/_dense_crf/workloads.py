@@ -60,6 +60,7 @@ class Workload:
 
 
 LATTICE = ("segfast", "segfast-lattice-spatial", "pydensecrf")
+CUDA = ("segfast-cuda", "segfast", "pydensecrf")
 EXACT = ("segfast-exact", "torch-brute-force", "torch-brute-force-tuned")
 FILTER = ("segfast-filter", "torch-filter", "torch-filter-tuned")
 
@@ -77,6 +78,11 @@ def both(peer: str, one: float, two: float) -> tuple[Target, ...]:
 
 # fmt: off
 WORKLOADS = (
+    # Promised on an H200: 3 ms for "cuda-voc", lattice and all iterations.
+    *(Workload(f"cuda-{name}", picture, size, CUDA, model=model, threads=(1,), memory=False)
+      for name, picture, size, model in (
+          ("voc", "coffee", VOC, Model()), ("noise", "noise", VOC, Model()),
+          ("crf-rnn", "coffee", VOC, CRF_RNN), ("street", "mosaic", STREET, Model()))),
     Workload("small", "coffee", SMALL, LATTICE, iterations=3, threads=(1,)),
     Workload("small-exact", "coffee", TINY, EXACT, iterations=2, threads=(1,), memory=False),
     Workload("small-filter", "coffee", TINY, FILTER, threads=(1,), memory=False),

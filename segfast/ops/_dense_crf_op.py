@@ -63,10 +63,10 @@ def _gaussian_filter(
     values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float,
     capacity: int | None = None,
 ) -> Tensor:  # fmt: skip
-    if _dense_crf_exact_cuda.serves(values, method):
-        return _dense_crf_exact_cuda.gaussian_filter(values, features, normalization, tolerance)
     if _dense_crf_batch.serves(values, method):
         return _dense_crf_batch.gaussian_filter(values, features, normalization, capacity)
+    if _dense_crf_exact_cuda.serves(values, method):
+        return _dense_crf_exact_cuda.gaussian_filter(values, features, normalization, tolerance)
     dtype = _compute_dtype(values.dtype)
     v, f = (x.to("cpu", dtype) for x in (values, features))
     y = torch.empty_like(v, memory_format=torch.contiguous_format)  # [B, C, N]

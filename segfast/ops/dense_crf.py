@@ -260,7 +260,7 @@ def served_by() -> dict[str, str]:
     )
     copied = f"copied to the CPU: {cpu}"
     exact = exact_served_by() if has_triton() else copied
-    lattice = "lattice.cu, mean_field.cu" if available() else copied
+    lattice = "mean_field.cu, lattice.cu" if available() else copied
     cuda = copied if exact == lattice else f"exact: {exact}; lattice: {lattice}"
     return {"cpu": cpu, "cuda": cuda}
 
