@@ -14,7 +14,12 @@ from torch import Tensor
 import segfast
 from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops import atrous_pyramid2d, dilated_conv2d, dilated_conv_transpose2d
+from segfast.ops import (
+    _dilated_conv_kernels,
+    atrous_pyramid2d,
+    dilated_conv2d,
+    dilated_conv_transpose2d,
+)
 from segfast.ops._dilated_conv_winograd import winograd_setting
 
 SIZE, RATE, CHANNELS = (25, 27), 2, (96, 128)
@@ -62,6 +67,20 @@ def test_off_is_the_default_and_every_change_is_seen() -> None:
                 assert torch.equal(conv(x, weight, bias), before)
             assert torch.equal(conv(x, weight, bias), fast)
         assert torch.equal(conv(x, weight, bias), before)
+
+
+def test_a_decision_in_the_midst_of_a_change_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, *_ = tensors(batch=3)
+    available = _dilated_conv_kernels.available
+
+    def meanwhile(device: str) -> frozenset[str]:
+        with segfast.allow_winograd():  # by another thread
+            return available(device)
+
+    monkeypatch.setattr(_dilated_conv_kernels, "available", meanwhile)
+    assert torch.equal(conv(x, weight), by_winograd(x, weight))
+    monkeypatch.undo()
+    assert not torch.equal(conv(x, weight), by_winograd(x, weight))
 
 
 def test_setting_without_a_block_and_after_errors() -> None:
