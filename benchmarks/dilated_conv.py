@@ -8,7 +8,8 @@
 Each test is one workload at one thread count. Correctness comes first: a provider that is further
 from float64 than PyTorch's arithmetic explains fails the test before anything is timed. Then all
 run interleaved. "aspp" rows are the dilated branches of DeepLab's module at once, 2048 to 256
-channels each; "layer4" rows single convolutions of ResNet's last stage; "depthwise" rows those of
+channels each; "layer4" rows single convolutions of ResNet's last stage, "segfast-winograd" the same
+with segfast.allow_winograd; "depthwise" rows those of
 separable networks, in both memory formats; "context" the dilated context module of 21 classes.
 """
 

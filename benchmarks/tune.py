@@ -1,6 +1,7 @@
 """Times every kernel that could serve a dilated convolution, and judges the plan's choice.
 
-    python -m benchmarks.tune [--device cpu] [--threads 2] [--seconds 0.5] [-k NAME] [-o FILE.json]
+    python -m benchmarks.tune [--device cpu] [--threads 2] [--seconds 0.5] [--winograd] [-k NAME]
+                              [-o FILE.json]
 
 For the convolutions of benchmarks/_dilated_conv/singles.py and each direction (forward, input's
 and weight's gradient): PyTorch and our kernels take turns, and the raw operators' medians are
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import segfast
 from benchmarks import _common
 from benchmarks._dilated_conv.singles import Single, singles
 from segfast.ops import _dilated_conv_kernels as kernels
@@ -76,10 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2, help="PyTorch's (default 2)")
     parser.add_argument("--seconds", type=float, default=0.5, help="per line (default 0.5)")
+    parser.add_argument("--winograd", action="store_true", help="segfast.allow_winograd")
     parser.add_argument("-k", default="", help="only convolutions whose name contains this")
     parser.add_argument("-o", type=Path, help="write all figures as JSON")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    segfast.allow_winograd(options.winograd)
     rows: list[dict[str, Any]] = []
     for single in singles():
         if options.k not in single.name:

@@ -9,5 +9,6 @@ from segfast import losses, nn, ops
 from segfast._version import __version__
 from segfast.explain import explain
 from segfast.info import info
+from segfast.ops._dilated_conv_winograd import allow_winograd
 
-__all__ = ["__version__", "explain", "info", "losses", "nn", "ops"]
+__all__ = ["__version__", "allow_winograd", "explain", "info", "losses", "nn", "ops"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,7 @@ SEGFAST = Functions(
     lambda x, weights, rates: segfast.ops.atrous_pyramid2d(x, weights, None, rates),
     lambda x, weights, rates: segfast.ops.context_module2d(x, weights, None, rates),
 )
+WINOGRAD = replace(SEGFAST, setting=segfast.allow_winograd)
 
 
 def function(functions: Functions, workload: Workload) -> Callable[..., Tensor]:
@@ -140,12 +141,18 @@ def _segfast_serves(workload: Workload) -> str:
     return ", ".join(sorted(set(found), key=lambda kernel: kernel == "torch"))
 
 
+def _winograd_serves(workload: Workload) -> str:
+    with segfast.allow_winograd():
+        return _segfast_serves(workload)
+
+
 def _torch_serves(what: str) -> Callable[[Workload], str]:
     return lambda workload: f"torch {torch.__version__}{what}"
 
 
 PROVIDERS = {
     "segfast": Provider(SEGFAST, _segfast_serves),
+    "segfast-winograd": Provider(WINOGRAD, _winograd_serves),
     "torch": Provider(TORCH, _torch_serves("")),
     "torch-other-layout": Provider(OTHER, _torch_serves(", converting to channels_last and back")),
     "torch-compile": Provider(TORCH, _torch_serves(", inductor"), compiled=True),

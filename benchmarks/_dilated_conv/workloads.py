@@ -77,6 +77,7 @@ def live_taps(side: int, rate: int) -> int:
 NEVER_BELOW = Target("torch", 2, 0.95)
 PEERS = ("segfast", "torch", OTHER, "torch-compile")
 SIMPLE = ("segfast", "torch")
+WINOGRAD = (*SIMPLE, "segfast-winograd")  # which is for planes, on the CPU
 ASPP = ((33, (6, 12, 18)), (33, (12, 24, 36)), (33, (6, 12, 18, 24)), (65, (12, 24, 36)))
 DEPTHWISE = (  # channels, side, rate: MobileNetV3, Xception, separable ASPP
     (960, 33, 2),
@@ -122,13 +123,14 @@ def _rows() -> list[Workload]:
                     memory=train and side == 33,
                 )
             )  # fmt: skip
-        for side, rate in ((33, 2), (33, 4), (65, 2)):
+        for side, rate in ((33, 2), (33, 4), (65, 2), (65, 4)):
             for layout in ("nchw", "nhwc"):
                 name = f"layer4-{side}r{rate}-{layout}-{operation}"
                 rows.append(
                     Workload(
                         name, "conv", train, 1, 512, 512, side, (rate,), layout=layout,
-                        providers=SIMPLE, targets=(NEVER_BELOW,), detail=True, seconds=2.0,
+                        providers=WINOGRAD if layout == "nchw" else SIMPLE,
+                        targets=(NEVER_BELOW,), detail=True, seconds=2.0,
                     )
                 )  # fmt: skip
         rows.append(
@@ -150,6 +152,7 @@ def _cuda(row: Workload, suffix: str = "", **change: Any) -> Workload:
     """On a GPU, in the dtype networks train in there unless changed, beside cuDNN at its best."""
     on_gpu = {"device": "cuda", "dtype": torch.bfloat16, "allocator": "default", "threads": (1,)}
     peers = [p for p in row.providers if change.get("layout") != "nhwc" or "other" not in p]
+    peers = [p for p in peers if p != "segfast-winograd"]
     more = ["cudnn-benchmark", *["cudnn-benchmark-other-layout"] * (OTHER in peers), "cudnn-plans"]
     return replace(row, name=f"cuda-{row.name}{suffix}", providers=(*peers, *more), means=(),
                    targets=(), **(on_gpu | change))  # fmt: skip

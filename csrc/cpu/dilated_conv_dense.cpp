@@ -9,7 +9,7 @@
 
 #include "csrc/buffer.h"
 #include "csrc/check.h"
-#include "csrc/dilated_conv_call.h"
+#include "csrc/dilated_conv_dense_call.h"
 #include "csrc/memory_format.h"
 #include "csrc/parallel.h"
 #include "dispatch.h"
@@ -21,26 +21,6 @@ namespace {
 const DenseKernels& kernels() { return dispatch<DenseKernels>(SEGFAST_TABLES(dense_kernels)); }
 
 int64_t sum_bytes(const Tensor& x) { return x.scalar_type() == ScalarType::Double ? 8 : 4; }
-
-const char* image(const Tensor& x, int64_t n) {
-  return static_cast<const char*>(x.const_data_ptr()) +
-         n * (x.numel() / x.size(0)) * static_cast<int64_t>(x.element_size());
-}
-
-void check_map(const Tensor& x, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(x.dim() == 4, name, " must have four dimensions");
-  check_tensor(x, like.scalar_type(), x.numel(), name);
-}
-
-Tensor planes_like(const Tensor& like, const Sizes& sizes) {
-  return empty_in_format(sizes, like.scalar_type(), like.device(), false);
-}
-
-DilatedConv ungrouped(const Sizes& x, const Sizes& y, const Sizes& weight, const Strides& s,
-                      ScalarType dtype) {
-  STD_TORCH_CHECK(s.groups == 1, "the dense kernels have no groups, got ", s.groups);
-  return problem(x, y, weight, s, dtype);
-}
 
 // Packed weights of a convolution or its transpose.
 Buffer<char> pack(const DenseConv& p, const Tensor& weight) {
@@ -112,15 +92,8 @@ const void* data_of(const MaybeTensor& x) { return x ? x->const_data_ptr() : nul
 Tensor dilated_conv_dense(const Tensor& x, const Tensor& weight, MaybeTensor bias, int64_t height,
                           int64_t width, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh,
                           int64_t dw, int64_t groups) {
-  check_map(x, x, "x");
-  check_map(weight, x, "weight");
-  STD_TORCH_CHECK(weight.size(1) == x.size(1), "weight must have the channels of x");
-  const Sizes from = Shape(x).sizes, kernel = Shape(weight).sizes;
-  const Sizes to{from[0], kernel[0], height, width};
-  if (bias) check_tensor(*bias, x.scalar_type(), kernel[0], "bias");
-  const DenseConv p{ungrouped(from, to, kernel, {sh, sw, ph, pw, dh, dw, groups}, x.scalar_type()),
-                    false};
-  Tensor y = planes_like(x, to);
+  const DenseConv p = dense_conv(x, weight, bias, height, width, {sh, sw, ph, pw, dh, dw, groups});
+  Tensor y = planes_like(x, {x.size(0), weight.size(0), height, width});
   if (x.size(0) == 0) return y;
   convolve({{p, weight, 0}}, x, {data_of(bias), nullptr, nullptr, false}, y);
   return y;
@@ -130,14 +103,9 @@ Tensor dilated_conv_dense(const Tensor& x, const Tensor& weight, MaybeTensor bia
 Tensor dilated_conv_dense_grad_input(const Tensor& grad, const Tensor& weight, int64_t height,
                                      int64_t width, int64_t sh, int64_t sw, int64_t ph, int64_t pw,
                                      int64_t dh, int64_t dw, int64_t groups) {
-  check_map(grad, grad, "grad");
-  check_map(weight, grad, "weight");
-  STD_TORCH_CHECK(weight.size(0) == grad.size(1), "weight must have the channels of grad");
-  const Sizes from = Shape(grad).sizes, kernel = Shape(weight).sizes;
-  const Sizes to{from[0], kernel[1], height, width};
-  const DenseConv p{
-      ungrouped(to, from, kernel, {sh, sw, ph, pw, dh, dw, groups}, grad.scalar_type()), true};
-  Tensor x = planes_like(grad, to);
+  const DenseConv p =
+      dense_grad_input(grad, weight, height, width, {sh, sw, ph, pw, dh, dw, groups});
+  Tensor x = planes_like(grad, {grad.size(0), weight.size(1), height, width});
   if (grad.size(0) == 0) return x;
   convolve({{p, weight, 0}}, grad, {nullptr, nullptr, nullptr, false}, x);
   return x;

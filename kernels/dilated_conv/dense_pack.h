@@ -73,16 +73,20 @@ void pack_inputs(const DenseConv& p, const S* weight, int64_t first, int64_t wid
 }
 
 template <typename S, typename T>
+void pack_panel(const DenseConv& p, const S* weight, int64_t first, int64_t width, T* to) {
+  if (p.transposed) {
+    pack_inputs(p, weight, first, width, to);
+  } else {
+    pack_outputs(p, weight, first, width, to);
+  }
+}
+
+template <typename S, typename T>
 void pack_weight_of(const DenseConv& p, const S* weight, int64_t begin, int64_t end, T* packed) {
   const int64_t panel_terms = taps(p.conv) * source_channels(p);
   for (int64_t first = begin; first < end; first += kPanel<T>) {
     const int64_t width = panel_vectors<T>(first, result_channels(p)) * kLanes<T>;
-    T* to = packed + first * panel_terms;
-    if (p.transposed) {
-      pack_inputs(p, weight, first, width, to);
-    } else {
-      pack_outputs(p, weight, first, width, to);
-    }
+    pack_panel(p, weight, first, width, packed + first * panel_terms);
   }
 }
 

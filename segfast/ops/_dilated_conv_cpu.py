@@ -1,7 +1,7 @@
 """The C++ kernels of dilated convolution, called as the raw operators that they implement.
 
-Two families, "direct" and "dense", implement the three operators of _dilated_conv_op.py each, for
-dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv*.cpp registers them.
+Families "direct" and "dense" implement the three operators of _dilated_conv_op.py each, "winograd"
+the first two, for dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv*.cpp registers them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from segfast._native import native
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._function import compiled
 
-FAMILIES = ("direct", "dense")
+FAMILIES = ("direct", "dense", "winograd")
 
 
 def define(schemas: dict[str, str]) -> None:
@@ -38,10 +38,11 @@ def families() -> list[str]:
     return [f for f in FAMILIES if compiled(operator_of(f, "_dilated_conv"), "cpu")]
 
 
-def available() -> list[str]:
-    """The families, and what is known of PyTorch's kernels (_dilated_conv_plan.py)."""
+def available(winograd: bool) -> list[str]:
+    """The families that may serve, and what is known of PyTorch's kernels (the plan's words)."""
     multiplies_bfloat16 = torch.cpu._is_avx512_bf16_supported()
-    return [*families(), *(["fast bfloat16"] if multiplies_bfloat16 else [])]
+    usable = [family for family in families() if winograd or family != "winograd"]
+    return [*usable, *(["fast bfloat16"] if multiplies_bfloat16 else [])]
 
 
 class Family:

@@ -166,7 +166,8 @@ def _kernel_of_pyramid(x: Tensor, branches: list[Branch], device: str | None = N
     if "triton" in kernels and all(map(_triton_can, asked)):
         return "triton"
     there = native() is not None and compiled(PYRAMID, device)
-    return "dense" if "dense" in kernels and there else _COMPOSED
+    dense_serves = there and "dense" in kernels and "winograd" not in kernels
+    return "dense" if dense_serves else _COMPOSED
 
 
 def _kernel_of_context(x: Tensor, layers: list[Branch], device: str | None = None) -> str:

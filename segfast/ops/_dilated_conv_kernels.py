@@ -16,6 +16,7 @@ from torch import Tensor
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops import _dilated_conv_cpu, _dilated_conv_cuda, _dilated_conv_torch
 from segfast.ops._dilated_conv_plan import Direction, Plan, Problem, Strides, plan
+from segfast.ops._dilated_conv_winograd import Setting, winograd_setting
 from segfast.ops._function import Remembered
 from segfast.ops._layout import channels_last, dense
 
@@ -32,11 +33,15 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-@functools.cache
 def available(device: str) -> frozenset[str]:
-    """The kernels that are there for a kind of device."""
+    """The kernels that are there for a kind of device, and allowed."""
+    return _available(device, winograd_setting().allowed)
+
+
+@functools.cache
+def _available(device: str, winograd: bool) -> frozenset[str]:
     if device == "cpu":
-        return frozenset({"torch", *_dilated_conv_cpu.available()})
+        return frozenset({"torch", *_dilated_conv_cpu.available(winograd)})
     triton = device == "cuda" and _dilated_conv_cuda.available()
     return frozenset({"torch", "triton"} if triton else {"torch"})
 
@@ -58,17 +63,21 @@ SERVING: Remembered[Serve] = Remembered()
 
 def conv_for(x: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
     """(x, weight, bias) -> y"""
-    key = x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), rest
-    return SERVING.get(key) or SERVING.keep(key, _conv(x, weight, rest))
+    setting = winograd_setting()
+    key = (
+        x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), rest, setting.allowed
+    )  # fmt: skip
+    return SERVING.get(key) or _keep(setting, key, _conv(x, weight, rest))
 
 
 def grad_input_for(grad: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
     """(grad, weight) -> grad_x"""
+    setting = winograd_setting()
     key = (
         "grad_input", grad.shape, grad.stride(), grad.dtype, grad.device,
-        weight.shape, weight.stride(), rest,
+        weight.shape, weight.stride(), rest, setting.allowed,
     )  # fmt: skip
-    return SERVING.get(key) or SERVING.keep(key, _grad_input(grad, weight, rest))
+    return SERVING.get(key) or _keep(setting, key, _grad_input(grad, weight, rest))
 
 
 def grad_weight_for(grad: Tensor, x: Tensor, rest: tuple[int, ...]) -> Serve:
@@ -77,6 +86,11 @@ def grad_weight_for(grad: Tensor, x: Tensor, rest: tuple[int, ...]) -> Serve:
         "grad_weight", grad.shape, grad.stride(), x.dtype, x.device, x.shape, x.stride(), rest
     )  # fmt: skip
     return SERVING.get(key) or SERVING.keep(key, _grad_weight(grad, x, rest))
+
+
+def _keep(setting: Setting, key: Any, serve: Serve) -> Serve:
+    """Remembers a decision, unless the setting changed while it was made."""
+    return SERVING.keep(key, serve) if winograd_setting() == setting else serve
 
 
 def _conv(x: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:

@@ -1,12 +1,13 @@
 """Which kernel serves a dilated convolution, and why: a pure function of sizes, no tensors.
 
 Kernels: "direct" (C++: one input channel per group, or few), "dense" (C++: products of matrices
-over rectangles), "triton" (the same on a GPU), "torch" (PyTorch's own). Where PyTorch is faster,
-the numbers of _dilated_conv_rules.py say.
+over rectangles), "winograd" (C++: fewer products, where it is allowed), "triton" (as "dense", on a
+GPU), "torch" (PyTorch's own). Where which is faster, the numbers of _dilated_conv_rules.py say.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from segfast.kernels.dilated_conv.geometry import Geometry
@@ -85,7 +86,11 @@ def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> P
 
     "fast bfloat16" among them is not a kernel but what PyTorch's can do.
     """
-    kernel = candidates(direction, problem, available)[0]
+    kernel, *others = candidates(direction, problem, available)
+    if kernel == "winograd":
+        if (share := winograd_products(direction, problem)) < CPU.winograd_share:
+            return Plan("winograd", f"{share:.0%} of the products; allowed, with a larger error")
+        kernel = others[0]
     if kernel == "direct":
         why = torch_beats_direct(direction, problem)
         return Plan("torch", why) if why else Plan("direct", "few channels in a group")
@@ -106,6 +111,7 @@ def candidates(
     """The available kernels that can compute it, PyTorch's last."""
     on_cpu, on_cuda = problem.device == "cpu", problem.device == "cuda"
     serves = {
+        "winograd": on_cpu and serves_winograd(direction, problem),
         "direct": on_cpu and serves_direct(problem),
         "dense": on_cpu and serves_dense(problem),
         "triton": on_cuda and serves_triton(problem, direction),
@@ -184,6 +190,29 @@ def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: boo
         if (live := problem.live_share()) > most_live:
             return f"only {1 - live:.0%} of the products are with padding"
     return None
+
+
+def serves_winograd(direction: Direction, problem: Problem) -> bool:
+    """Whether Winograd's kernels can compute it."""
+    strides_and_taps = {(axis.stride, axis.taps) for axis in problem.geometry}
+    one_kind = problem.dtype == "float32" and strides_and_taps == {(1, 3)}
+    return direction != "grad_weight" and serves_dense(problem) and one_kind
+
+
+def winograd_products(direction: Direction, problem: Problem) -> float:
+    """What Winograd's kernels take, as a share of the products without padding."""
+    tiles = problem.batch
+    for axis in problem.geometry:
+        size, rate = axis.output if direction == "forward" else axis.input, axis.dilation
+        phases = [-(-(size - phase) // rate) for phase in range(min(rate, size))]
+        tiles *= sum(-(-results // 4) for results in phases)
+    weight, source, result = CPU.winograd_transforms
+    sources, results = problem.in_channels, problem.out_channels
+    if direction == "grad_input":
+        sources, results = results, sources
+    each = weight + tiles * (1 + source / results + result / sources)
+    live = problem.batch * problem.geometry.live_pairs()
+    return 36 * each / live if live else math.inf
 
 
 def torch_may_beat_triton(problem: Problem) -> str | None:

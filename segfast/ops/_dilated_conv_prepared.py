@@ -2,7 +2,8 @@
 
 Small maps take less time than the checks of their arguments and the choice of a kernel. One look-up
 gives what a call comes to, by all that this depends on: shapes, strides, dtypes and devices of its
-tensors, what autocast does to them, the other arguments and their types (2 == 2.0 == True).
+tensors, what autocast does to them, the other arguments and their types (2 == 2.0 == True), and
+whether Winograd's kernels are allowed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from segfast.ops._dilated_conv_kernels import (
     problem,
 )
 from segfast.ops._dilated_conv_plan import DIRECTIONS
+from segfast.ops._dilated_conv_winograd import winograd_setting
 from segfast.ops._function import Remembered, observer, tracing
 
 Answer = TypeVar("Answer")
@@ -42,19 +44,23 @@ def look_up(
     arguments: tuple[Any, ...],
 ) -> Answer:
     """decide(...), remembered; what it raises is not, and the answer must be true."""
-    found = key = None
+    found = key = setting = None
     if not (torch.compiler.is_compiling() or tracing()):  # where sizes are symbols
+        setting = winograd_setting()
         types: tuple[Any, ...] = tuple(map(type, arguments))
         if tuple in types:
             types = tuple([_type(argument) for argument in arguments])
         try:
-            key = _key(tensors, [arguments, types])
+            key = _key(tensors, [arguments, types, setting.allowed])
             found = memory.get(key)
         except (TypeError, RuntimeError):  # lists have no hash, sparse tensors no strides
             key = None
     if key is None:
         return decide(False)
-    return found or memory.keep(key, decide(True))
+    if found:
+        return found
+    answer = decide(True)  # not remembered where the setting changed meanwhile
+    return memory.keep(key, answer) if winograd_setting() == setting else answer
 
 
 def _key(tensors: Sequence[Tensor | None], facts: list[Any]) -> tuple[Any, ...] | None:

@@ -34,6 +34,10 @@ class Cpu(NamedTuple):
     # With fewer input channels than this, and more outputs than inputs: all at rate 1 or with one
     # input channel; with as many, too, the input's gradient.
     dense_inputs: int
+    # Winograd's: what transforming takes, in products of 36: of a weight, of a tile's sources for
+    # one channel, of its results for one channel; below this share of the live products.
+    winograd_transforms: tuple[float, float, float]
+    winograd_share: float
 
 
 class Gpu(NamedTuple):
@@ -60,5 +64,7 @@ CPU = Cpu(  # measured on AVX2 (Zen 3), with one thread and two; serves every pr
     dense_live={"forward": 0.93, "grad_input": 0.9},
     dense_live_large=0.88,
     dense_inputs=8,
+    winograd_transforms=(11.0, 36.0, 26.0),
+    winograd_share=0.75,
 )
 CUDA = Gpu(least_saved=0.1)  # not measured yet

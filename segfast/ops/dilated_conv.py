@@ -267,8 +267,9 @@ def context_module2d(
 def served_by() -> dict[str, str]:
     """Device -> the kernels that serve there."""
     cpu = "PyTorch"
-    if (module := native()) is not None and {"direct", "dense"} & available("cpu"):
-        cpu = f"direct, dense: C++ ({module.instruction_set()}); the rest: PyTorch"
+    kernels = [k for k in ("direct", "dense", "winograd") if k in available("cpu")]
+    if (module := native()) is not None and kernels:
+        cpu = f"{', '.join(kernels)}: C++ ({module.instruction_set()}); the rest: PyTorch"
     return {"cpu": cpu, "cuda": _dilated_conv_cuda.served_by()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem, plan
+from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem, plan, winograd_products
 
 ALL = frozenset({"torch", "direct", "dense"})
 Pair = tuple[int, int]
@@ -53,6 +53,39 @@ def served(given: Problem, available: frozenset[str] = ALL) -> tuple[str, ...]:
 def test_dense(given: Problem, expected: tuple[str, ...]) -> None:
     assert served(given) == expected
     assert served(given, frozenset({"torch"})) == ("torch", "torch", "torch")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (problem((512, 512), 2), ("winograd", "winograd", "dense")),
+        (problem((512, 512), 4), ("winograd", "winograd", "dense")),
+        (problem((256, 256), 1), ("winograd", "winograd", "dense")),
+        (problem((512, 512), 12), ("dense", "dense", "dense")),  # tiles of 3x3 results at most
+        (problem((512, 512), 40), ("dense", "dense", "dense")),
+        (problem((2048, 256), 6), ("dense", "dense", "dense")),
+        (problem((3, 64), 2), ("torch", "torch", "torch")),
+        (problem((16, 16), 2), ("dense", "torch", "dense")),  # transforming takes too much
+        (problem((512, 512), 2, dtype="float64"), ("dense", "dense", "dense")),
+        (problem((512, 512), 2, dtype="bfloat16"), ("dense", "dense", "dense")),
+        (problem((512, 512), 2, last=True), ("torch", "torch", "torch")),
+        (problem((512, 512), 2, stride=2), ("dense", "dense", "dense")),
+        (problem((512, 512), 2, taps=5), ("dense", "dense", "dense")),
+        (problem((512, 512), 2, groups=2), ("torch", "torch", "torch")),
+    ],
+    ids=str,
+)
+def test_winograd_where_it_is_allowed(given: Problem, expected: tuple[str, ...]) -> None:
+    assert served(given, ALL | {"winograd"}) == expected
+    assert "winograd" not in served(given)
+
+
+def test_what_winograd_saves() -> None:
+    given = problem((10**9, 10**9), 4)  # transforming maps costs nothing, weights 11 tiles
+    # Phases of 9, 8, 8, 8: 3 + 2 + 2 + 2 tiles. Live: the outer taps for 29 of 33, twice.
+    share = 36 * (9**2 + 11) / (33 + 29 + 29) ** 2
+    assert winograd_products("forward", given) == pytest.approx(share)
+    assert winograd_products("grad_input", given) == pytest.approx(share)
 
 
 def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
