@@ -67,29 +67,39 @@ def exact(workload: Workload, inputs: Inputs) -> Job:
 
 
 def brute_force(workload: Workload, inputs: Inputs) -> Job:
-    """Autograd through all of K [N, N], made by one matrix product: what is quickest to write."""
+    """Autograd through K [N, N], made by one product; the spatial kernel is two small ones."""
     w, model = upstream(workload), workload.model
     logits, image = _leaves(inputs)
     if model.normalization != "symmetric":
         raise ValueError("the brute force is written for the symmetric normalisation")
+    gy, gx = (
+        torch.exp((x[:, None] - x).square() / -2)
+        for x in (torch.arange(size) / model.spatial_sigma for size in inputs.image.shape[1:])
+    )
+
+    def spatial(values: Tensor) -> Tensor:
+        return (gy @ values.reshape(-1, *logits.shape[1:]) @ gx).flatten(1)
 
     def job() -> Tensor:
         features = reference.image_features(image, model.bilateral_sigma, model.color_sigma)
-        centred = features - features.mean(1, keepdim=True).detach()
-        half = centred.square().sum(0) / 2
-        kernel = (centred.T @ centred - half[:, None] - half).clamp(max=0).exp()
-        position = reference.position_features(image, model.spatial_sigma)
-        spatial = torch.cdist(position.T, position.T).square().div(-2).exp()
-        # Linear in the belief: one matrix for both.
-        both = sum(
-            weight * k / (n := k.sum(0).sqrt()) / n[:, None]
-            for weight, k in ((model.spatial_weight, spatial), (model.bilateral_weight, kernel))
-        )
+        centred = features - features.mean(1, keepdim=True)
+        half = centred.square().sum(0, keepdim=True) / -2
+        one = torch.ones_like(half)
+        left, right = torch.cat([centred, one, half]), torch.cat([centred, half, one])
+        kernel = (left.T @ right).exp()
+        terms = [
+            (weight, filter_, filter_(one).rsqrt())
+            for weight, filter_ in (
+                (model.spatial_weight, spatial),
+                (model.bilateral_weight, lambda values: values @ kernel),
+            )
+        ]
         unary = logits.flatten(1)
         belief = unary.softmax(0)
         for _ in range(workload.iterations):
-            belief = (unary + belief @ both).softmax(0)
-        return _joined(belief.reshape(logits.shape), w, [logits, image])
+            messages = [weight * n * filter_(n * belief) for weight, filter_, n in terms]
+            belief = (unary + messages[0] + messages[1]).softmax(0)
+        return _joined(belief, w, [logits, image])
 
     return job
 
