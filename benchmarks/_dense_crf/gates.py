@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks._dense_crf import gradients
 from benchmarks._dense_crf.providers import PROVIDERS, absent, filter_inputs
 from benchmarks._dense_crf.workloads import BY_NAME, Inputs, Workload, at, crop, inputs_of
 from benchmarks._gate import gate
@@ -63,7 +64,17 @@ def run_gates(workload: Workload, inputs: Inputs) -> list[dict[str, Any]]:
         "torch-brute-force": ("exact", "conv"),
         "torch-brute-force-tuned": ("exact", "conv"),
     }
+    slopes = {
+        "segfast-gradient": "lattice",
+        "segfast-exact-gradient": "exact",
+        "torch-gradient": "exact",
+    }
     for provider in workload.providers:
+        if provider in slopes:
+            truth = gradients.oracle(cropped, small, slopes[provider])
+            limit = BRUTE_FORCE_RELATIVE * float(truth.abs().max())
+            name = f"{provider} against float64 autograd, {height}x{width}, 1 iteration"
+            passed.append(gate(name, _run(provider, cropped, small), truth, limit))
         if provider in oracles:
             truth = _oracle(cropped, small, *oracles[provider])
             limit = BRUTE_FORCE_RELATIVE if provider.startswith("torch") else ONE_ITERATION

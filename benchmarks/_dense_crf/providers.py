@@ -19,6 +19,7 @@ from torch import Tensor
 
 import segfast
 from benchmarks._common import Job, version_of
+from benchmarks._dense_crf import gradients
 from benchmarks._dense_crf.workloads import Inputs, Workload
 from segfast.kernels.dense_crf import reference
 
@@ -222,6 +223,8 @@ PROVIDERS = {
     "segfast-lattice-spatial": Provider(_segfast("lattice", "lattice"), _served_by_segfast),
     "segfast-exact": Provider(_segfast("exact", "conv"), _served_by_segfast),
     "segfast-filter": Provider(_segfast_filter, _served_by_segfast),
+    "segfast-gradient": Provider(gradients.lattice, _served_by_segfast),
+    "segfast-exact-gradient": Provider(gradients.exact, _served_by_segfast),
     "segfast-compat": Provider(_densecrf("segfast.compat.pydensecrf"), _served_by_segfast),
     "pydensecrf": Provider(
         _densecrf("pydensecrf"),
@@ -231,6 +234,7 @@ PROVIDERS = {
     ),
     "torch-brute-force": Provider(_brute_force(), _torch_version),
     "torch-brute-force-tuned": Provider(_brute_force(tuned=True, kept=True), _torch_version),
+    "torch-gradient": Provider(gradients.brute_force, _torch_version),
     "torch-filter": Provider(_torch_filter(), _torch_version),
     "torch-filter-tuned": Provider(_torch_filter(tuned=True), _torch_version),
 }

@@ -62,6 +62,8 @@ class Workload:
 LATTICE = ("segfast", "segfast-lattice-spatial", "pydensecrf")
 CUDA = ("segfast-cuda", "segfast", "pydensecrf")
 EXACT = ("segfast-exact", "torch-brute-force", "torch-brute-force-tuned")
+TRAIN = ("segfast-gradient", "segfast")  # forward and backward, against the forward pass alone
+TRAIN_EXACT = ("segfast-exact-gradient", "segfast-exact", "torch-gradient")
 FILTER = ("segfast-filter", "torch-filter", "torch-filter-tuned")
 
 DEEPLAB_V2 = Model(3.0, 1.0, 4.0, 67.0, 3.0, "after")  # ResNet-101, published configuration
@@ -98,6 +100,11 @@ WORKLOADS = (
              targets=both("torch-brute-force", 20.0, 20.0)),
     Workload("filter", "coffee", SQUARE, FILTER, memory=False,
              targets=both("torch-filter", 20.0, 20.0)),
+    Workload("train", "coffee", VOC, TRAIN, targets=both("segfast", 1 / 3, 1 / 3)),
+    Workload("train-exact-64", "coffee", (64, 64, 21), TRAIN_EXACT, iterations=5,
+             targets=both("torch-gradient", 1.0, 1.0)),
+    Workload("train-exact-128", "coffee", SQUARE, TRAIN_EXACT, iterations=5,
+             targets=both("torch-gradient", 1.0, 1.0)),
     # Last: glibc's allocator is not quite its old self once options have been set.
     Workload("voc-warm", "coffee", VOC, LATTICE, allocator="warm", memory=False),
 )

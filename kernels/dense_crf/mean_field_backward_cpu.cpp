@@ -64,33 +64,50 @@ SEGFAST_INLINE void believe(const MeanFieldBackward<T>& m, int64_t pixel, int co
   for (int l = 0; l < m.labels; ++l) tile[l] *= inverse;
 }
 
-// sums += R Q^T over the pixels, or its diagonal: a chunk in the values' precision, then double.
+template <typename T, int N>
+SEGFAST_INLINE void add_to(double* sums, Vec<T, N> x) {
+  for (int i = 0; i < N; ++i) sums[i] += x[i];
+}
+
+// sums += R Q^T over the pixels: a chunk in the values' precision, then double.
 template <typename T>
-void reduce(MixingKind kind, const T* r, int64_t stride, const T* q, int64_t pitch, int labels,
-            int row, int count, double* sums) {
+void reduce(const T* r, int64_t stride, const T* q, int64_t pitch, int labels, int row, int count,
+            double* sums) {
   constexpr int kRows = 4;  // labels k at once
-  const auto add = [](double* to, auto sum, auto width) {
-    for (int i = 0; i < decltype(width)::value; ++i) to[i] += sum[i];
-  };
   for_each_vector<T>(row, [&](int64_t l, auto width) {
     constexpr int N = decltype(width)::value;
-    if (kind != MixingKind::matrix) {
-      Vec<T, N> sum{};
-      for (int p = 0; p < count; ++p)
-        sum += load<N>(r + p * stride + l) * load<N>(q + p * pitch + l);
-      return add(sums + l, sum, width);
-    }
     for (int k = 0; k < labels; k += kRows) {
       Vec<T, N> sum[kRows] = {};
       for (int p = 0; p < count; ++p) {
-        // (labels up to k + 3 lie in the row: it is a multiple of 16 bytes, and scratch follows)
+        // (labels that do not exist are read, too, and left: more scratch follows the last row)
         const Vec<T, N> belief = load<N>(q + p * pitch + l);
 #pragma GCC unroll 4
         for (int i = 0; i < kRows; ++i) sum[i] += belief * r[p * stride + k + i];
       }
-      for (int i = 0; i < kRows && k + i < labels; ++i)
-        add(sums + (k + i) * row + l, sum[i], width);
+      for (int i = 0; i < kRows && k + i < labels; ++i) {
+        add_to<T, N>(sums + (k + i) * row + l, sum[i]);
+      }
     }
+  });
+}
+
+// Where M is a scalar or a diagonal, both in one pass: message += M R, sums += the diagonal of
+// R Q^T.
+template <typename T>
+void mix_and_reduce(const Mixing<T>& mixing, const T* r, int64_t stride, const T* q, int64_t pitch,
+                    int row, int count, T* message, double* sums) {
+  for_each_vector<T>(row, [&](int64_t l, auto width) {
+    constexpr int N = decltype(width)::value;
+    const Vec<T, N> scale = mixing.kind == MixingKind::scalar ? broadcast<T, N>(mixing.scalar)
+                                                              : load<N>(mixing.values + l);
+    Vec<T, N> sum{};
+    for (int p = 0; p < count; ++p) {
+      const Vec<T, N> x = load<N>(r + p * stride + l);
+      sum += x * load<N>(q + p * pitch + l);
+      T* at = message + p * row + l;
+      store<N>(at, load<N>(at) + x * scale);
+    }
+    add_to<T, N>(sums + l, sum);
   });
 }
 
@@ -118,10 +135,12 @@ void receive(const MeanFieldBackward<T>& m, int band, int64_t chunk, int64_t fir
                      s.pitch, s.single + p * s.pitch);
       }
     }
-    if (m.mixing_grad) {
-      reduce(m.mixings[t].kind, r, stride, s.values, s.pitch, m.labels, m.row, count,
-             m.mixing_grad[t]);
+    double* sums = m.mixing_grad ? m.mixing_grad[t] : nullptr;
+    if (sums && m.mixings[t].kind != MixingKind::matrix) {
+      mix_and_reduce(m.mixings[t], r, stride, s.values, s.pitch, m.row, count, s.message, sums);
+      continue;
     }
+    if (sums) reduce(r, stride, s.values, s.pitch, m.labels, m.row, count, sums);
     mix(m.mixings[t], r, stride, m.labels, m.row, count, s.message);
   }
 }

@@ -80,6 +80,9 @@ def test_the_promised_rows_are_there() -> None:
         ("street", Target("pydensecrf", 2, 2.0, "memory")),
         ("noise", Target("pydensecrf", 1, 1.0)),
         ("exact", Target("torch-brute-force", 1, 20.0)),
+        ("train", Target("segfast", 1, 1 / 3)),
+        ("train-exact-64", Target("torch-gradient", 2, 1.0)),
+        ("train-exact-128", Target("torch-gradient", 2, 1.0)),
     }
     assert BY_NAME["exact"].size == (128, 128, 21)
     assert BY_NAME["deeplab-v2"].model == DEEPLAB_V2

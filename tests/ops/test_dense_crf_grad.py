@@ -158,6 +158,21 @@ def test_as_good_as_autograd(
         assert_as_good_as(x, oracle, baseline, terms=13 * 19 * labels, label=name)
 
 
+@pytest.mark.parametrize("isa", _native.instruction_sets() or ["none compiled"])
+@pytest.mark.parametrize("kind", ["vectors", "matrices"])
+def test_instruction_sets(problem: Problem, compiled_kernels: None, isa: str, kind: str) -> None:
+    """Lines of more than a chunk, several bands, labels that fill no vector."""
+    logits, image = problem(5, 3, 40, 150)
+    weights = parameters(5)[kind]
+    options: dict[str, Any] = {"iterations": 2, "bilateral_sigma": 23.7, "color_sigma": 13.3}
+    truth = oracle_gradients(logits, image, weights, torch.float64, **options)
+    given = leaves(logits.double(), *weights)
+    with _native.use_instruction_set(isa):
+        scores = mean_field(given[0], image, **dict(zip(NAMES, given[1:], strict=False)), **options)
+        found = torch.autograd.grad(weighted([scores]), given)
+    torch.testing.assert_close(list(found), truth)
+
+
 @pytest.mark.parametrize("normalization", ["none", "symmetric"])
 def test_pixels_as_good_as_autograd(problem: Problem, normalization: str) -> None:
     """Image and sigmas in float32: more pixels than a tile, deep inside the image's range."""

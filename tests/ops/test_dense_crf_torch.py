@@ -41,8 +41,8 @@ def test_gaussian_filter(method: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"method": "exact", "return_belief": True}])
 def test_mean_field(problem: Problem, options: dict[str, Any]) -> None:
-    logits, image = problem(2, 3, 3, 4, 2)
-    weight = torch.eye(2, dtype=torch.float64) - 0.1
+    logits, image = problem(3, 3, 4, 5, 2)
+    weight = torch.eye(3, dtype=torch.float64) - 0.1
 
     def fn(logits: Tensor, image: Tensor, weight: Tensor) -> Tensor:
         return mean_field(logits, image, bilateral_weight=weight, iterations=2, **options)
