@@ -16,7 +16,7 @@
 
 namespace segfast {
 
-// Tensors per term, in the order in which segfast/ops/_dense_crf_engine.py lists them.
+// Tensors per term, in the order in which segfast/ops/_dense_crf_terms.py lists them.
 constexpr size_t kLatticeTensors = 8, kConvTensors = 7;
 
 struct CrfSizes {
@@ -205,7 +205,7 @@ class ConvMessages {
   std::vector<T> mixing_;
 };
 
-// All terms of a problem, from the tensors of segfast/ops/_dense_crf_engine.py.
+// All terms of a problem, from the tensors of segfast/ops/_dense_crf_terms.py.
 template <typename T>
 struct Terms {
   std::vector<LatticeTerm<T>> lattice_terms;

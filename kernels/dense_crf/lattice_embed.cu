@@ -103,7 +103,7 @@ __global__ void plan_kernel(LatticeSize s, int64_t chunks,
   const int j = threadIdx.x;
   bool far = false;
   if (j < s.dims) {
-    // |e_j| <= sum_k |c_k| + j |c_j|: require_reach of _dense_crf_engine.py
+    // |e_j| <= sum_k |c_k| + j |c_j|: require_reach of _dense_crf_terms.py
     double reach = 0, own = 0;
     for (int k = 0; k < s.dims; ++k) {
       const double farthest = -low[k] > high[k] ? -low[k] : high[k];

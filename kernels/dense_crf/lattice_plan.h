@@ -13,7 +13,7 @@
 namespace segfast {
 namespace {  // compiled once per instruction set
 
-// Coordinates beyond it are not rounded exactly: COORDINATE_LIMIT of _dense_crf_engine.py.
+// Coordinates beyond it are not rounded exactly: COORDINATE_LIMIT of _dense_crf_terms.py.
 template <typename T>
 constexpr double kCoordinateLimit = sizeof(T) == 4 ? 1 << 22 : 1 << 30;
 

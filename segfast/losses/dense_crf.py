@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segfast.kernels.dense_crf import reference
+from segfast.kernels.dense_crf.reference_grad import pixel_sum
 from segfast.ops import _check, gaussian_filter
 from segfast.ops.dense_crf import METHODS
 
@@ -116,8 +117,9 @@ def dense_crf_loss(
     filtered = gaussian_filter(
         segmentation.flatten(2), torch.stack(features), method=method, tolerance=tolerance
     ).reshape(segmentation.shape)
-    # Row by row: of one long sum the bits would depend on the number of threads.
-    return -(segmentation * filtered).sum(3).sum() / len(segmentation)
+    # Row by row, and those in order: of one long sum the bits would depend on the threads.
+    rows = (segmentation * filtered).sum(3).flatten()
+    return -pixel_sum(rows).to(dtype) / len(segmentation)
 
 
 class DenseCRFLoss(nn.Module):

@@ -86,6 +86,7 @@ class DenseCRF(nn.Module):
         method: "lattice", "exact" or "auto" (the bilateral kernel).
         spatial: "conv" (exact) or "lattice" (as pydensecrf).
         tolerance: bound on what the exact method may leave out.
+        capacity: room for the vertices of a lattice on CUDA, for CUDA graphs; None: as needed.
         trainable: what becomes a parameter. False: nothing. True: both weights, the compatibility,
             and with ``method="exact"`` the sigmas; what is None stays as it is, Potts or 13. Or
             the names of those that shall, of the six from ``spatial_weight`` to ``compatibility``.
@@ -136,6 +137,7 @@ class DenseCRF(nn.Module):
         method: str = "lattice",
         spatial: str = "conv",
         tolerance: float = 1e-7,
+        capacity: int | None = None,
         trainable: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
@@ -149,6 +151,8 @@ class DenseCRF(nn.Module):
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)
         _check.not_negative("tolerance", tolerance)
+        if capacity is not None:
+            _check.require_count("capacity", capacity)
         require_weight("spatial_weight", spatial_weight, "a number, [L] or [L, L]", (0, 1, 2))
         require_weight("bilateral_weight", bilateral_weight, "a number, [L] or [L, L]", (0, 1, 2))
         require_weight("compatibility", compatibility, "None or [L, L]", (2,))
@@ -168,6 +172,7 @@ class DenseCRF(nn.Module):
         self.method = method
         self.spatial = spatial
         self.tolerance = tolerance
+        self.capacity = capacity
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> DenseCRF:
@@ -206,6 +211,7 @@ class DenseCRF(nn.Module):
             method=self.method,
             spatial=self.spatial,
             tolerance=self.tolerance,
+            capacity=self.capacity,
             return_belief=return_belief,
         )
 

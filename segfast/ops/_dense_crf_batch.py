@@ -1,7 +1,8 @@
 """The dense CRF operators on CUDA: whole batches by the lattice (`_dense_crf_cuda.py`).
 
-Nothing here waits for the device but the number of a lattice's vertices, and that not with a
-`capacity`; so a call with one can be recorded in a CUDA graph.
+With a `capacity` nothing here waits for the device, so that a call can be recorded in a CUDA
+graph. Without one it waits for the number of a lattice's vertices, and to see whether weights are
+zero.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from segfast.ops._dense_crf_cuda import (
     row_of,
     update,
 )
+from segfast.ops._dense_crf_terms import require_finite_quotients
 
 
 def available() -> bool:
@@ -40,7 +42,7 @@ def serves(values: Tensor, method: str) -> bool:
         values.is_cuda
         and method == "lattice"
         and values.numel() > 0
-        and values.shape[1] <= MAX_LABELS[torch.float64]
+        and values.shape[1] <= MAX_LABELS[_real(values)]
         and available()
     )
 
@@ -144,8 +146,6 @@ def _bilateral(
     if not is_there():
         return None
     if not lattice.finite:
-        from segfast.ops._dense_crf_op import require_finite_quotients
-
         require_finite_quotients(image, model.bilateral_sigma, model.color_sigma)
     return lattice
 

@@ -342,6 +342,8 @@ class Engine:
         labels = self.logits.shape[1]
         nothing = upstream.new_empty(0)
         total = torch.zeros_like(self.logits)
+        if len(upstream) == 0:  # every step of no iteration
+            return total, [None] * len(self.mixings)
         g = self._rows()
         beliefs = self._beliefs(iterations, softmax)
         if softmax:

@@ -25,7 +25,7 @@ def refine(problem: Problem) -> Tensor:
 
 
 def gradients(problem: Problem, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Of segfast::mean_field's seven tensors, None where a gradient is not wanted or zero."""
+    """Of segfast::mean_field's seven tensors, None where a gradient is not wanted."""
     o, features = problem.options, problem.features()
     of_features = wanted[1] or wanted[5] or wanted[6]
     found = _dense_crf_exact_grad.mean_field(
@@ -43,4 +43,8 @@ def gradients(problem: Problem, grad: Tensor, wanted: Sequence[bool]) -> list[Te
         image = torch.stack(images).reshape(problem.image.shape)
         position, color = torch.stack(positions).sum(0), torch.stack(colors).sum(0)
     tensors = (found.logits, image, *found.mixings, found.spatial_sigma, position, color)
-    return [None if x is None or not w else x for x, w in zip(tensors, wanted, strict=True)]
+    like = (problem.logits, problem.image, *problem.mixings, *problem.sigmas)
+    return [
+        None if not w else torch.zeros_like(x, dtype=problem.dtype) if g is None else g
+        for g, x, w in zip(tensors, like, wanted, strict=True)
+    ]

@@ -1,9 +1,9 @@
 """Derivatives of the dense CRF as autograd sees them.
 
 Each operator is an autograd.Function, for torch.func and torch.compile, and the same formula is
-registered for the raw operator, for exported graphs. In plain PyTorch `mean_field` keeps what its
-run made (lattices, the scores of every iteration); elsewhere the backward operator makes it again.
-Second derivatives and forward mode are refused.
+registered for the raw operator, for exported graphs. Run eagerly on the CPU, `mean_field` keeps
+what its run made (lattices, the scores of every iteration); elsewhere the backward operator makes
+it again. Second derivatives and forward mode are refused.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def gaussian_filter(values: Tensor, features: Tensor, *options: Any) -> Tensor:
 
 
 def mean_field(tensors: Sequence[Tensor], options: Options) -> Tensor:
-    """segfast::mean_field with its gradient; on the CPU in plain PyTorch its run is kept for it."""
+    """segfast::mean_field with its gradient; run eagerly on the CPU, its run is kept for it."""
     require_exact(options.method, _pixels([_differentiated(x) for x in tensors]))
     if tensors[0].is_cpu and needs_graph(*tensors) and not transformed():
         return call(KeptMeanField, options, *tensors)

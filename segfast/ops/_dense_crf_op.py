@@ -5,7 +5,6 @@ Gradients: `_dense_crf_backward.py` (what is computed), `_dense_crf_grad.py` (au
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from segfast.ops import (
 )
 from segfast.ops._dense_crf_backward import Record, filter_gradients, pull_back
 from segfast.ops._dense_crf_engine import Engine, filter_features, warn_if_slow
-from segfast.ops._dense_crf_terms import PairwiseTerm
+from segfast.ops._dense_crf_terms import PairwiseTerm, require_finite_quotients
 from segfast.ops._register import batch, fold
 
 # A mixing is -mu W: [], [L] or [L, L]. Deviations are float64: (y, x), and [1] or [C] of colours.
@@ -115,7 +114,11 @@ class Options:
 
 
 class Problem:
-    """The tensors of one call as float32 or float64 on the CPU; images are refined one by one."""
+    """The tensors of one call: logits and image as given, mixings and sigmas on the CPU.
+
+    `run` and `gradients` take images one by one to the CPU, in float32 or float64; `features` is
+    for kernels that take all of them where they are.
+    """
 
     def __init__(self, tensors: Sequence[Tensor], options: Options) -> None:
         logits, self.image, *parameters = tensors
@@ -281,18 +284,6 @@ def as_given(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> tupl
         x.new_empty(0) if g is None else g.to(x.device, x.dtype)
         for g, x in zip(gradients, like, strict=True)
     )
-
-
-def require_finite_quotients(
-    image: Tensor, bilateral_sigma: Sequence[float], color_sigma: Sequence[float]
-) -> None:
-    """Refuses sigmas so small that a finite image overflows; NaN in the image may pass on."""
-    if image.isfinite().all():
-        raise ValueError(
-            f"bilateral_sigma and color_sigma must be larger: positions and colours divided by "
-            f"{min(bilateral_sigma):.3g} and {min(color_sigma, default=math.inf):.3g} overflow "
-            f"{image.dtype}"
-        )
 
 
 def _warn_about_inputs(logits: Tensor, image: Tensor, color: Sequence[float]) -> None:

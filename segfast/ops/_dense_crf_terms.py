@@ -16,6 +16,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from segfast._native import native
 from segfast.kernels.dense_crf import reference, reference_grad
@@ -102,6 +103,18 @@ def require_reach(span: Tensor, dtype: torch.dtype) -> None:
         )
 
 
+def require_finite_quotients(
+    image: Tensor, bilateral_sigma: Sequence[float], color_sigma: Sequence[float]
+) -> None:
+    """Refuses sigmas so small that a finite image overflows; NaN in the image may pass on."""
+    if image.isfinite().all():
+        raise ValueError(
+            f"bilateral_sigma and color_sigma must be larger: positions and colours divided by "
+            f"{min(bilateral_sigma):.3g} and {min(color_sigma, default=math.inf):.3g} overflow "
+            f"{image.dtype}"
+        )
+
+
 def in_out_scales(norm: Tensor, normalization: str) -> tuple[Tensor | None, Tensor | None]:
     """What multiplies the values before and after the kernel, for n = K 1; None is one."""
     inverse = (norm + reference.TINY).reciprocal()
@@ -162,6 +175,15 @@ def exact_kernel(features: Tensor, normalization: str, tolerance: float) -> Kern
     return Kernel(raw, raw, features, normalization, moments)
 
 
+def running_sum(x: Tensor) -> Tensor:
+    """x_0, x_0 + x_1, ... [n]; by doubling, since cumsum on CUDA is not deterministic."""
+    step = 1
+    while step < len(x):
+        x = x + pad(x[:-step], (step, 0))
+        step *= 2
+    return x
+
+
 def separable_gaussian(
     shape: tuple[int, int], sigma: tuple[float, float], normalization: str, dtype: torch.dtype,
     device: torch.device, slope: int | None = None,
@@ -175,7 +197,7 @@ def separable_gaussian(
         r = torch.arange(radius + 1, dtype=torch.float64, device=device)
         tap = torch.exp(-0.5 * (r / s) ** 2)
         # n = K 1 is an outer product: per axis, the taps that stay inside.
-        sums = torch.cat([tap, tap.new_zeros(max(0, size - 1 - radius))]).cumsum(0)  # [size]
+        sums = running_sum(torch.cat([tap, tap.new_zeros(max(0, size - 1 - radius))]))  # [size]
         norm = sums + sums.flip(0) - 1
         scales = in_out_scales(norm, normalization)
         for kept, scale in zip((before, after), scales, strict=True):

@@ -32,7 +32,8 @@ def served_by() -> str:
     if not has_triton():
         return "PyTorch: triton is not installed"
     return (
-        "triton_dense.py, triton_depthwise.py, triton_context.py (float64, other groups: PyTorch)"
+        "triton_dense.py, triton_depthwise.py, triton_context.py (PyTorch: float64, other groups,"
+        " dense float32, little padding; segfast.explain says which)"
     )
 
 

@@ -126,7 +126,7 @@ def _dense(
         return y
     launch = _launch(triton_work.dense, x.device, branches, batch, channels, dtype_name(x))
     partial, c = _partial(launch, x), launch.work.configuration
-    epilogue = bias, scale, shift
+    epilogue = [None if f is None else f.contiguous() for f in (bias, scale, shift)]
     options = {
         "RELU": relu,
         "ALIGNED": all(b.channels % ALIGNMENT == 0 for b in branches),

@@ -49,7 +49,7 @@ def depthwise(
         depthwise_kernel[(programs,)](
             x,
             _taps_first(weight),
-            bias,
+            None if bias is None else bias.contiguous(),
             y,
             channels,
             height,

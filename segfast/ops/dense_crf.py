@@ -159,17 +159,18 @@ def mean_field(
         return_belief: return the belief Q = softmax(scores) over the labels in place of the scores;
             faster than a softmax afterwards, and not rounded to half precision before it.
         capacity: room for the vertices of a lattice on CUDA, see :func:`gaussian_filter`; F is
-            C + 2. With it nothing waits for the device and nothing warns, so that CUDA graphs can
-            be recorded (after a call that was not).
+            C + 2. With it, and with sigmas that are numbers, nothing waits for the device after
+            the first call of a size, and nothing warns: CUDA graphs can be recorded.
 
     Returns:
         scores [B, L, H, W] before the softmax (or the belief), in the dtype of ``logits``; with
         ``return_steps`` ``(scores, steps)``, steps a list of ``(scores, belief)`` per iteration.
 
     Differentiable in reverse mode, once: logits, weights and compatibility by every method (the
-    lattice by its exact transpose), a float image and the sigmas by the exact method only. The
-    graph keeps the lattices and the scores of all iterations but the last, [iterations - 1, B, L,
-    H, W] in float32 (float64 for float64).
+    lattice by its exact transpose), a float image and the sigmas by the exact method only. On the
+    CPU the graph keeps the lattices and the scores of all iterations but the last,
+    [iterations - 1, B, L, H, W] in float32 (float64 for float64); on CUDA, compiled or exported it
+    keeps the inputs, and backward runs forward again.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it. So does an

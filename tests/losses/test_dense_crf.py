@@ -142,8 +142,8 @@ def test_smaller_maps(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def test_the_same_bits_for_any_number_of_threads(restored_threads: None) -> None:
     generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(1, 1, 200, 300, generator=generator).sigmoid()
-    image = torch.randint(0, 256, (1, 3, 200, 300), generator=generator, dtype=torch.uint8)
+    scores = torch.randn(1, 180, 200, 3, generator=generator).sigmoid()  # 36,000 rows to sum
+    image = torch.randint(0, 256, (1, 3, 200, 3), generator=generator, dtype=torch.uint8)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)

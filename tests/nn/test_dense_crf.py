@@ -43,6 +43,7 @@ def options() -> dict[str, Any]:
         "method": "exact",
         "spatial": "conv",
         "tolerance": 0.0,
+        "capacity": 500,
     }
 
 
@@ -95,7 +96,7 @@ def test_against_the_oracle(inputs: tuple[Tensor, Tensor]) -> None:
     logits, image = inputs
     parameters = {**options(), "iterations": 1}
     scores = DenseCRF(**parameters)(logits, image)
-    del parameters["tolerance"]
+    del parameters["tolerance"], parameters["capacity"]
 
     def plain(dtype: torch.dtype) -> Tensor:
         return torch.stack(

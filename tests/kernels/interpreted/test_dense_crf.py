@@ -305,7 +305,7 @@ def test_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     image = (255 * torch.rand(2, 2, 6, 7, generator=generator)).round()
     mixings = [torch.rand(3, 3, generator=generator), torch.tensor(2.0)]
     sigmas = [torch.tensor(s).double() for s in ([1.5, 2.0], [4.0, 5.0], [60.0, 80.0])]
-    options = (2, "after", "exact", "conv", 0.0, True, False)
+    options = (2, "after", "exact", "conv", 0.0, True, False, None)
     grad = torch.randn(2, 2, 3, 6, 7, generator=generator)
 
     def run(dtype: torch.dtype) -> list[Tensor]:
@@ -315,7 +315,7 @@ def test_operators(monkeypatch: pytest.MonkeyPatch) -> None:
         grads = ops._mean_field_backward(grad.to(dtype), *tensors, *options, [True] * 7)
         found = [y, *grads]
         values, features = tensors[0].flatten(2), tensors[1].flatten(2) / 50
-        choice = ("exact", "before", 0.0)
+        choice = ("exact", "before", 0.0, None)
         found.append(ops.gaussian_filter(values, features, *choice))
         return found + list(
             ops._gaussian_filter_backward(values, values, features, *choice, [True, True])
@@ -330,3 +330,9 @@ def test_operators(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_as_good_as(
             x.float(), oracle, baseline.float(), terms=504, magnitude=10.0, label=f"result {k}"
         )
+    tensors = [logits, image, *mixings, *sigmas]
+    none = torch.ops.segfast._mean_field_backward(grad[:1], *tensors, 0, *options[1:5], False,
+                                                  *options[6:], [True] * 7)  # fmt: skip
+    assert [x.shape for x in none] == [x.shape for x in tensors]
+    assert torch.equal(none[0], grad[0])
+    assert not any(x.count_nonzero() for x in none[1:])

@@ -71,6 +71,20 @@ def test_random(case: Case) -> None:
     run(case, channels_last=case.seed % 2 == 0)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [NINE, Case(1, 4, 1, 1, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1))],
+    ids=["dense", "depthwise"],
+)
+def test_strided_bias(case: Case) -> None:
+    x, weight, bias, _ = (t.float() for t in case.tensors())
+    apart = torch.stack([bias, bias + 1], 1)[:, 0]
+    y, expected = (
+        launchers.conv(x, weight, b, case.geometry, Strides(*case.strides)) for b in (apart, bias)
+    )
+    assert torch.equal(y, expected)
+
+
 def test_zeros_behind() -> None:
     """padding="same" of an even kernel: more zeros behind than before."""
     geometry = Geometry.of((5, 6), (5, 6), (2, 4), (1, 1), (0, 1), (1, 1))
