@@ -36,8 +36,8 @@ def feature_gradient(g: Tensor, v: Tensor, features: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def norm_gradient(normalization: str, norm: Tensor, rho: Tensor, kappa: Tensor) -> Tensor:
-    """dL/dn [1, N] through A and B, with rho_i = G_i . (K V)_i and kappa_i = V_i . (K G)_i."""
+def norm_gradient(normalization: str, norm: Tensor, rho: Tensor, kappa: Tensor | float) -> Tensor:
+    """dL/dn [..., 1, N] through A and B, with rho_i = G_i . (K V)_i and kappa_i = V_i . (K G)_i."""
     half = {"before": kappa, "after": rho, "symmetric": (rho + kappa) / 2}[normalization]
     return -half / (norm + TINY)
 
@@ -89,8 +89,8 @@ def pixel_sum(x: Tensor) -> Tensor:
 
 
 def belief_gradient(belief: Tensor, grad: Tensor) -> Tensor:
-    """Through Q = softmax(scores) over labels: Q (dL/dQ - <dL/dQ, Q>), [L, N]."""
-    return belief * (grad - (grad * belief).sum(0))
+    """Through Q = softmax(scores) over labels: Q (dL/dQ - <dL/dQ, Q>), [..., L, N]."""
+    return belief * (grad - (grad * belief).sum(-2, keepdim=True))
 
 
 def image_gradients(

@@ -9,7 +9,7 @@ Gradients: `_dense_crf_exact_grad.py`. The launchers are imported at the first c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf.triton_configurations import OLDEST
-from segfast.ops._dense_crf_terms import CONV_RADIUS, in_out_scales, scaled
+from segfast.ops._dense_crf_terms import Kernel, gaussian_taps, mix
 
 
 def has_triton() -> bool:
@@ -43,30 +43,6 @@ def launchers() -> ModuleType:
     return _dense_crf_triton
 
 
-class Term:
-    """K~ of a symmetric K: [B, C, N] -> [B, C, N].
-
-    Attributes:
-        norm: n = K 1, [B or 1, 1, N]; None where nothing is normalised.
-        before, after: what multiplies the values before and after K; None is one.
-    """
-
-    def __init__(self, raw: Callable[[Tensor], Tensor], ones: Tensor, normalization: str) -> None:
-        self.raw = raw
-        self.norm: Tensor | None = None
-        self.before: Tensor | None = None
-        self.after: Tensor | None = None
-        if normalization != "none":
-            self.norm = raw(ones)
-            self.before, self.after = in_out_scales(self.norm, normalization)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        return scaled(self.raw(scaled(values, self.before)), self.after)
-
-    def transpose(self, values: Tensor) -> Tensor:
-        return scaled(self.raw(scaled(values, self.after)), self.before)
-
-
 class Spatial:
     """exp(-|p_i - p_j|^2 / 2 sigma^2) over the pixel grid, cut off at 5.5 sigma, [B, C, N]."""
 
@@ -75,11 +51,9 @@ class Spatial:
         self.taps: list[Tensor] = []  # y, x: [radius + 1] float32
         self.slopes: list[Tensor] = []  # their derivatives with respect to sigma
         for length, s in zip(size, sigma, strict=True):
-            radius = int(min(CONV_RADIUS[torch.float32] * s, length - 1))
-            t = torch.arange(radius + 1, dtype=torch.float64)
-            tap = torch.exp(-0.5 * (t / s) ** 2)
-            self.taps.append(tap.to(like.device, torch.float32))
-            self.slopes.append((tap * (t / s) ** 2 / s).to(like.device, torch.float32))
+            both = gaussian_taps(length, s, torch.float32, like.device)
+            for kept, taps in zip((self.taps, self.slopes), both, strict=True):
+                kept.append(taps.float())
 
     def __call__(self, values: Tensor) -> Tensor:
         return self.convolve(values, *self.taps)
@@ -88,16 +62,6 @@ class Spatial:
         maps = values.contiguous().unflatten(-1, self.size)  # [B, C, H, W]
         convolve = launchers().convolve
         return convolve(convolve(maps, along, 3), down, 2).flatten(-2)
-
-
-def mix(mixing: Tensor, message: Tensor) -> Tensor:
-    """mixing ([] | [L] | [L, L]) applied to [B, L, N], in an order that no library chooses."""
-    if mixing.dim() < 2:
-        return mixing.reshape(-1, 1) * message
-    total = mixing[:, :1] * message[:, :1]
-    for k in range(1, message.shape[1]):
-        total = torch.addcmul(total, mixing[:, k : k + 1], message[:, k : k + 1])
-    return total
 
 
 class Model:
@@ -126,11 +90,11 @@ class Model:
         self.exact = launchers().ExactFilter(features, tolerance) if used[1] else None
         self.mixings = [mixing.to(features.device, torch.float32) for mixing in mixings]
         self.terms = [
-            None if raw is None else Term(raw, ones, normalization)
+            None if raw is None else Kernel(raw, raw, ones, normalization)
             for raw in (self.spatial, self.exact)
         ]
 
-    def used(self) -> Iterator[tuple[Tensor, Term]]:
+    def used(self) -> Iterator[tuple[Tensor, Kernel]]:
         for mixing, term in zip(self.mixings, self.terms, strict=True):
             if term is not None:
                 yield mixing, term
@@ -182,7 +146,8 @@ def gaussian_filter(
     """K~ values [B, C, N] over features [B, F, N]."""
     f = features.float().contiguous()
     ones = f.new_ones(len(f), 1, f.shape[2])
-    kernel = Term(launchers().ExactFilter(f, tolerance), ones, normalization)
+    pairs = launchers().ExactFilter(f, tolerance)
+    kernel = Kernel(pairs, pairs, ones, normalization)
     return kernel(values.float()).to(values.dtype)
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segfast.kernels.dense_crf.reference import TINY
-from segfast.ops._dense_crf_exact_cuda import Model, Spatial, Term, launchers, mix
-from segfast.ops._dense_crf_terms import scaled
+from segfast.kernels.dense_crf.reference_grad import belief_gradient, norm_gradient
+from segfast.ops._dense_crf_exact_cuda import Model, Spatial, launchers
+from segfast.ops._dense_crf_terms import Kernel, mix, scaled
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Gradients:
 class _Trace:
     """A term on the way back."""
 
-    def __init__(self, term: Term, mixing: Tensor, moves: bool) -> None:
+    def __init__(self, term: Kernel, mixing: Tensor, moves: bool) -> None:
         self.term, self.mixing, self.moves = term, mixing, moves
         self.grad = mixing.double() * 0
         self.sent: list[Tensor] = []  # V, [B, L, N] for each iteration
@@ -115,19 +115,8 @@ def mean_field(
     return Gradients(total.unflatten(2, (height, width)), moved, (found[0], found[1]), slopes)
 
 
-def belief_gradient(belief: Tensor, grad: Tensor) -> Tensor:
-    """Through Q = softmax(scores) over labels, [B, L, N]."""
-    return belief * (grad - (grad * belief).sum(1, keepdim=True))
-
-
-def _norm_gradient(norm: Tensor, rho: Tensor, kappa: Tensor | float, normalization: str) -> Tensor:
-    """dL/dn [B, 1, N]."""
-    half = {"before": kappa, "after": rho, "symmetric": 0.5 * (rho + kappa)}[normalization]
-    return -half / (norm + TINY)
-
-
 def _moved(
-    kernel: object, term: Term, g: Tensor, v: Tensor, kappa: Tensor | float, normalization: str
+    kernel: object, term: Kernel, g: Tensor, v: Tensor, kappa: Tensor | float, normalization: str
 ) -> Tensor:
     """dL/df [B, F, N] from G and V [B, C, N], through K and through n = K 1."""
     assert isinstance(kernel, launchers().ExactFilter)
@@ -135,7 +124,7 @@ def _moved(
     moved, rho = moved[:, :-1], moved[:, -1:]
     if term.norm is None:
         return moved
-    d_norm = _norm_gradient(term.norm, rho, kappa, normalization)
+    d_norm = norm_gradient(normalization, term.norm, rho, kappa)
     return moved + kernel.feature_gradient(d_norm, torch.ones_like(d_norm))[:, :-1]
 
 
@@ -145,7 +134,7 @@ def _slopes(kernel: Spatial, trace: _Trace, normalization: str) -> Tensor:
     if trace.term.norm is not None:
         rho = sum((g * kernel(v)).sum(1, keepdim=True) for g, v in pairs)
         assert isinstance(rho, Tensor)
-        d_norm = _norm_gradient(trace.term.norm, rho, trace.kappa, normalization)
+        d_norm = norm_gradient(normalization, trace.term.norm, rho, trace.kappa)
         pairs.append((d_norm, torch.ones_like(d_norm)))
     (y, x), (dy, dx) = kernel.taps, kernel.slopes
     slopes = [
@@ -166,7 +155,7 @@ def gaussian_filter(
     """From dL/dy [B, C, N]: of values [B, C, N] and of features [B, F, N]."""
     f = features.float().contiguous()
     kernel = launchers().ExactFilter(f, tolerance)
-    term = Term(kernel, f.new_ones(len(f), 1, f.shape[2]), normalization)
+    term = Kernel(kernel, kernel, f.new_ones(len(f), 1, f.shape[2]), normalization)
     grad, values = grad.float(), values.float()
     back = term.transpose(grad)
     if not of_features:

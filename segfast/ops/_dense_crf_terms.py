@@ -77,10 +77,13 @@ class PairwiseTerm:
 
 
 def mix(mixing: Tensor, message: Tensor) -> Tensor:
-    """mixing ([] | [L] | [L, L]) applied to a message [L, N]; same bits for any thread count."""
-    if mixing.dim() == 2:  # a matrix product would sum in an order of its own
-        return sum(mixing[:, k, None] * row for k, row in enumerate(message))
-    return mixing.reshape(-1, 1) * message
+    """mixing ([] | [L] | [L, L]) applied to [..., L, N]; same bits for any thread count."""
+    if mixing.dim() < 2:
+        return mixing.reshape(-1, 1) * message
+    total = mixing[:, :1] * message[..., :1, :]
+    for k in range(1, message.shape[-2]):  # a matrix product would sum in an order of its own
+        total = torch.addcmul(total, mixing[:, k : k + 1], message[..., k : k + 1, :])
+    return total
 
 
 def feature_range(features: Tensor) -> Tensor:
@@ -124,12 +127,13 @@ def in_out_scales(norm: Tensor, normalization: str) -> tuple[Tensor | None, Tens
 
 
 class Kernel:
-    """K~ of one term, [C, N] -> [C, N], from K and its transpose.
+    """K~ of one term, [..., C, N] -> [..., C, N], from K and its transpose.
 
     Attributes:
         raw, transposed: K and its transpose.
+        ones: [..., 1, N]
         moments: (G, V) [C, N] -> [F + 2, N], reference_grad.feature_gradient; exact kernels only.
-        norm: n = K 1, [1, N]; None where nothing is normalised.
+        norm: n = K 1, [..., 1, N]; None where nothing is normalised.
         before, after: what multiplies the values before and after K; None is one.
     """
 
@@ -137,7 +141,7 @@ class Kernel:
         self,
         raw: Filter,
         transposed: Filter,
-        like: Tensor,
+        ones: Tensor,
         normalization: str,
         moments: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
@@ -146,7 +150,7 @@ class Kernel:
         self.before: Tensor | None = None
         self.after: Tensor | None = None
         if normalization != "none":
-            self.norm = raw(like.new_ones(1, like.shape[1]))
+            self.norm = raw(ones)
             self.before, self.after = in_out_scales(self.norm, normalization)
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ def exact_kernel(features: Tensor, normalization: str, tolerance: float) -> Kern
         values = torch.cat([g, v])
         return torch.ops.segfast._exact_gradient(values, features, order, tolerance)
 
-    return Kernel(raw, raw, features, normalization, moments)
+    return Kernel(raw, raw, torch.ones_like(features[:1]), normalization, moments)
 
 
 def running_sum(x: Tensor) -> Tensor:
@@ -184,6 +188,19 @@ def running_sum(x: Tensor) -> Tensor:
     return x
 
 
+def gaussian_taps(
+    size: int, sigma: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """exp(-r^2 / 2 sigma^2) and its derivative by sigma, r = 0, 1, ...: float64, for sums in dtype.
+
+    They end where a line of `size` ends, or what is cut off is below the dtype's rounding.
+    """
+    radius = int(min(CONV_RADIUS[dtype] * sigma, size - 1))  # the product may be inf
+    t = torch.arange(radius + 1, dtype=torch.float64, device=device) / sigma
+    tap = torch.exp(-0.5 * t**2)
+    return tap, tap * t**2 / sigma
+
+
 def separable_gaussian(
     shape: tuple[int, int], sigma: tuple[float, float], normalization: str, dtype: torch.dtype,
     device: torch.device, slope: int | None = None,
@@ -193,16 +210,14 @@ def separable_gaussian(
     before: list[Tensor] = []
     after: list[Tensor] = []
     for axis, (size, s) in enumerate(zip(shape, sigma, strict=True)):
-        radius = int(min(CONV_RADIUS[dtype] * s, size - 1))  # the product may be inf
-        r = torch.arange(radius + 1, dtype=torch.float64, device=device)
-        tap = torch.exp(-0.5 * (r / s) ** 2)
+        tap, tap_slope = gaussian_taps(size, s, dtype, device)
         # n = K 1 is an outer product: per axis, the taps that stay inside.
-        sums = running_sum(torch.cat([tap, tap.new_zeros(max(0, size - 1 - radius))]))  # [size]
+        sums = running_sum(torch.cat([tap, tap.new_zeros(size - len(tap))]))  # [size]
         norm = sums + sums.flip(0) - 1
         scales = in_out_scales(norm, normalization)
         for kept, scale in zip((before, after), scales, strict=True):
             kept.append(torch.ones_like(norm) if scale is None else scale)
-        taps.append(tap * (r / s) ** 2 / s if axis == slope else tap)
+        taps.append(tap_slope if axis == slope else tap)
     return [x.to(dtype) for x in (*taps, *before, *after)]
 
 
@@ -301,19 +316,20 @@ class NativeTerms:
 
 def reference_kernel(term: PairwiseTerm, like: Tensor, shape: tuple[int, int] | None) -> Kernel:
     """K~ of a term in plain PyTorch, [L, N] -> [L, N]."""
+    ones = torch.ones_like(like[:1])
     if term.method == "conv":
         assert shape is not None
         assert term.sigma is not None
         separable = reference.separable_kernel(like, shape, term.sigma)
-        return Kernel(separable, separable, like, term.normalization)
+        return Kernel(separable, separable, ones, term.normalization)
     assert term.features is not None
     if term.method == "exact":
         pairs = reference.exact_kernel(term.features)
         moments = functools.partial(reference_grad.feature_gradient, features=term.features)
-        return Kernel(pairs, pairs, like, term.normalization, moments)
+        return Kernel(pairs, pairs, ones, term.normalization, moments)
     lattice = reference.Lattice(term.features)
     transposed = functools.partial(lattice.filter, transpose=True)
-    return Kernel(lattice.filter, transposed, like, term.normalization)
+    return Kernel(lattice.filter, transposed, ones, term.normalization)
 
 
 @dataclass(frozen=True)
