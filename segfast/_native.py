@@ -1,10 +1,11 @@
-"""Finds the compiled kernels (``segfast._C``), and says why when they are not there."""
+"""Finds the compiled kernels (``segfast._C``), says why when they are not there; finds Triton."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from types import ModuleType
@@ -16,6 +17,10 @@ REMEDY = (
     "`pip install setuptools pybind11` and "
     "`pip install --no-build-isolation --force-reinstall --no-deps segfast`"
 )
+
+
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from segfast._native import has_triton
 from segfast.kernels.dense_crf.triton_configurations import OLDEST
 from segfast.ops._dense_crf_terms import Kernel, gaussian_taps, mix
-
-
-def has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def serves(x: Tensor, method: str) -> bool:

@@ -7,19 +7,15 @@ no Triton, a GPU older than sm_80, and what serves_triton in _dilated_conv_plan.
 from __future__ import annotations
 
 import functools
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from segfast._native import has_triton
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.kernels.dilated_conv.triton_configurations import OLDEST
-
-
-def has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def available() -> bool:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from segfast._native import has_triton
 from segfast.kernels.linear_attention.triton_configurations import most_rows
 from segfast.ops._linear_attention_op import REFERENCE, TAYLOR
 
 _PREFIX = "_linear_attention_"
-
-
-def has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 @functools.cache

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segfast._native import native
+from segfast._native import has_triton, native
 from segfast.kernels.dense_crf.reference import NORMALIZATIONS
 from segfast.ops import _check, _dense_crf_grad
 from segfast.ops._dense_crf_batch import available
-from segfast.ops._dense_crf_exact_cuda import has_triton
 from segfast.ops._dense_crf_exact_cuda import served_by as exact_served_by
 from segfast.ops._dense_crf_op import Options
 from segfast.ops._dense_crf_terms import mix
