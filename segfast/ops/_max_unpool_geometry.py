@@ -116,9 +116,6 @@ def require_integers(name: str, x: Tensor, dtype: torch.dtype) -> None:
 
 
 def _require_sizes(name: str, x: Tensor, contract: str) -> None:
-    if x.layout != torch.strided or x.is_nested:
-        layout = "nested" if x.is_nested else str(x.layout)
-        raise TypeError(f"{name} must be a strided tensor, got layout {layout}")
     shape = x.shape
     if len(shape) not in (3, 4) or shape[-1] < 1 or shape[-2] < 1 or shape[-3] < 1:
         raise ValueError(
