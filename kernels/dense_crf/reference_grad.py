@@ -83,7 +83,7 @@ def channel_sum(x: Tensor) -> Tensor:
 
 def pixel_sum(x: Tensor) -> Tensor:
     """[..., N] -> [...] in float64: the same bits for any number of threads."""
-    if x.is_cuda:  # where sums are in one order, and cumsum is not
+    if x.is_cuda or x.shape[-1] == 0:  # sums are in one order there, cumsum is not
         return x.double().sum(-1)
     return x.double().cumsum(-1)[..., -1]
 

@@ -109,7 +109,8 @@ def dense_crf_loss(
         mask = None if mask is None else functional.interpolate(mask, scale_factor=scale_factor)
         sigma = [scale_factor * s for s in sigma]
     if mask is not None:
-        segmentation = segmentation * mask
+        undefined = (mask == 0) & ~segmentation.isfinite()  # 0 NaN is NaN
+        segmentation = segmentation.masked_fill(undefined, 0) * mask
     y_x = ((sigma * 2)[0], (sigma * 2)[1])
     features = [reference.image_features(one, y_x, tuple(color)) for one in image]  # [2 + C, N]
     if not features:  # the mean over no image

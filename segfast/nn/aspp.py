@@ -99,8 +99,8 @@ class ASPP(nn.Module):
 
     def _folds(self, x: Tensor) -> bool:
         """Whether it is as built, normalisations are fixed factors and summands, nothing learns."""
-        if self.training or learns(x, self):
-            return False
+        if self.training or learns(x, self) or torch.jit.is_tracing():
+            return False  # (a trace is of one graph, with gradients or without)
         branches: Any = self.convs
         plain = type(self.project[0]) is nn.Conv2d and self.project[0].bias is None
         rectified = all(type(branch[-1]) is nn.ReLU for branch in (*branches, self.project[:3]))

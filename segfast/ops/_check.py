@@ -65,10 +65,11 @@ def require_count(name: str, value: object, minimum: int = 0) -> None:
 
 
 def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
+    """Twice an integer, or the two (the one) of a sequence."""
     if isinstance(value, int) and not isinstance(value, bool):
         pair = (value, value)
-    elif isinstance(value, (tuple, list)) and len(value) == 2:
-        pair = (value[0], value[1])
+    elif isinstance(value, (tuple, list)) and len(value) in (1, 2):
+        pair = (value[0], value[-1])
     else:
         raise TypeError(f"{name} must be an integer or two of them, got {describe(value)}")
     require_count(name, pair[0], minimum)

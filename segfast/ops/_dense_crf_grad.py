@@ -104,6 +104,8 @@ class KeptMeanField(Function):
         ctx.problem = Problem(tensors, options)
         with torch.autocast("cpu", enabled=False):
             result, records = refine(ctx.problem, ctx.needs_input_grad[1:])
+        # Not a view made in here, which nobody could change in place.
+        result = result.new_empty(0).set_(result)  # type: ignore[call-overload]
         # What autograd saves is freed with the graph, and refused if it was written to since. The
         # result may share memory with the states.
         shared = [result] if options.keep_steps or options.softmax else []
@@ -114,7 +116,8 @@ class KeptMeanField(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, rest = ctx.saved_tensors[: len(NAMES)], ctx.saved_tensors[len(NAMES) :]
+        saved = ctx.saved_tensors  # once: checkpoints unpack but once
+        tensors, rest = saved[: len(NAMES)], saved[len(NAMES) :]
         wanted = ctx.needs_input_grad[1:]
         records = [
             replace(r, states=s) for r, s in zip(ctx.records, rest[: ctx.count], strict=True)

@@ -86,7 +86,9 @@ def pyramid(
     if not (_is_list(weights) and _is_list(rates) and (biases is None or _is_list(biases))):
         decide(False)  # raises
     tensors = (x, scale, shift, *weights, *(biases or ()))
-    kernel = look_up(_PYRAMIDS, decide, tensors, (len(weights), tuple(rates), activation))
+    kernel = look_up(
+        _PYRAMIDS, decide, tensors, (len(weights), biases is None, tuple(rates), activation)
+    )
     if kernel == _COMPOSED or needs_graph(*tensors) or watched():
         return None
     sums = torch.promote_types(x.dtype, torch.float32)
@@ -121,7 +123,7 @@ def context_module(
     if not (_is_list(weights) and _is_list(dilations) and (biases is None or _is_list(biases))):
         decide(False)  # raises
     tensors = (x, *weights, *(biases or ()))
-    kernel = look_up(_CONTEXTS, decide, tensors, (len(weights), tuple(dilations)))
+    kernel = look_up(_CONTEXTS, decide, tensors, (len(weights), biases is None, tuple(dilations)))
     if kernel == _COMPOSED or needs_graph(*tensors) or watched():
         return None
     arguments = _cast(x, weights, biases)

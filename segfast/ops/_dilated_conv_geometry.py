@@ -163,6 +163,8 @@ def _named_padding(padding: str, kernel: Pair, steps: Pair, rates: Pair) -> tupl
         return (0, 0), (0, 0)
     if steps != (1, 1):
         raise ValueError(f"padding='same' needs stride 1, got {steps}")
+    if isinstance(kernel[0], Tensor):  # torch.jit.trace
+        kernel = (int(kernel[0]), int(kernel[1]))
     both = (rates[0] * (kernel[0] - 1), rates[1] * (kernel[1] - 1))
     return pair("padding", (both[0] // 2, both[1] // 2), 0), both
 

@@ -47,9 +47,7 @@ def look_up(
     found = key = setting = None
     if not (torch.compiler.is_compiling() or tracing()):  # where sizes are symbols
         setting = winograd_setting()
-        types: tuple[Any, ...] = tuple(map(type, arguments))
-        if tuple in types:
-            types = tuple([_type(argument) for argument in arguments])
+        types = tuple([_type(argument) for argument in arguments])
         try:
             key = _key(tensors, [arguments, types, setting.allowed])
             found = memory.get(key)
@@ -77,7 +75,7 @@ def _key(tensors: Sequence[Tensor | None], facts: list[Any]) -> tuple[Any, ...] 
 
 
 def _type(argument: Any) -> Any:
-    return tuple(map(type, argument)) if type(argument) is tuple else type(argument)
+    return tuple(map(type, argument)) if isinstance(argument, tuple) else type(argument)
 
 
 # ------------------------------------------------------------------------------ convolutions

@@ -122,8 +122,9 @@ def test_what_lies_outside_of_the_region_has_no_say(
     assert p.grad is not None
     assert not p.grad[outside.expand_as(p)].any()
     assert p.grad[~outside.expand_as(p)].all()
-    other = dense_crf_loss(probabilities.where(~outside, 0.9), image, region.int(), **SIGMAS)
-    assert torch.equal(loss, other)
+    for value in (0.9, math.nan):
+        other = dense_crf_loss(probabilities.where(~outside, value), image, region.int(), **SIGMAS)
+        assert torch.equal(loss, other)
     assert not torch.equal(loss, dense_crf_loss(probabilities, image, **SIGMAS))
 
 

@@ -369,3 +369,12 @@ def test_presets_of_v2() -> None:
         ASPPv2(4, 2, "M")
     with pytest.raises(ValueError, match=r"^classes must be at least 1, got 0"):
         ASPPv2(4, 0)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_traces() -> None:
+    """The graph of a trace, with or without gradients, is the unfolded module's."""
+    aspp, x = ASPP(8, (2, 4), 4).eval(), torch.randn(2, 8, 9, 9)
+    traced = torch.jit.trace(aspp, x)
+    other = torch.randn(1, 8, 9, 9)
+    torch.testing.assert_close(traced(other), aspp(other))

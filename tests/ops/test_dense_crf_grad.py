@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from segfast import _native
 from segfast.kernels.dense_crf import reference
@@ -402,3 +403,27 @@ def test_second_derivatives_are_refused(problem: Problem) -> None:
     (grad,) = torch.autograd.grad(weighted([scores]), leaf, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivatives"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_checkpoints_and_changes_in_place(batch: int) -> None:
+    x = torch.randn(batch, 3, 6, 7, requires_grad=True)
+    image = torch.randint(0, 256, (batch, 3, 6, 7), dtype=torch.uint8)
+    (expected,) = torch.autograd.grad(mean_field(x, image).square().sum(), x)
+    y = checkpoint(mean_field, x, image, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(y.square().sum(), x)[0], expected)
+    changed = mean_field(x, image)
+    changed *= 2
+    assert torch.equal(torch.autograd.grad((changed / 2).square().sum(), x)[0], expected)
+
+
+def test_an_image_without_channels() -> None:
+    sigma = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    color = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(1, 2, 3, 4, dtype=torch.float64)
+
+    def refined(sigma: Tensor, color: Tensor) -> Tensor:
+        options = {"bilateral_sigma": sigma, "color_sigma": color, "iterations": 2}
+        return mean_field(logits, logits[:, :0], method="exact", **options)
+
+    assert torch.autograd.gradcheck(refined, (sigma, color))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Callable
 from typing import Any
@@ -371,3 +372,16 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
 def test_refusals(run: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         run()
+
+
+def test_the_look_up_tells_arguments_apart() -> None:
+    """What would be refused is refused after a like call that was not."""
+    x, w = torch.randn(1, 4, 9, 9), torch.randn(4, 4, 3, 3)
+    pair = collections.namedtuple("pair", "h w")
+    dilated_conv2d(x, w, padding=pair(2, 2))
+    with pytest.raises(TypeError, match="padding must be an integer"):
+        dilated_conv2d(x, w, padding=pair(2.0, 2.0))
+    atrous_pyramid2d(x, [w, w], None, (2, 3))
+    with pytest.raises(ValueError, match="biases must be 2"):
+        atrous_pyramid2d(x, [w, w], [], (2, 3))
+    assert torch.equal(dilated_conv2d(x, w, padding=(2,)), dilated_conv2d(x, w, padding=2))

@@ -200,3 +200,9 @@ def test_the_error_is_what_is_stated() -> None:
     n, unit = CHANNELS[0] + 27, torch.finfo(torch.float32).eps / 2
     size = 176 * x.abs().max() * weight.abs().sum((1, 2, 3)) + bias.abs()
     assert bool((error <= n * unit / (1 - n * unit) * size).all())
+
+
+def test_no_decorator() -> None:
+    """It would count for the first call only."""
+    with pytest.raises(TypeError), segfast.allow_winograd(False) as _:
+        segfast.allow_winograd(False)(lambda: None)  # type: ignore[operator]
