@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
@@ -13,6 +14,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from segfast.nn._shared import require_counts
 from segfast.ops import _check, dilated_conv2d
 from segfast.ops._check import IntOrPair
+
+torch.fx.wrap("dilated_conv2d")  # one node of what torch.fx traces, as torch.nn.Conv2d is
 
 
 class DilatedConv2d(nn.Conv2d):

@@ -395,3 +395,10 @@ def test_what_would_be_lost_is_refused() -> None:
     hooked.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="conv must be a plain convolution, got one with hooks"):
         DilatedConv2d.from_conv(hooked)
+
+
+def test_one_node_of_a_symbolic_trace() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    dilate_stage(net, [2, 4])
+    x = torch.randn(1, 4, 9, 9)
+    assert torch.equal(torch.fx.symbolic_trace(net)(x), net(x))
