@@ -66,6 +66,7 @@ def test_parts_add_up() -> None:
     # 22 bits of |a| < 4, and three roundings of float32
     assert ((high + tail - exact).abs() <= 4 * 2.0**-22).all()
     norms = centred[0, :128, 3].double()
+    # A sum of three squares, each of a difference and a product: some eight roundings of 6e-8.
     torch.testing.assert_close(norms, -0.5 * exact.square().sum(0), rtol=1e-6, atol=0)
 
 

@@ -259,6 +259,7 @@ def test_lattice_transpose(normalization: str, dims: int) -> None:
     (leaf,) = leaves(v)
     y = gaussian_filter(leaf, features, "lattice", normalization)
     (back,) = torch.autograd.grad(y, leaf, g)
+    # 150 products of order 1, each of some 24 roundings of 1e-16: 4e-13.
     torch.testing.assert_close((y * g).sum(), (v * back).sum(), rtol=1e-12, atol=1e-12)
     if normalization in ("none", "symmetric"):
         forth = gaussian_filter(g, features, "lattice", normalization)
@@ -372,7 +373,8 @@ def test_half_precision(problem: Problem, dtype: torch.dtype) -> None:
     result = mean_field(single[0], image, bilateral_weight=single[1], iterations=2)
     expected = torch.autograd.grad(result.sum() + weighted([result]), single)
     for x, y in zip(found, expected, strict=True):
-        # Rounded upstream, and rounded itself: two units of the dtype.
+        # Rounded upstream, and rounded itself: two units of the dtype, of values of order 1
+        # (bfloat16: 2 times 2^-7).
         torch.testing.assert_close(x.float(), y, rtol=2 * torch.finfo(dtype).eps, atol=2e-2)
 
 

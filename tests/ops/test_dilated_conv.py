@@ -24,7 +24,7 @@ from segfast.ops import (
 from segfast.ops._dilated_conv_kernels import choose
 from segfast.ops._dilated_conv_kernels import problem as problem_of
 from segfast.ops._dilated_conv_plan import DIRECTIONS
-from segfast.testing import dtypes, poison_empty
+from segfast.testing import assert_as_good_as, dtypes, poison_empty
 from tests.ops.dilated_conv_cases import Case, check, random_cases
 
 LAYOUTS = pytest.mark.parametrize(
@@ -232,11 +232,15 @@ def test_a_map_of_one_image_in_hwc(groups: int) -> None:
     y = dilated_conv2d(*leaves, None, 1, 12, 12, groups)
     grad = torch.randn(17, 19, 16).permute(2, 0, 1)[None]
     actual = y, *torch.autograd.grad(y, leaves, grad)
-    exact = [t.detach().double().requires_grad_() for t in leaves]
-    z = F.conv2d(*exact, None, 1, 12, 12, groups)
-    expected = z, *torch.autograd.grad(z, exact, grad.double())
-    for a, b in zip(actual, expected, strict=True):  # float32 sums of up to 323 products
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+
+    def by_torch(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        own = [t.detach().to(dtype).requires_grad_() for t in leaves]
+        z = F.conv2d(*own, None, 1, 12, 12, groups)
+        return z, *torch.autograd.grad(z, own, grad.to(dtype))
+
+    exact, single = by_torch(torch.float64), by_torch(torch.float32)
+    for a, oracle, baseline in zip(actual, exact, single, strict=True):
+        assert_as_good_as(a, oracle, baseline, terms=17 * 19)
 
 
 def test_traces_keep_no_sizes() -> None:
@@ -246,7 +250,10 @@ def test_traces_keep_no_sizes() -> None:
         return dilated_conv2d(x, weight, None, 1, 6, 6)
 
     traced = torch.jit.trace(fn, torch.randn(2, 8, 9, 9))
-    torch.testing.assert_close(traced(other), fn(other), rtol=1e-4, atol=1e-4)  # two sums of 72
+    baseline = F.conv2d(other, weight, None, 1, 6, 6)
+    oracle = F.conv2d(other.double(), weight.double(), None, 1, 6, 6)
+    for y in (traced(other), fn(other)):
+        assert_as_good_as(y, oracle, baseline, terms=72)
 
 
 def test_unbatched() -> None:
