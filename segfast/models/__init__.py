@@ -1,0 +1,70 @@
+"""The reference architectures of the field, built from segfast's operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from segfast.models import _registry, fcn_resnet
+from segfast.models._base import SegmentationModel
+from segfast.models._checkpoint import load_checkpoint
+from segfast.models.fcn_resnet import FCNResNet
+from segfast.ops import _check
+
+__all__ = ["FCNResNet", "SegmentationModel", "create_model", "list_models", "load_checkpoint"]
+
+_ENTRIES = _registry.table(fcn_resnet.MODELS)
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    *,
+    layout: str | None = None,
+    **options: Any,
+) -> SegmentationModel:
+    """A segmentation network by its name, with fresh parameters.
+
+    Args:
+        name: one of :func:`list_models`.
+        num_classes: L of the scores; None means what the published network has.
+        in_channels: C of the images.
+        layout: whose wiring is built where published code differs; None means the name's default.
+        options: arguments of the architecture's class, over what the name fixes.
+
+    Returns:
+        A module: images [N, C, H, W] -> scores [N, L, H, W]. It remembers `layout`, for
+        :func:`load_checkpoint`.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> import torch
+        >>> model = create_model("fcn_resnet50", num_classes=2).eval()
+        >>> model(torch.randn(1, 3, 64, 96)).shape
+        torch.Size([1, 2, 64, 96])
+    """
+    entry = _registry.find(_ENTRIES, name)
+    layout = entry.layout if layout is None else layout
+    _check.require_choice("layout", layout, tuple(entry.layouts))
+    classes = entry.num_classes if num_classes is None else num_classes
+    arguments = {**entry.options, "layout": layout, **options}
+    try:
+        model = entry.build(num_classes=classes, in_channels=in_channels, **arguments)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise TypeError(f"options of {name!r}: {error}") from None
+        raise
+    model.layouts, model.layout = entry.layouts, layout
+    return model
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names for :func:`create_model` that fit a shell pattern, in alphabetical order.
+
+    Example:
+        >>> list_models("fcn_*")
+        ['fcn_resnet101', 'fcn_resnet50']
+    """
+    return _registry.matching(_ENTRIES, pattern)

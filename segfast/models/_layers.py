@@ -1,0 +1,39 @@
+"""The few combinations of layers that every network repeats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from segfast.nn import DilatedConv2d
+
+
+def conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    padding: int | None = None,
+) -> nn.Conv2d:
+    """A convolution that keeps the size (before its stride); segfast's if dilated or grouped.
+
+    `padding` None means dilation * (kernel_size // 2).
+    """
+    kind = DilatedConv2d if dilation > 1 or groups > 1 else nn.Conv2d
+    padding = dilation * (kernel_size // 2) if padding is None else padding
+    return kind(
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=bias
+    )
+
+
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options: Any
+) -> nn.Sequential:
+    """relu(norm(conv x)): children 0, 1 and 2."""
+    conv = conv2d(in_channels, out_channels, kernel_size, stride, **options)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

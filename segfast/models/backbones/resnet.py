@@ -1,0 +1,206 @@
+"""Residual networks whose last stages keep their resolution, in the wirings that were published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segfast.models._layers import conv2d
+from segfast.nn import MaxPool2d
+from segfast.ops import _check
+
+# depth -> (bottlenecks, blocks of the four stages). He et al., "Deep Residual Learning for Image
+# Recognition", CVPR 2016, table 1.
+RESNETS = {
+    18: (False, (2, 2, 2, 2)),
+    34: (False, (3, 4, 6, 3)),
+    50: (True, (3, 4, 6, 3)),
+    101: (True, (3, 4, 23, 3)),
+    152: (True, (3, 8, 36, 3)),
+}
+
+
+class Wiring(NamedTuple):
+    """Where published residual networks differ.
+
+    Attributes:
+        stem: channels of the stem's convolutions: (64,) is one 7 x 7, more are 3 x 3.
+        stride_first: a bottleneck's stride is on its first 1 x 1, not on its 3 x 3.
+        ceil: the stem's pool rounds its size up.
+        contract: a dilated stage's first block has the rate of the stage before.
+    """
+
+    stem: tuple[int, ...] = (64,)
+    stride_first: bool = False
+    ceil: bool = False
+    contract: bool = True
+
+
+WIRINGS = {
+    "torchvision": Wiring(),
+    "mmseg": Wiring(stem=(32, 32, 64)),  # ResNetV1c, contract_dilation=True
+    "semseg": Wiring(stem=(64, 64, 128), contract=False),
+    "deeplab-pytorch": Wiring(stride_first=True, ceil=True, contract=False),
+    "smp": Wiring(contract=False),
+}
+
+
+def stages(
+    blocks: Sequence[int], output_stride: int, multi_grid: Sequence[int], contract: bool
+) -> list[tuple[int, list[int]]]:
+    """(stride, atrous rate of each block) of every stage.
+
+    The stem has stride 4; a stage that would exceed `output_stride` doubles its rate instead.
+    `multi_grid` multiplies the rates of the last stage, where it is dilated.
+
+    Example:
+        >>> stages((3, 4, 6, 3), 8, (), contract=True)[2:]
+        [(1, [1, 2, 2, 2, 2, 2]), (1, [2, 4, 4])]
+        >>> stages((3, 4, 6, 3), 16, (1, 2, 4), contract=False)[3]
+        (1, [2, 4, 8])
+    """
+    reached, rate, found = 4, 1, []
+    for index, count in enumerate(blocks):
+        before = rate
+        stride = 1 if index == 0 else 2
+        if reached * stride > output_stride:
+            stride, rate = 1, rate * 2
+        reached *= stride
+        rates = [before if contract else rate] + [rate] * (count - 1)
+        if index == len(blocks) - 1 and multi_grid and rate > 1:
+            rates = [rate * unit for unit in multi_grid]
+        found.append((stride, rates))
+    return found
+
+
+class ResNet(nn.Module):
+    """The stem and four stages: x [N, C, H, W] -> maps of strides 4, 8, 16, 32 (at most OS).
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        in_channels: C.
+        output_stride: 8, 16 or 32: stages beyond it are dilated.
+        multi_grid: unit rates of the last stage's blocks, where it is dilated; () for none.
+        wiring: of "torchvision", "mmseg", "semseg", "deeplab-pytorch", "smp".
+
+    Shape:
+        -> [layer1, layer2, layer3, layer4]; `channels` are theirs. State as torchvision's ResNets
+        (without fc); a deep stem is stem.0 (conv), stem.1 (norm), stem.3, stem.4, stem.6, stem.7.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int = 3,
+        output_stride: int = 32,
+        multi_grid: Sequence[int] = (),
+        wiring: str = "torchvision",
+    ) -> None:
+        super().__init__()
+        if depth not in RESNETS:
+            raise ValueError(f"depth must be one of {', '.join(map(str, RESNETS))}; got {depth}")
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        _check.require_choice("wiring", wiring, tuple(WIRINGS))
+        bottlenecks, blocks = RESNETS[depth]
+        if multi_grid and len(multi_grid) != blocks[-1]:
+            raise ValueError(f"multi_grid must have {blocks[-1]} rates, got {multi_grid}")
+        wires = WIRINGS[wiring]
+        block: Any = Bottleneck if bottlenecks else BasicBlock
+        if len(wires.stem) == 1:
+            self.stem = None
+            self.conv1 = conv2d(in_channels, 64, 7, 2)
+            self.bn1 = nn.BatchNorm2d(64)
+        else:
+            self.stem = _deep_stem(in_channels, wires.stem)
+        self.maxpool = MaxPool2d(3, 2, padding=1, ceil_mode=wires.ceil)
+        channels = wires.stem[-1]
+        plan = stages(blocks, output_stride, multi_grid, wires.contract)
+        for index, (stride, rates) in enumerate(plan):
+            width = 64 * 2**index
+            layers = []
+            for number, rate in enumerate(rates):
+                step = stride if number == 0 else 1
+                layers.append(block(channels, width, step, rate, wires.stride_first))
+                channels = width * block.expansion
+            self.add_module(f"layer{index + 1}", nn.Sequential(*layers))
+        self.channels = tuple(64 * 2**i * block.expansion for i in range(4))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x [N, C, H, W] -> the four stages' maps."""
+        x = torch.relu_(self.bn1(self.conv1(x))) if self.stem is None else self.stem(x)
+        x = self.maxpool(x)
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def _deep_stem(channels: int, widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index, width in enumerate(widths):
+        conv = conv2d(channels, width, 3, 2 if index == 0 else 1)
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        channels = width
+    return nn.Sequential(*layers)
+
+
+def _shortcut(channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and channels == out_channels:
+        return None
+    conv = conv2d(channels, out_channels, 1, stride)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """y = relu(x' + norm(conv(relu(norm(conv x))))), x' = x or norm(conv_1x1 x)."""
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self, channels: int, width: int, stride: int, rate: int, stride_first: bool = False
+    ) -> None:
+        super().__init__()
+        del stride_first  # there is one place for it
+        self.conv1 = conv2d(channels, width, 3, stride, dilation=rate)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv2d(width, width, 3, dilation=rate)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, width, H / stride, W / stride]."""
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return torch.relu_(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """y = relu(x' + norm(conv_1x1(relu(norm(conv_3x3(relu(norm(conv_1x1 x)))))))), x' as above."""
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(
+        self, channels: int, width: int, stride: int, rate: int, stride_first: bool = False
+    ) -> None:
+        super().__init__()
+        out = width * self.expansion
+        first, second = (stride, 1) if stride_first else (1, stride)
+        self.conv1 = conv2d(channels, width, 1, first)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv2d(width, width, 3, second, dilation=rate)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv2d(width, out, 1)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.downsample = _shortcut(channels, out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, 4 width, H / stride, W / stride]."""
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = torch.relu_(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return torch.relu_(y + (x if self.downsample is None else self.downsample(x)))
