@@ -111,7 +111,7 @@ class ResNet(nn.Module):
         wires = WIRINGS[wiring]
         block: Any = Bottleneck if bottlenecks else BasicBlock
         if len(wires.stem) == 1:
-            self.stem = None
+            self.stem: nn.Module | None = None
             self.conv1 = conv2d(in_channels, 64, 7, 2)
             self.bn1 = nn.BatchNorm2d(64)
         else:
