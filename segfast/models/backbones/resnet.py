@@ -110,12 +110,10 @@ class ResNet(nn.Module):
             raise ValueError(f"multi_grid must have {blocks[-1]} rates, got {multi_grid}")
         wires = WIRINGS[wiring]
         block: Any = Bottleneck if bottlenecks else BasicBlock
-        if len(wires.stem) == 1:
-            self.stem: nn.Module | None = None
+        self.stem = None if len(wires.stem) == 1 else _deep_stem(in_channels, wires.stem)
+        if self.stem is None:
             self.conv1 = conv2d(in_channels, 64, 7, 2)
             self.bn1 = nn.BatchNorm2d(64)
-        else:
-            self.stem = _deep_stem(in_channels, wires.stem)
         self.maxpool = MaxPool2d(3, 2, padding=1, ceil_mode=wires.ceil)
         channels = wires.stem[-1]
         plan = stages(blocks, output_stride, multi_grid, wires.contract)
@@ -134,8 +132,8 @@ class ResNet(nn.Module):
         x = torch.relu_(self.bn1(self.conv1(x))) if self.stem is None else self.stem(x)
         x = self.maxpool(x)
         maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for index in range(4):
+            x = self.get_submodule(f"layer{index + 1}")(x)
             maps.append(x)
         return maps
 

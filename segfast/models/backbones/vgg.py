@@ -27,8 +27,8 @@ class VGG16(nn.Module):
         first_padding: of conv1_1; None means as its stage. FCN has 100.
 
     Shape:
-        stage i: x [N, C_i, H, W] -> [N, C_{i+1}, H, W] with `padding` 1. State: conv{i}_{j} (weight,
-        bias), i from 1.
+        stage i: x [N, C_i, H, W] -> [N, C_{i+1}, H, W] with `padding` 1. State: conv{i}_{j}
+        (weight, bias), i from 1.
     """
 
     def __init__(
