@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -32,8 +33,16 @@ def conv2d(
 
 
 def conv_bn_relu(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options: Any
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    *,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    act: Callable[..., nn.Module] | None = nn.ReLU,
+    **options: Any,
 ) -> nn.Sequential:
-    """relu(norm(conv x)): children 0, 1 and 2."""
+    """relu(norm(conv x)): children 0, 1 and 2; another activation, or none, by `act`."""
     conv = conv2d(in_channels, out_channels, kernel_size, stride, **options)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+    last = () if act is None else (act(inplace=True),)
+    return nn.Sequential(conv, norm(out_channels), *last)

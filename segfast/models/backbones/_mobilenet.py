@@ -1,0 +1,105 @@
+"""What MobileNetV2 and MobileNetV3 share: a chain of inverted residuals, maps of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from segfast.models._layers import conv_bn_relu
+
+
+class MobileNet(nn.Module):
+    """A chain of layers: x [N, C, H, W] -> the maps behind some of them.
+
+    Args:
+        layers: the chain, and the channels behind each of them.
+        taps: whose maps are wanted.
+        classifier: of the mean over the positions of the last map; None for none.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[nn.Module, int]],
+        taps: Sequence[int],
+        classifier: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        for tap in taps:
+            if not 0 <= tap < len(layers):
+                raise ValueError(f"taps must be among 0..{len(layers) - 1}, got {tap}")
+        self.features = nn.Sequential(*(layer for layer, _ in layers))
+        self.taps = tuple(taps)
+        self.channels = tuple(layers[tap][1] for tap in taps)
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x [N, C, H, W] -> the maps of `taps`, in the order of the chain."""
+        maps = []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.taps:
+                maps.append(x)
+        return maps
+
+    def classify(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> scores [N, classes] of the whole image."""
+        if self.classifier is None:
+            raise ValueError("classify needs a network that was built with classes")
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def plan(strides: Sequence[int], output_stride: int, delay: bool = False) -> list[tuple[int, int]]:
+    """(stride, atrous rate) of stages behind a stem of stride 2.
+
+    A stage that would exceed `output_stride` loses its stride; it and all behind it have their
+    rates multiplied by it, with `delay` only those behind it.
+
+    Example:
+        >>> plan((1, 2, 2, 2, 1, 2, 1), 16)[-3:]
+        [(1, 1), (1, 2), (1, 2)]
+        >>> plan((1, 2, 2, 2, 1, 2, 1), 16, delay=True)[-3:]
+        [(1, 1), (1, 1), (1, 2)]
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+    reached, rate, found = 2, 1, []
+    for stride in strides:
+        before = rate
+        if reached * stride > output_stride:
+            rate, stride = rate * stride, 1
+        reached *= stride
+        found.append((stride, before if delay else rate))
+    return found
+
+
+def inverted_residual(
+    channels: int,
+    inner: int,
+    width: int,
+    kernel_size: int,
+    stride: int,
+    rate: int,
+    *,
+    act: Callable[..., nn.Module],
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    gate: nn.Module | None = None,
+    padding: int | None = None,
+) -> list[Any]:
+    """Its layers: expansion (where it expands), depthwise convolution, gate (if any), projection.
+
+    x [N, channels, H, W] -> [N, inner, H, W] -> [N, inner, h, w] -> [N, width, h, w]
+    """
+    layers: list[Any] = []
+    if inner != channels:
+        layers.append(conv_bn_relu(channels, inner, 1, norm=norm, act=act))
+    layers.append(
+        conv_bn_relu(
+            inner, inner, kernel_size, stride,
+            norm=norm, act=act, dilation=rate, groups=inner, padding=padding,
+        )
+    )  # fmt: skip
+    if gate is not None:
+        layers.append(gate)
+    return [*layers, conv_bn_relu(inner, width, 1, norm=norm, act=None)]

@@ -1,0 +1,136 @@
+"""MobileNetV3-Large: inverted residuals with gates and hard swish; dilated for segmentation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segfast.models._layers import conv_bn_relu
+from segfast.models.backbones._mobilenet import MobileNet, inverted_residual, plan
+
+# (kernel, expanded channels, channels, gate, hard swish, stride). Howard et al., "Searching for
+# MobileNetV3", ICCV 2019, table 1.
+BLOCKS = (
+    (3, 16, 16, False, False, 1),
+    (3, 64, 24, False, False, 2),
+    (3, 72, 24, False, False, 1),
+    (5, 72, 40, True, False, 2),
+    (5, 120, 40, True, False, 1),
+    (5, 120, 40, True, False, 1),
+    (3, 240, 80, False, True, 2),
+    (3, 200, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 480, 112, True, True, 1),
+    (3, 672, 112, True, True, 1),
+    (5, 672, 160, True, True, 2),
+    (5, 960, 160, True, True, 1),
+    (5, 960, 160, True, True, 1),
+)
+
+norm = functools.partial(nn.BatchNorm2d, eps=1e-3, momentum=1e-2)
+
+
+class MobileNetV3(MobileNet):
+    """Stem, fifteen inverted residuals, 1 x 1: x [N, C, H, W] -> maps of some features.
+
+    Args:
+        in_channels: C.
+        output_stride: 8, 16 (torchvision's `dilated`) or 32: blocks beyond it are dilated.
+        taps: the features whose maps are returned; None means the last of each stride, 2 to 32.
+        classes: of the classifier; None for none.
+
+    Shape:
+        -> [N, c, h, w] for c in `channels`. State as torchvision's: features.0 (stem),
+        features.i.block of block i, features.16, classifier.0 and classifier.3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        output_stride: int = 32,
+        taps: Sequence[int] | None = None,
+        classes: int | None = None,
+    ) -> None:
+        channels = 16
+        layers: list[tuple[nn.Module, int]] = [
+            (conv_bn_relu(in_channels, channels, 3, 2, norm=norm, act=nn.Hardswish), channels)
+        ]
+        steps = plan([stride for *_, stride in BLOCKS], output_stride)
+        for (*form, gated, swish, _), (stride, rate) in zip(BLOCKS, steps, strict=True):
+            kernel_size, inner, width = form
+            act = nn.Hardswish if swish else nn.ReLU
+            block = InvertedResidual(channels, inner, width, kernel_size, stride, rate, act, gated)
+            layers.append((block, width))
+            channels = width
+        last = 6 * channels
+        layers.append((conv_bn_relu(channels, last, 1, norm=norm, act=nn.Hardswish), last))
+        super().__init__(
+            layers,
+            (1, 3, 6, 12, 16) if taps is None else taps,
+            None if classes is None else _classifier(last, classes),
+        )
+
+
+def _classifier(channels: int, classes: int) -> nn.Sequential:
+    hidden, act = nn.Linear(channels, 1280), nn.Hardswish(inplace=True)
+    return nn.Sequential(hidden, act, nn.Dropout(0.2), nn.Linear(1280, classes))
+
+
+class InvertedResidual(nn.Module):
+    """y = x' + norm(conv_1x1(gate(act(norm(depthwise(act(norm(conv_1x1 x)))))))).
+
+    x' = x where the shapes agree, else zero. Without expansion the first convolution is left away.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inner: int,
+        width: int,
+        kernel_size: int,
+        stride: int,
+        rate: int,
+        act: Callable[..., nn.Module],
+        gated: bool,
+    ) -> None:
+        super().__init__()
+        layers = inverted_residual(
+            channels, inner, width, kernel_size, stride, rate,
+            act=act, norm=norm, gate=SqueezeExcitation(inner) if gated else None,
+        )  # fmt: skip
+        self.block = nn.Sequential(*layers)
+        self.adds = stride == 1 and channels == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, width, H / stride, W / stride]."""
+        return x + self.block(x) if self.adds else self.block(x)
+
+
+class SqueezeExcitation(nn.Module):
+    """y_c = g_c x_c, g = sigma(W_2 relu(W_1 mean(x))) with a hard sigmoid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = divisible(channels // 4)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> the same shape."""
+        z = self.fc1(x.mean((2, 3), keepdim=True)).relu_()  # [N, C', 1, 1]
+        return x * F.hardsigmoid(self.fc2(z))
+
+
+def divisible(count: int, by: int = 8) -> int:
+    """The nearest multiple, at least one of them and at least 90 % of the count.
+
+    Example:
+        >>> divisible(18), divisible(30)
+        (24, 32)
+    """
+    found = max(by, (count + by // 2) // by * by)
+    return found + by if 10 * found < 9 * count else found
