@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from segfast.models import _registry, fcn_resnet
+from segfast.models import _registry, fcn_resnet, lraspp
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint
 from segfast.models.fcn_resnet import FCNResNet
+from segfast.models.lraspp import LRASPP
 from segfast.ops import _check
 
-__all__ = ["FCNResNet", "SegmentationModel", "create_model", "list_models", "load_checkpoint"]
+__all__ = [
+    "LRASPP",
+    "FCNResNet",
+    "SegmentationModel",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+]
 
-_ENTRIES = _registry.table(fcn_resnet.MODELS)
+_ENTRIES = _registry.table(
+    fcn_resnet.MODELS,
+    lraspp.MODELS,
+)
 
 
 def create_model(

@@ -24,4 +24,12 @@ class Golden(NamedTuple):
     at_input_size: bool = False
 
 
-GOLDEN = (Golden("torchvision_fcn_resnet50", "fcn_resnet50", 35_322_218, at_input_size=True),)
+GOLDEN = (
+    Golden("torchvision_fcn_resnet50", "fcn_resnet50", 35_322_218, at_input_size=True),
+    Golden(
+        "torchvision_lraspp_mobilenet_v3_large",
+        "lraspp_mobilenet_v3_large",
+        3_221_538,
+        at_input_size=True,
+    ),
+)
