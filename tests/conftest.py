@@ -23,6 +23,10 @@ settings.register_profile("segfast", derandomize=True, deadline=None)
 settings.load_profile("segfast")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--giants", action="store_true", help="also networks that take gigabytes")
+
+
 @pytest.fixture
 def poisoned_empty() -> Iterator[None]:
     """Uninitialised memory holds NaN for the length of the test."""

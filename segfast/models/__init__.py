@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from segfast.models import _registry, fcn_resnet, lraspp
+from segfast.models import (
+    _registry,
+    deeplabv1,
+    deeplabv2_vgg,
+    fcn_resnet,
+    lraspp,
+)
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint
+from segfast.models.deeplabv1 import DeepLabV1
+from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
 from segfast.models.fcn_resnet import FCNResNet
 from segfast.models.lraspp import LRASPP
 from segfast.ops import _check
 
 __all__ = [
     "LRASPP",
+    "DeepLabV1",
+    "DeepLabV2VGG16",
     "FCNResNet",
     "SegmentationModel",
     "create_model",
@@ -21,6 +31,8 @@ __all__ = [
 ]
 
 _ENTRIES = _registry.table(
+    deeplabv1.MODELS,
+    deeplabv2_vgg.MODELS,
     fcn_resnet.MODELS,
     lraspp.MODELS,
 )

@@ -63,11 +63,15 @@ class SegmentationModel(nn.Module):
         """
         require_map(x, self.in_channels, next(self.parameters()))
         maps = {
-            name: resize(y, x.shape[-2:], self.align_corners)
+            name: self.at_input_size(y, x.shape[-2:])
             for name, y in self.scores(x, return_aux).items()
         }
         out = maps.pop("out")
         return (out, maps) if return_aux else out
+
+    def at_input_size(self, y: Tensor, size: Any) -> Tensor:
+        """Scores [N, L, h, w] of the network -> [N, L, *size]."""
+        return resize(y, size, self.align_corners)
 
 
 def resize(x: Tensor, size: Any, align_corners: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from segfast.models._base import SegmentationModel
@@ -29,8 +30,14 @@ def load_checkpoint(
     """
     layout = model.layout if layout == "auto" else layout
     _check.require_choice("layout", layout, tuple(model.layouts))
-    state = model.layouts[layout].apply(source)
+    rules = model.layouts[layout]
+    state = rules.apply(source)
     ours = model.state_dict()
+    given = next((tensor for tensor in state.values() if tensor.is_floating_point()), None)
+    for key in ours.keys() - state.keys():
+        if given is not None and (value := rules.constant(key)) is not None:
+            dtype = given.dtype if ours[key].is_floating_point() else ours[key].dtype
+            state[key] = torch.full(ours[key].shape, value, dtype=dtype, device=given.device)
     problems = [f"missing {key}" for key in ours if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in ours]
     for key in ours.keys() & state.keys():

@@ -22,11 +22,19 @@ class Rules:
     Args:
         substitutions: (pattern, replacement) in the order they are applied.
         drop: keys that match are left out.
+        absent: what ours may have and the published state has not: pattern of our keys -> the
+            constant that it stands for.
     """
 
-    def __init__(self, *substitutions: Substitution, drop: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        *substitutions: Substitution,
+        drop: Iterable[str] = (),
+        absent: Mapping[str, float] | None = None,
+    ) -> None:
         self._substitutions = [(re.compile(p), r) for p, r in substitutions]
         self._drop = [re.compile(pattern) for pattern in drop]
+        self._absent = [(re.compile(p), value) for p, value in (absent or {}).items()]
 
     def key(self, published: str) -> str | None:
         """Our key, or None where it is dropped."""
@@ -52,6 +60,10 @@ class Rules:
                 raise ValueError(f"{origin[key]!r} and {published!r} both become {key!r}")
             renamed[key], origin[key] = value, published
         return renamed
+
+    def constant(self, ours: str) -> float | None:
+        """The value of a key of ours that a published state may lack; None: it may not."""
+        return next((value for p, value in self._absent if p.search(ours)), None)
 
 
 AS_IT_IS = Rules()

@@ -46,3 +46,10 @@ def conv_bn_relu(
     conv = conv2d(in_channels, out_channels, kernel_size, stride, **options)
     last = () if act is None else (act(inplace=True),)
     return nn.Sequential(conv, norm(out_channels), *last)
+
+
+def gaussian(conv: Any, std: float = 0.01) -> Any:
+    """The convolution, its weights drawn from N(0, std^2) and its bias zero."""
+    nn.init.normal_(conv.weight, std=std)
+    nn.init.zeros_(conv.bias)
+    return conv

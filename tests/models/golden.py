@@ -34,7 +34,9 @@ def golden_model(
     return load_checkpoint(model, published_state(published, dtype)).eval()
 
 
-def assert_golden(model: SegmentationModel, published: str, at_input_size: bool) -> None:
+def assert_golden(
+    model: SegmentationModel, published: str, at_input_size: bool, softmax: bool = False
+) -> None:
     """Its outputs (main, then auxiliary ones) are the fingerprint's, in the model's dtype."""
     dtype = next(model.parameters()).dtype
     fingerprint = read("fingerprints", published)
@@ -46,6 +48,8 @@ def assert_golden(model: SegmentationModel, published: str, at_input_size: bool)
             maps = [out, *aux.values()]
         else:
             maps = list(model.scores(x, wants_aux).values())
+    if softmax:
+        maps = [y.softmax(1) for y in maps]
     assert_outputs(maps[: len(fingerprint["outputs"])], fingerprint, published)
 
 

@@ -15,6 +15,8 @@ class Golden(NamedTuple):
         params: learned numbers of the published network.
         options: for `create_model`: what differs from the name's defaults.
         at_input_size: the published output is at the size of the input, else at its own stride.
+        softmax: the published output is a softmax, ours are the scores before it.
+        giant: takes minutes or gigabytes: run with --giants.
     """
 
     published: str
@@ -22,9 +24,13 @@ class Golden(NamedTuple):
     params: int
     options: Mapping[str, Any] = {}
     at_input_size: bool = False
+    softmax: bool = False
+    giant: bool = False
 
 
 GOLDEN = (
+    Golden("caffe_deeplab_largefov_voc12", "deeplabv1_largefov", 20_505_429),
+    Golden("caffe_deeplab_v2_vgg_aspp_l_voc12", "deeplabv2_vgg16_aspp_l", 37_877_652),
     Golden("torchvision_fcn_resnet50", "fcn_resnet50", 35_322_218, at_input_size=True),
     Golden(
         "torchvision_lraspp_mobilenet_v3_large",

@@ -9,7 +9,9 @@ from tests.models.networks import GOLDEN, Golden
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.published)
-def test_golden(golden: Golden) -> None:
+def test_golden(golden: Golden, request: pytest.FixtureRequest) -> None:
+    if golden.giant and not request.config.getoption("--giants"):
+        pytest.skip("takes minutes or gigabytes: --giants")
     model = golden_model(golden.model, golden.published, **golden.options)
     assert parameters(model) == golden.params
-    assert_golden(model, golden.published, golden.at_input_size)
+    assert_golden(model, golden.published, golden.at_input_size, golden.softmax)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from segfast.models._layers import conv2d
+from segfast.nn import MaxPool2d
 
 # (convolutions, channels) of the five stages. Simonyan and Zisserman, ICLR 2015, table 1, column D.
 VGG16_STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -25,6 +27,7 @@ class VGG16(nn.Module):
         rates: atrous rate of each stage.
         padding: of each stage, in units of its rate; None keeps sizes (1 everywhere).
         first_padding: of conv1_1; None means as its stage. FCN has 100.
+        eps: of the normalisations.
 
     Shape:
         stage i: x [N, C_i, H, W] -> [N, C_{i+1}, H, W] with `padding` 1. State: conv{i}_{j}
@@ -38,6 +41,7 @@ class VGG16(nn.Module):
         rates: Sequence[int] = (1, 1, 1, 1, 1),
         padding: Sequence[int] = (1, 1, 1, 1, 1),
         first_padding: int | None = None,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.batch_norm = batch_norm
@@ -50,7 +54,7 @@ class VGG16(nn.Module):
                 conv = conv2d(channels, width, 3, dilation=rates[i], bias=True, padding=pad)
                 self.add_module(f"conv{i + 1}_{j + 1}", conv)
                 if batch_norm:
-                    self.add_module(f"conv{i + 1}_{j + 1}_bn", nn.BatchNorm2d(width))
+                    self.add_module(f"conv{i + 1}_{j + 1}_bn", nn.BatchNorm2d(width, eps))
                 channels = width
 
     def stage(self, i: int, x: Tensor) -> Tensor:
@@ -62,3 +66,61 @@ class VGG16(nn.Module):
                 x = self.get_submodule(f"{name}_bn")(x)
             x = torch.relu_(x)
         return x
+
+
+# (size, stride, padding) of DeepLab's five pools: those that keep positions 8 i in place, and those
+# of its first networks, whose score i is of pixel 8 i + 1.
+DEEPLAB_POOLS = {
+    3: ((3, 2, 1), (3, 2, 1), (3, 2, 1), (3, 1, 1), (3, 1, 1)),
+    2: ((2, 2, 1), (2, 2, 1), (2, 2, 1), (2, 1, 0), (3, 1, 1)),
+}
+
+
+class DeepLabVGG16(VGG16):
+    """VGG16 at output stride 8: pool4 and pool5 have stride 1, the convolutions after pool4 rate 2.
+
+    Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected
+    CRFs", ICLR 2015, section 3.1.
+
+    Args:
+        in_channels: C.
+        pool_size: of the strided pools, a row of DEEPLAB_POOLS.
+
+    Shape:
+        x [N, C, H, W] -> the five pooled maps, of strides 2, 4, 8, 8, 8.
+    """
+
+    def __init__(self, in_channels: int = 3, pool_size: int = 3) -> None:
+        super().__init__(in_channels, rates=(1, 1, 1, 1, 2))
+        pools = DEEPLAB_POOLS[pool_size]
+        self.pools = nn.ModuleList(MaxPool2d(*pool, ceil_mode=True) for pool in pools)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x -> pool1 to pool5."""
+        maps = []
+        for i, pool in enumerate(self.pools):
+            x = pool(self.stage(i, x))
+            maps.append(x)
+        return maps
+
+
+def fully_connected(
+    in_channels: int,
+    width: int = 4096,
+    kernel_size: int = 7,
+    *,
+    dilation: int = 1,
+    padding: int = 0,
+) -> nn.Sequential:
+    """VGG16's classifier as convolutions: fc6, relu6, drop6, fc7, relu7, drop7."""
+    fc6 = conv2d(in_channels, width, kernel_size, dilation=dilation, bias=True, padding=padding)
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            fc6=fc6,
+            relu6=nn.ReLU(inplace=True),
+            drop6=nn.Dropout(0.5),
+            fc7=nn.Conv2d(width, width, 1),
+            relu7=nn.ReLU(inplace=True),
+            drop7=nn.Dropout(0.5),
+        )
+    )
