@@ -53,3 +53,17 @@ def gaussian(conv: Any, std: float = 0.01) -> Any:
     nn.init.normal_(conv.weight, std=std)
     nn.init.zeros_(conv.bias)
     return conv
+
+
+class FCNHead(nn.Sequential):
+    """Scores of one map: 3 x 3 to a quarter of the channels, dropout, 1 x 1 (children 0 to 4).
+
+    What FCNs on residual networks end in, and the auxiliary head of most networks.
+
+    x [N, C, H, W] -> [N, L, H, W]
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        width = in_channels // 4
+        scores = nn.Conv2d(width, num_classes, 1)
+        super().__init__(*conv_bn_relu(in_channels, width, 3), nn.Dropout(0.1), scores)

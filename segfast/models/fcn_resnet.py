@@ -1,4 +1,4 @@
-"""FCN on a dilated ResNet, as torchvision publishes it: one 3 x 3 layer on the last map.
+"""FCN on a dilated ResNet: a head of one to three 3 x 3 layers on the last map.
 
 image -> ResNet, output stride 8 -> layer4 [N, 2048, H/8, W/8] -> head -> scores
                                     layer3 [N, 1024, H/8, W/8] -> head -> aux
@@ -6,33 +6,66 @@ image -> ResNet, output stride 8 -> layer4 [N, 2048, H/8, W/8] -> head -> scores
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
-from segfast.models._layers import conv_bn_relu
+from segfast.models._layers import FCNHead, conv_bn_relu
 from segfast.models._registry import Entry
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.fcn_resnet import LAYOUTS
+from segfast.ops import _check
 
 
-class FCNHead(nn.Sequential):
-    """3 x 3 to a quarter of the channels, dropout, 1 x 1 to classes (children 0 to 4)."""
+class FCNConcatHead(nn.Module):
+    """mmseg's: y = conv_3x3 [x, conv_3x3 conv_3x3 x] with a quarter of the channels, then 1 x 1.
+
+    x [N, C, H, W] -> [N, L, H, W]
+    """
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
         width = in_channels // 4
-        scores = nn.Conv2d(width, num_classes, 1)
-        super().__init__(*conv_bn_relu(in_channels, width, 3), nn.Dropout(0.1), scores)
+        first, second = conv_bn_relu(in_channels, width, 3), conv_bn_relu(width, width, 3)
+        self.convs = nn.Sequential(first, second)
+        self.fuse = conv_bn_relu(in_channels + width, width, 3)
+        self.scores = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(width, num_classes, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
+        return self.scores(self.fuse(torch.cat([x, self.convs(x)], 1)))
+
+
+HEADS: dict[str, type[nn.Module]] = {"torchvision": FCNHead, "mmseg": FCNConcatHead}
 
 
 class FCNResNet(SegmentationModel):
     """Long, Shelhamer and Darrell's fully convolutional network on a dilated ResNet.
 
+        scores = W relu(norm(conv_3x3 layer4(x)))
+
+    bilinearly resized from output stride 8.
+
     Args:
         num_classes, in_channels: L of the scores, C of the image.
-        depth: of the ResNet.
+        depth: of the ResNet: 18, 34, 50, 101 or 152.
         output_stride: 8, 16 or 32.
-        aux: whether there is a second head, on layer3; its loss has weight 0.5 as published.
-        layout: "torchvision".
+        aux: whether there is a second head, on layer3; its loss has weight 0.5 as torchvision
+            trains it, 0.4 as mmseg does.
+        layout: "torchvision", or "mmseg": a deep stem, and three 3 x 3 layers of which the last
+            sees the map and the second.
+
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are "aux".
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> import torch
+        >>> model = FCNResNet(num_classes=2, depth=18).eval()
+        >>> model(torch.randn(1, 3, 65, 97)).shape
+        torch.Size([1, 2, 65, 97])
     """
 
     def __init__(
@@ -45,9 +78,10 @@ class FCNResNet(SegmentationModel):
         layout: str = "torchvision",
     ) -> None:
         super().__init__(num_classes, in_channels)
+        _check.require_choice("layout", layout, tuple(HEADS))
         self.backbone = ResNet(depth, in_channels, output_stride, wiring=layout)
         *_, third, fourth = self.backbone.channels
-        self.classifier = FCNHead(fourth, num_classes)
+        self.classifier = HEADS[layout](fourth, num_classes)
         self.aux_classifier = FCNHead(third, num_classes) if aux else None
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
@@ -63,7 +97,7 @@ MODELS = tuple(
     Entry(
         f"fcn_resnet{depth}",
         FCNResNet,
-        "Long, Shelhamer and Darrell, CVPR 2015; torchvision",
+        "Long, Shelhamer and Darrell, CVPR 2015; torchvision, mmseg",
         LAYOUTS,
         {"depth": depth},
         metrics={"COCO val 2017, VOC labels, mean IU (torchvision)": iou},

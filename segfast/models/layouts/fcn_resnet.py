@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from segfast.models._keys import AS_IT_IS, Rules
-from segfast.models.layouts.resnet import MMSEG
+from segfast.models.layouts.resnet import MMSEG, MMSEG_HEADS
 
 LAYOUTS = {
     "torchvision": AS_IT_IS,
     "mmseg": Rules(
         *MMSEG,
-        (r"^auxiliary_head\.", "aux_classifier."),
-        (r"^decode_head\.", "classifier."),
+        *MMSEG_HEADS,
+        (r"^decode_head\.convs\.", "classifier.convs."),
+        (r"^decode_head\.conv_cat\.", "classifier.fuse."),
+        (r"^decode_head\.conv_seg\.", "classifier.scores.1."),
     ),
 }
