@@ -14,7 +14,7 @@ INSTALL := $(PIP) install --no-build-isolation --constraint constraints.txt
 CODE := $(shell find kernels csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CODE) $(shell find tests/kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: help setup build demo test lint types format bench peer clean
+.PHONY: help setup build demo test test-all lint types format bench peer clean
 .DELETE_ON_ERROR:
 
 help: ## this list (the default)
@@ -29,6 +29,9 @@ demo: build ## install, build, refine a labelling of a photograph: demo-output/d
 test: lint types build peer ## install, build, pass every check and test (PYTEST_ARGS="-k lattice")
 	@echo "==> tests"
 	@$(RUN) -m pytest --numprocesses 2 $(PYTEST_ARGS)
+
+test-all: PYTEST_ARGS += --giants
+test-all: test ## the same with the networks of gigabytes
 
 setup: $(VENV)/developer ## virtual environment .venv with all tools, versions of constraints.txt
 

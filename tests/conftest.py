@@ -27,6 +27,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--giants", action="store_true", help="also networks that take gigabytes")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """They are marked `giant`."""
+    if not config.getoption("--giants"):
+        for item in items:
+            if item.get_closest_marker("giant"):
+                item.add_marker(pytest.mark.skip(reason="takes gigabytes: --giants"))
+
+
 @pytest.fixture
 def poisoned_empty() -> Iterator[None]:
     """Uninitialised memory holds NaN for the length of the test."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import pytest
+
 
 class Golden(NamedTuple):
     """What tests/data/ holds of a published network, and how ours is built.
@@ -26,6 +28,10 @@ class Golden(NamedTuple):
     at_input_size: bool = False
     softmax: bool = False
     giant: bool = False
+
+    def case(self) -> Any:
+        """The row as a parameter of a test."""
+        return pytest.param(self, id=self.published, marks=[pytest.mark.giant] * self.giant)
 
 
 MMSEG = {"layout": "mmseg", "num_classes": 19}  # its Cityscapes configurations

@@ -8,10 +8,8 @@ from tests.models.golden import assert_golden, golden_model, parameters
 from tests.models.networks import GOLDEN, Golden
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.published)
-def test_golden(golden: Golden, request: pytest.FixtureRequest) -> None:
-    if golden.giant and not request.config.getoption("--giants"):
-        pytest.skip("takes minutes or gigabytes: --giants")
+@pytest.mark.parametrize("golden", [golden.case() for golden in GOLDEN])
+def test_golden(golden: Golden) -> None:
     model = golden_model(golden.model, golden.published, **golden.options)
     assert parameters(model) == golden.params
     assert_golden(model, golden.published, golden.at_input_size, golden.softmax)

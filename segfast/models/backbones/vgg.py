@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,39 @@ class VGG16(nn.Module):
         return x
 
 
+class PooledVGG16(VGG16):
+    """VGG16 as a classifier has it, a max pool behind every stage: x -> the pooled maps.
+
+    Args:
+        in_channels: C.
+        pools: (size, stride, padding) of each.
+        ceil: the pools round their size up, as Caffe's do.
+        options: of :class:`VGG16`.
+
+    Shape:
+        x [N, C, H, W] -> pool1 to pool5; `channels` are theirs. Strides 2 to 32 by default.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        pools: Sequence[tuple[int, int, int]] = ((2, 2, 0),) * 5,
+        ceil: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_channels, **options)
+        self.pools = nn.ModuleList(MaxPool2d(*pool, ceil_mode=ceil) for pool in pools)
+        self.channels = tuple(width for _, width in VGG16_STAGES)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x -> pool1 to pool5."""
+        maps = []
+        for i, pool in enumerate(self.pools):
+            x = pool(self.stage(i, x))
+            maps.append(x)
+        return maps
+
+
 # (size, stride, padding) of DeepLab's five pools: those that keep positions 8 i in place, and those
 # of its first networks, whose score i is of pixel 8 i + 1.
 DEEPLAB_POOLS = {
@@ -76,7 +110,7 @@ DEEPLAB_POOLS = {
 }
 
 
-class DeepLabVGG16(VGG16):
+class DeepLabVGG16(PooledVGG16):
     """VGG16 at output stride 8: pool4 and pool5 have stride 1, the convolutions after pool4 rate 2.
 
     Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected
@@ -91,17 +125,8 @@ class DeepLabVGG16(VGG16):
     """
 
     def __init__(self, in_channels: int = 3, pool_size: int = 3) -> None:
-        super().__init__(in_channels, rates=(1, 1, 1, 1, 2))
         pools = DEEPLAB_POOLS[pool_size]
-        self.pools = nn.ModuleList(MaxPool2d(*pool, ceil_mode=True) for pool in pools)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """x -> pool1 to pool5."""
-        maps = []
-        for i, pool in enumerate(self.pools):
-            x = pool(self.stage(i, x))
-            maps.append(x)
-        return maps
+        super().__init__(in_channels, pools, ceil=True, rates=(1, 1, 1, 1, 2))
 
 
 def fully_connected(
@@ -112,7 +137,7 @@ def fully_connected(
     dilation: int = 1,
     padding: int = 0,
 ) -> nn.Sequential:
-    """VGG16's classifier as convolutions: fc6, relu6, drop6, fc7, relu7, drop7."""
+    """A classifier's hidden layers as convolutions: fc6, relu6, drop6, fc7, relu7, drop7."""
     fc6 = conv2d(in_channels, width, kernel_size, dilation=dilation, bias=True, padding=padding)
     return nn.Sequential(
         OrderedDict[str, nn.Module](

@@ -1,0 +1,54 @@
+"""Published keys of classifiers -> ours: backbone.*, classifier.*, aux.*."""
+
+from __future__ import annotations
+
+from segfast.models._keys import Rules, Substitution
+from segfast.models.backbones.densenet import DENSENETS
+from segfast.models.backbones.resnet import RESNETS
+from segfast.models.layouts import vgg
+from segfast.models.layouts.caffe import BLOBS
+
+_ALEXNET = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}  # place in torchvision's features -> convolution
+_INCEPTION = {  # Caffe's layers of an inception -> torchvision's
+    "1x1": "branch1",
+    "3x3_reduce": "branch2.0",
+    "3x3": "branch2.1",
+    "5x5_reduce": "branch3.0",
+    "5x5": "branch3.1",
+    "pool_proj": "branch4.1",
+}
+_BVLC_GOOGLENET: tuple[Substitution, ...] = (
+    (r"^conv1/7x7_s2\.", "backbone.conv1.conv."),
+    (r"^conv2/3x3_reduce\.", "backbone.conv2.conv."),
+    (r"^conv2/3x3\.", "backbone.conv3.conv."),
+    (
+        r"^inception_(\w+)/(\w+)\.",
+        lambda match: f"backbone.inception{match[1]}.{_INCEPTION[match[2]]}.conv.",
+    ),
+    (r"^loss3/classifier\.", "classifier.1."),
+)
+_RESNET = Rules((r"^fc\.", "classifier."), (r"^(?=conv1|bn1|layer)", "backbone."))
+_DENSENET = Rules((r"^features\.", "backbone."))
+
+LAYOUTS = {
+    "alexnet": Rules(
+        *((rf"^features\.{place}\.", f"backbone.conv{i}.") for place, i in _ALEXNET.items())
+    ),
+    "bvlc_googlenet": Rules(*BLOBS, *_BVLC_GOOGLENET, drop=(r"^loss[12]/",)),
+    "caffenet": Rules(
+        *BLOBS,
+        (r"^conv", "backbone.conv"),
+        (r"^fc6\.", "classifier.0."),
+        (r"^fc7\.", "classifier.3."),
+        (r"^fc8\.", "classifier.6."),
+    ),
+    "googlenet": Rules(
+        (r"^fc\.", "classifier.1."),
+        (r"^aux", "aux.aux"),
+        (r"^(?=conv|inception)", "backbone."),
+    ),
+    "vgg16": Rules(*vgg.torchvision(batch_norm=False)),
+    "vgg16_bn": Rules(*vgg.torchvision(batch_norm=True)),
+    **{f"densenet{depth}": _DENSENET for depth in DENSENETS},
+    **{f"resnet{depth}": _RESNET for depth in RESNETS},
+}
