@@ -1,0 +1,90 @@
+"""The Caffe networks row by row: shapes, parameters, fields of view and strides of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from segfast.models import create_model
+from segfast.models._keys import Rules
+from segfast.models.backbones import create_backbone
+from segfast.models.layouts import backbones
+from tests.models.golden import parameters
+from tests.models.listings import Call, Row, assert_row, listing, run
+
+
+class Listed(NamedTuple):
+    """A listing of tests/data/nets/ and the network of ours that it is of.
+
+    Attributes:
+        name: of the file.
+        build: makes the network.
+        image: [N, C, H, W] that the listing is for.
+        rules: Caffe's keys -> those of the network; None for those of its layout.
+        part: of the network: what the listing is of; "" for all of it.
+        constants: numbers that the listing counts and that are not learned.
+        extra: names of ours that the listing has not.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    image: tuple[int, int, int, int]
+    rules: Rules | None = None
+    part: str = ""
+    constants: int = 0
+    extra: tuple[str, ...] = ()
+
+
+def model(name: str, **options: Any) -> Callable[[], Any]:
+    return partial(create_model, name, **options)
+
+
+LISTED = (
+    Listed(
+        "bvlc_googlenet",
+        partial(create_backbone, "bvlc_googlenet", classifier=True),
+        (1, 3, 224, 224),
+        backbones.LAYOUTS["bvlc_googlenet"],
+    ),
+)
+
+
+@pytest.mark.parametrize("listed", LISTED, ids=lambda listed: listed.name)
+def test_rows(listed: Listed) -> None:
+    with torch.device("meta"):
+        whole = listed.build()
+    rules = listed.rules or whole.layouts[whole.layout]
+    net: nn.Module = whole.get_submodule(listed.part)
+    rows, total = listing(listed.name)
+    calls = [call for call in run(net, listed.image) if call.name not in listed.extra]
+    pairs = paired(rows, calls, rules, listed.part)
+    for row, call in pairs:
+        assert_row(row, call)
+    assert parameters(net) == total - listed.constants == sum(row.params for row in rows)
+
+
+def paired(rows: list[Row], calls: list[Call], rules: Rules, part: str) -> list[tuple[Row, Call]]:
+    """Every row with its layer: by its name if it has parameters, else by its place in the order.
+
+    No row and no layer is left over, and no layer runs twice.
+    """
+    learned = {call.name: call for call in calls if any(True for _ in call.module.parameters())}
+    others = [call for call in calls if call.name not in learned]
+    assert len(learned) + len(others) == len(calls) == len(rows)
+    prefix = f"{part}." if part else ""
+    order = iter(others)
+    return [
+        (row, learned.pop(_ours(row.name, rules, prefix)) if row.params else next(order))
+        for row in rows
+    ]
+
+
+def _ours(name: str, rules: Rules, prefix: str) -> str:
+    key = rules.key(f"{name}/0")
+    assert key is not None
+    return key.removeprefix(prefix).removesuffix(".weight")
