@@ -7,6 +7,7 @@ from typing import Any
 from segfast.models import (
     _registry,
     deeplabv1,
+    deeplabv2_resnet,
     deeplabv2_vgg,
     fcn_resnet,
     lraspp,
@@ -14,6 +15,7 @@ from segfast.models import (
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint
 from segfast.models.deeplabv1 import DeepLabV1
+from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
 from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
 from segfast.models.fcn_resnet import FCNResNet
 from segfast.models.lraspp import LRASPP
@@ -22,6 +24,7 @@ from segfast.ops import _check
 __all__ = [
     "LRASPP",
     "DeepLabV1",
+    "DeepLabV2ResNet",
     "DeepLabV2VGG16",
     "FCNResNet",
     "SegmentationModel",
@@ -32,6 +35,7 @@ __all__ = [
 
 _ENTRIES = _registry.table(
     deeplabv1.MODELS,
+    deeplabv2_resnet.MODELS,
     deeplabv2_vgg.MODELS,
     fcn_resnet.MODELS,
     lraspp.MODELS,

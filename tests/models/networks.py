@@ -39,6 +39,7 @@ MMSEG = {"layout": "mmseg", "num_classes": 19}  # its Cityscapes configurations
 GOLDEN = (
     Golden("caffe_deeplab_largefov_voc12", "deeplabv1_largefov", 20_505_429),
     Golden("caffe_deeplab_v2_vgg_aspp_l_voc12", "deeplabv2_vgg16_aspp_l", 37_877_652),
+    Golden("kazuto_deeplabv2_resnet101", "deeplabv2_resnet101", 44_048_532),
     Golden("mmseg_fcn_r50_d8_cityscapes", "fcn_resnet50", 49_497_734, MMSEG),
     Golden("torchvision_fcn_resnet50", "fcn_resnet50", 35_322_218, at_input_size=True),
     Golden(

@@ -24,6 +24,7 @@ class Count(NamedTuple):
 
 
 COUNTS = (
+    Count("deeplabv1_resnet101", 42_543_189),
     Count("fcn_resnet101", 54_314_346),
     Count("fcn_resnet101", 68_489_862, MMSEG),
 )
