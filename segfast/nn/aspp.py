@@ -36,13 +36,18 @@ class ASPP(nn.Module):
         in_channels: C of x.
         rates: (6, 12, 18) at output stride 16 and (12, 24, 36) at 8, as published.
         out_channels: of every branch and of y.
-        separable: the 3 x 3 convolutions are :class:`SeparableDilatedConv2d`.
+        separable: the 3 x 3 convolutions are :class:`SeparableDilatedConv2d`; "act" puts act
+            between their two parts as well, as mmseg does.
         dropout: probability in training, after the projection.
+        image_pooling: whether there is the branch of mean(x).
+        pooled_first: in the projection's input it comes before the others, as in mmseg.
+        projection: kernel size of P; 3 in mmseg.
 
     Shape:
         x [N, C, H, W] -> y [N, out_channels, H, W]. In training N > 1, or the normalisation of the
         pooled branch has one value and refuses. State as published by torchvision
-        (convs.i.j, project.i) and, with `separable`, by segmentation_models.pytorch.
+        (convs.i.j, project.i) and, with `separable`, by segmentation_models.pytorch; the pooled
+        branch is the last of convs wherever the projection sees it.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -59,18 +64,33 @@ class ASPP(nn.Module):
         in_channels: int,
         rates: Sequence[int] = (6, 12, 18),
         out_channels: int = 256,
-        separable: bool = False,
+        separable: bool | str = False,
         dropout: float = 0.5,
+        *,
+        image_pooling: bool = True,
+        pooled_first: bool = False,
+        projection: int = 1,
     ) -> None:
         super().__init__()
         _check.require_count("in_channels", in_channels, 1)
         _check.require_count("out_channels", out_channels, 1)
         require_counts("rates", rates)
+        if separable not in (True, False, "act"):
+            raise TypeError(f"separable must be True, False or 'act', got {separable!r}")
+        _check.require_bool("image_pooling", image_pooling)
+        _check.require_bool("pooled_first", pooled_first)
+        _check.require_count("projection", projection, 1)
+        if projection % 2 == 0:
+            raise ValueError(f"projection must be odd, got {projection}")
         self.in_channels = in_channels
+        self.image_pooling, self.pooled_first = image_pooling, pooled_first
 
         def atrous(rate: int) -> nn.Module:
             kind = SeparableDilatedConv2d if separable else DilatedConv2d
-            return kind(in_channels, out_channels, 3, padding=rate, dilation=rate, bias=False)
+            inner: Any = {"batch_norm": True, "activation": "relu"} if separable == "act" else {}
+            return kind(
+                in_channels, out_channels, 3, padding=rate, dilation=rate, bias=False, **inner
+            )
 
         def pointwise(channels: int) -> nn.Module:
             return nn.Conv2d(channels, out_channels, 1, bias=False)
@@ -78,15 +98,13 @@ class ASPP(nn.Module):
         def normalized(conv: nn.Module) -> tuple[nn.Module, ...]:
             return conv, nn.BatchNorm2d(out_channels), nn.ReLU()
 
-        self.convs = nn.ModuleList(
-            [
-                nn.Sequential(*normalized(pointwise(in_channels))),
-                *(nn.Sequential(*normalized(atrous(rate))) for rate in rates),
-                nn.Sequential(nn.AdaptiveAvgPool2d(1), *normalized(pointwise(in_channels))),
-            ]
-        )
-        projection = normalized(pointwise(len(self.convs) * out_channels))
-        self.project = nn.Sequential(*projection, nn.Dropout(dropout))
+        branches = [normalized(conv) for conv in (pointwise(in_channels), *map(atrous, rates))]
+        if image_pooling:
+            branches.append((nn.AdaptiveAvgPool2d(1), *normalized(pointwise(in_channels))))
+        self.convs = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
+        width = len(branches) * out_channels
+        project = nn.Conv2d(width, out_channels, projection, padding=projection // 2, bias=False)
+        self.project = nn.Sequential(*normalized(project), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> y [N, out_channels, H, W]."""
@@ -94,8 +112,27 @@ class ASPP(nn.Module):
         require_map(x, self.in_channels, getattr(first[0], "weight", None))
         if self._folds(x):
             return self._folded(x)
-        *local, pooled = (conv(x) for conv in self.convs)
-        return self.project(torch.cat([*local, pooled.expand_as(local[0])], 1))
+        branches: Any = self.convs
+        if not self.image_pooling:
+            return self.project(torch.cat([branch(x) for branch in branches], 1))
+        local = [branch(x) for branch in branches[:-1]]
+        return self.project(self._beside(local, self._pooled(x)))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, c, 1, 1]."""
+        branches: Any = self.convs
+        norm = branches[-1][-2]
+        if type(norm) is nn.BatchNorm2d and norm.training and x.shape[0] == 1:
+            raise ValueError(
+                "x must be [N, C, H, W] with N > 1 in training: the pooled branch's normalisation "
+                f"needs more than 1 value per channel, got {_check.describe(x)}"
+            )
+        return branches[-1](x)
+
+    def _beside(self, local: list[Tensor], pooled: Tensor) -> Tensor:
+        """[N, c, H, W] of each branch and [N, c, 1, 1], side by side as the projection wants."""
+        pooled = pooled.expand(-1, -1, *local[0].shape[-2:])
+        return torch.cat([pooled, *local] if self.pooled_first else [*local, pooled], 1)
 
     def _folds(self, x: Tensor) -> bool:
         """Whether it is as built, normalisations are fixed factors and summands, nothing learns."""
@@ -109,7 +146,7 @@ class ASPP(nn.Module):
 
     def _folded(self, x: Tensor) -> Tensor:
         branches: Any = self.convs
-        *local, pooling = branches
+        local = branches[:-1] if self.image_pooling else branches
         scale, shift = folded([branch[1] for branch in local])
         convs = [branch[0] for branch in local]
         if any(isinstance(conv, SeparableDilatedConv2d) for conv in convs):
@@ -120,12 +157,23 @@ class ASPP(nn.Module):
             weights, biases = [c.weight for c in convs], [c.bias for c in convs]
             rates = [c.dilation[0] for c in convs]
             y = atrous_pyramid2d(x, weights, biases, rates, scale, shift, "relu")
-        # [P_y, P_p] [y, p] = P_y y + P_p p, and p is the same at every position.
         scale, shift = folded([self.project[1]])
         project: Any = self.project[0]
         weight = _scaled(project.weight, scale)
-        of_map, of_image = weight.tensor_split([y.shape[1]], 1)
-        image = F.conv2d(pooling(x), of_image, shift.to(weight.dtype))  # [N, O, 1, 1]
+        shift = shift.to(weight.dtype)
+        if not self.image_pooling:
+            return F.conv2d(y, weight, shift, padding=project.padding).relu_()
+        pooled = self._pooled(x)
+        if project.kernel_size != (1, 1):
+            return F.conv2d(
+                self._beside([y], pooled), weight, shift, padding=project.padding
+            ).relu_()
+        # [P_y, P_p] [y, p] = P_y y + P_p p, and p is the same at every position.
+        if self.pooled_first:
+            of_image, of_map = weight.tensor_split([pooled.shape[1]], 1)
+        else:
+            of_map, of_image = weight.tensor_split([y.shape[1]], 1)
+        image = F.conv2d(pooled, of_image, shift)  # [N, O, 1, 1]
         return (F.conv2d(y, of_map) + image).relu_()
 
 

@@ -22,8 +22,19 @@ TORCHVISION, DEEPLAB_V2 = "mod_torchvision_ASPP_64", "mod_deeplabv2_ASPP_64"
 EACH = pytest.mark.parametrize("separable", [False, True], ids=["dense", "separable"])
 
 
-def build(separable: bool = False, dtype: torch.dtype = torch.float64) -> ASPP:
-    module = ASPP(12, (2, 5, 30), 10, separable)
+FORMS: dict[str, dict[str, Any]] = {  # beside those of EACH
+    "mmseg": {"pooled_first": True, "projection": 3},
+    "mmseg separable": {"separable": "act", "pooled_first": True, "projection": 3},
+    "pooled first": {"pooled_first": True},
+    "without pooling": {"image_pooling": False},
+    "without pooling, 3 x 3": {"image_pooling": False, "projection": 3},
+}
+
+
+def build(
+    separable: bool | str = False, dtype: torch.dtype = torch.float64, **options: Any
+) -> ASPP:
+    module = ASPP(12, (2, 5, 30), 10, separable, **options)
     fill(module, {key: key for key in module.state_dict()})
     return module.to(dtype).eval()
 
@@ -33,7 +44,13 @@ def build(separable: bool = False, dtype: torch.dtype = torch.float64) -> ASPP:
 LOCAL, POOLED = 108 + 6 + 50 + 6, 17 * 9 + 12 + 6 + 50 + 6
 
 
-def formula(module: Any, x: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
+def formula(
+    module: Any,
+    x: Tensor,
+    state: dict[str, Tensor] | None = None,
+    pooled_first: bool = False,
+    **others: Any,
+) -> Tensor:
     """Layer by layer, by PyTorch."""
     p = state or dict(module.state_dict())
 
@@ -50,11 +67,18 @@ def formula(module: Any, x: Tensor, state: dict[str, Tensor] | None = None) -> T
             y = F.conv2d(x, p[f"convs.{i}.0.weight"], None, 1, rate, rate)
         else:
             y = F.conv2d(x, p[f"convs.{i}.0.0.weight"], None, 1, rate, rate, groups=x.shape[1])
+            if f"convs.{i}.0.bn.weight" in p:
+                y = normalized(y, f"convs.{i}.0.bn")
             y = F.conv2d(y, p[f"convs.{i}.0.1.weight"])
         parts.append(normalized(y, f"convs.{i}.1"))
-    pooled = normalized(F.conv2d(x.mean((2, 3), keepdim=True), p["convs.4.1.weight"]), "convs.4.2")
-    parts.append(pooled.expand_as(parts[0]))
-    return normalized(F.conv2d(torch.cat(parts, 1), p["project.0.weight"]), "project.1")
+    if "convs.4.1.weight" in p:
+        pooled = F.conv2d(x.mean((2, 3), keepdim=True), p["convs.4.1.weight"])
+        pooled = normalized(pooled, "convs.4.2").expand_as(parts[0])
+        parts.insert(0 if pooled_first else 4, pooled)
+    weight = p["project.0.weight"]
+    return normalized(
+        F.conv2d(torch.cat(parts, 1), weight, None, 1, weight.shape[-1] // 2), "project.1"
+    )
 
 
 @pytest.fixture
@@ -103,6 +127,19 @@ def test_folded_unfolded_and_formula_are_one(separable: bool, shape: tuple[int, 
     sizes = formula(positive(module), x.abs())
     assert_same_sums(unfolded, expected, sizes, max(LOCAL, POOLED))
     assert_same_sums(folded, expected, sizes, max(LOCAL, POOLED))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_published_forms(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = build(**FORMS[form]), filled_input((2, 12, 11, 9))
+    expected = formula(module, x, **FORMS[form])
+    sizes = formula(positive(module), x.abs(), **FORMS[form])
+    roundings = max(LOCAL + 9 + 6, POOLED) + 8 * 50  # an inner normalisation; 3 x 3 projections
+    assert_same_sums(module(x), expected, sizes, roundings)
+    with torch.no_grad():
+        assert_same_sums(module(x), expected, sizes, roundings)
+        monkeypatch.setattr(ASPP, "_folds", lambda self, x: False)
+        assert_same_sums(module(x), expected, sizes, roundings)
 
 
 @EACH
@@ -207,8 +244,12 @@ def test_training() -> None:
 
 
 def test_one_image_cannot_be_normalised() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
+    with pytest.raises(ValueError, match=r"^x must be \[N, C, H, W\] with N > 1 in training"):
         build().train()(filled_input((1, 12, 9, 9)))
+    assert build(image_pooling=False).train()(filled_input((1, 12, 9, 9))).shape[0] == 1
+    frozen = build().train()
+    frozen.convs[4].eval()
+    assert frozen(filled_input((1, 12, 9, 9))).shape[0] == 1
 
 
 @EACH
@@ -290,6 +331,10 @@ def test_autocast(separable: bool) -> None:
         ({"out_channels": 0}, ValueError, "^out_channels must be at least 1, got 0"),
         ({"in_channels": "64"}, TypeError, "^in_channels must be an integer, got str '64'"),
         ({"dropout": 2.0}, ValueError, "dropout probability"),
+        ({"separable": "relu"}, TypeError, "^separable must be True, False or 'act', got 'relu'"),
+        ({"image_pooling": 1}, TypeError, "^image_pooling must be True or False, got int 1"),
+        ({"pooled_first": None}, TypeError, "^pooled_first must be True or False"),
+        ({"projection": 2}, ValueError, "^projection must be odd, got 2"),
     ],
 )
 def test_options_are_checked(options: Any, error: type[Exception], message: str) -> None:
