@@ -11,6 +11,7 @@ from segfast.models import (
     deeplabv2_vgg,
     fcn_resnet,
     lraspp,
+    segnet,
 )
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint
@@ -19,6 +20,7 @@ from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
 from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
 from segfast.models.fcn_resnet import FCNResNet
 from segfast.models.lraspp import LRASPP
+from segfast.models.segnet import SegNet, SegNetBasic
 from segfast.ops import _check
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "DeepLabV2ResNet",
     "DeepLabV2VGG16",
     "FCNResNet",
+    "SegNet",
+    "SegNetBasic",
     "SegmentationModel",
     "create_model",
     "list_models",
@@ -39,6 +43,7 @@ _ENTRIES = _registry.table(
     deeplabv2_vgg.MODELS,
     fcn_resnet.MODELS,
     lraspp.MODELS,
+    segnet.MODELS,
 )
 
 

@@ -67,3 +67,12 @@ class FCNHead(nn.Sequential):
         width = in_channels // 4
         scores = nn.Conv2d(width, num_classes, 1)
         super().__init__(*conv_bn_relu(in_channels, width, 3), nn.Dropout(0.1), scores)
+
+
+def msra(module: nn.Module) -> None:
+    """Convolutions in it: weights from N(0, 2 / fan_in), biases zero (Caffe's "msra")."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)

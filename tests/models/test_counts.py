@@ -23,10 +23,25 @@ class Count(NamedTuple):
     published: str | None = None
 
 
+MSC = 5 * (128 * 128 + 128) + 963 * 9 * 128 + 5 * 128 + 5 * (128 * 21 + 21)  # from 963 channels
+
 COUNTS = (
     Count("deeplabv1_resnet101", 42_543_189),
+    Count("bayesian_segnet", 29_449_355),
+    Count("bayesian_segnet_basic", 1_416_587, {}, "caffe_bayesian_segnet_basic_camvid"),
+    Count("deeplabv1", 65_140_565, {}, "caffe_deeplab_vgg128_voc12"),
+    Count("deeplabv1_4x4", 65_140_565),
+    Count("deeplabv1_7x7", 134_346_581),
+    Count("deeplabv1_msc", 65_140_565 + MSC),
+    Count("deeplabv1_msc_largefov", 20_505_429 + MSC),
+    Count("deeplabv2_vgg16_aspp_s", 37_877_652),
     Count("fcn_resnet101", 54_314_346),
     Count("fcn_resnet101", 68_489_862, MMSEG),
+    Count("segnet", 29_449_932, {"num_classes": 12}),
+    Count("segnet", 29_455_125, {"num_classes": 21}),
+    Count("segnet", 29_464_934, {"num_classes": 38}),
+    Count("segnet", 29_486_411, {"layout": "yassouali"}, "yassouali_segnet"),
+    Count("segnet_basic", 1_416_587, {}, "caffe_segnet_basic_camvid"),
 )
 
 
