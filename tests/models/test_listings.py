@@ -44,13 +44,25 @@ def model(name: str, **options: Any) -> Callable[[], Any]:
     return partial(create_model, name, **options)
 
 
+CAMVID = (1, 3, 360, 480)
+
 LISTED = (
+    Listed("bayesian_segnet_basic_camvid", model("bayesian_segnet_basic"), CAMVID),
+    Listed("bayesian_segnet_camvid", model("bayesian_segnet"), CAMVID),
     Listed(
         "bvlc_googlenet",
         partial(create_backbone, "bvlc_googlenet", classifier=True),
         (1, 3, 224, 224),
         backbones.LAYOUTS["bvlc_googlenet"],
     ),
+    Listed("deeplab_largefov_voc12", model("deeplabv1_largefov"), (1, 3, 321, 321)),
+    Listed("deeplab_v2_vgg_aspp_l_voc12", model("deeplabv2_vgg16_aspp_l"), (1, 3, 321, 321)),
+    Listed("deeplab_vgg128_voc12", model("deeplabv1"), (1, 3, 306, 306)),
+    Listed("segnet_basic_camvid", model("segnet_basic"), CAMVID),
+    Listed("segnet_camvid", model("segnet"), CAMVID),
+    Listed("segnet_driving_webdemo", model("segnet", num_classes=12), CAMVID),
+    Listed("segnet_pascal", model("segnet", num_classes=21), (1, 3, 224, 224)),
+    Listed("segnet_sun", model("segnet", num_classes=38), CAMVID),
 )
 
 
