@@ -65,7 +65,8 @@ class LRASPP(SegmentationModel):
         super().__init__(num_classes, in_channels)
         del layout  # there is one wiring
         self.backbone = MobileNetV3(in_channels, output_stride, taps=(4, 16))
-        self.classifier = LRASPPHead(*self.backbone.channels, num_classes)
+        low, high = self.backbone.channels
+        self.classifier = LRASPPHead(low, high, num_classes)
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
         """x [N, C, H, W] -> "out" [N, L, H / 8, W / 8]."""
