@@ -6,29 +6,38 @@ from typing import Any
 
 from segfast.models import (
     _registry,
+    abcnet,
     deeplabv1,
     deeplabv2_resnet,
     deeplabv2_vgg,
     fcn_resnet,
     lraspp,
+    manet,
+    maresunet,
     segnet,
 )
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint
+from segfast.models.abcnet import ABCNet
 from segfast.models.deeplabv1 import DeepLabV1
 from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
 from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
 from segfast.models.fcn_resnet import FCNResNet
 from segfast.models.lraspp import LRASPP
+from segfast.models.manet import MANet
+from segfast.models.maresunet import MAResUNet
 from segfast.models.segnet import SegNet, SegNetBasic
 from segfast.ops import _check
 
 __all__ = [
     "LRASPP",
+    "ABCNet",
     "DeepLabV1",
     "DeepLabV2ResNet",
     "DeepLabV2VGG16",
     "FCNResNet",
+    "MANet",
+    "MAResUNet",
     "SegNet",
     "SegNetBasic",
     "SegmentationModel",
@@ -38,11 +47,14 @@ __all__ = [
 ]
 
 _ENTRIES = _registry.table(
+    abcnet.MODELS,
     deeplabv1.MODELS,
     deeplabv2_resnet.MODELS,
     deeplabv2_vgg.MODELS,
     fcn_resnet.MODELS,
     lraspp.MODELS,
+    manet.MODELS,
+    maresunet.MODELS,
     segnet.MODELS,
 )
 

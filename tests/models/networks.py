@@ -35,14 +35,20 @@ class Golden(NamedTuple):
 
 
 MMSEG = {"layout": "mmseg", "num_classes": 19}  # its Cityscapes configurations
+GEOSEG = {"layout": "geoseg", "num_classes": 6}
 
 GOLDEN = (
-    Golden("caffe_segnet_camvid", "segnet", 29_449_355, giant=True),
-    Golden("ptsemseg_segnet", "segnet", 29_449_377, {"layout": "ptsemseg"}),
     Golden("caffe_deeplab_largefov_voc12", "deeplabv1_largefov", 20_505_429),
     Golden("caffe_deeplab_v2_vgg_aspp_l_voc12", "deeplabv2_vgg16_aspp_l", 37_877_652),
+    Golden("caffe_segnet_camvid", "segnet", 29_449_355, giant=True),
+    Golden("geoseg_abcnet", "abcnet_resnet18", 13_666_563, GEOSEG),
+    Golden("geoseg_manet", "manet_resnet50", 35_860_622, GEOSEG),
     Golden("kazuto_deeplabv2_resnet101", "deeplabv2_resnet101", 44_048_532),
+    Golden("lironui_abcnet_resnet18", "abcnet_resnet18", 13_741_059),
+    Golden("lironui_manet_resnet50", "manet_resnet50", 35_860_333),
+    Golden("lironui_maresunet_resnet34", "maresunet_resnet34", 26_276_221),
     Golden("mmseg_fcn_r50_d8_cityscapes", "fcn_resnet50", 49_497_734, MMSEG),
+    Golden("ptsemseg_segnet", "segnet", 29_449_377, {"layout": "ptsemseg"}),
     Golden("torchvision_fcn_resnet50", "fcn_resnet50", 35_322_218, at_input_size=True),
     Golden(
         "torchvision_lraspp_mobilenet_v3_large",

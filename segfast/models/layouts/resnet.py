@@ -36,3 +36,7 @@ SEMSEG: tuple[Substitution, ...] = (
     (r"^layer0\.", r"backbone.stem."),
     (r"^layer([1-4])\.", r"backbone.layer\1."),
 )
+LIRONUI: tuple[Substitution, ...] = (
+    (r"^first(conv|bn)\.", r"backbone.\g<1>1."),
+    (r"^encoder([1-4])\.", r"backbone.layer\1."),
+)
