@@ -17,6 +17,8 @@ PUBLISHED = {  # torchvision's, with their classifiers
     "alexnet": 61_100_840,
     "densenet121": 7_978_856,
     "googlenet": 13_004_888,
+    "mobilenet_v2": 3_504_872,
+    "mobilenet_v3_large": 5_483_032,
     "resnet18": 11_689_512,
     "resnet50": 25_557_032,
     "vgg16": 138_357_544,
@@ -66,6 +68,8 @@ STRIDES = {
     "bvlc_googlenet": (4, 8, 16, 16, 16, 32),
     "caffenet": (8, 16, 32),
     "googlenet": (4, 8, 16, 16, 16, 32),
+    "mobilenet_v2": (2, 4, 8, 16, 32),
+    "mobilenet_v3_large": (2, 4, 8, 16, 32),
     "vgg16": (2, 4, 8, 16, 32),
     "vgg16_bn": (2, 4, 8, 16, 32),
 }

@@ -1,4 +1,4 @@
-"""MobileNets: their classifiers equal torchvision's; where strides go and rates come from."""
+"""MobileNets: where strides go and rates come from; jfzhang's padding."""
 
 from __future__ import annotations
 
@@ -6,38 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segfast.models.backbones import MobileNetV2, MobileNetV3
 from segfast.models.backbones._mobilenet import MobileNet
 from segfast.nn import DilatedConv2d
-from tests.fingerprints import assert_reproduces
-from tests.models.golden import parameters
-
-
-class Classifier(nn.Module):
-    """The network under the published keys, called for its scores of the image."""
-
-    def __init__(self, network: MobileNet) -> None:
-        super().__init__()
-        self._modules = network._modules
-        self.classify = network.classify
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classify(x)
-
-
-@pytest.mark.parametrize(
-    ("build", "published", "params"),
-    [
-        (MobileNetV2, "torchvision_backbone_mobilenet_v2", 3_504_872),
-        (MobileNetV3, "torchvision_backbone_mobilenet_v3_large", 5_483_032),
-    ],
-)
-def test_classifier(build: Callable[..., MobileNet], published: str, params: int) -> None:
-    network = build(classes=1000)
-    assert parameters(network) == params
-    assert_reproduces(Classifier(network), published)
 
 
 def rates(network: MobileNet) -> list[tuple[int, int]]:
@@ -103,7 +76,5 @@ def test_refusals(build: Callable[..., MobileNet]) -> None:
         build(output_stride=4)
     with pytest.raises(ValueError, match=r"taps must be among 0\.\.1\d, got 19"):
         build(taps=(1, 19))
-    with pytest.raises(ValueError, match="classify needs a network that was built with classes"):
-        build().classify(torch.randn(1, 3, 32, 32))
     with pytest.raises(ValueError, match="wiring must be one of torchvision, smp, jfzhang"):
         MobileNetV2(wiring="tf")

@@ -16,23 +16,16 @@ class MobileNet(nn.Module):
     Args:
         layers: the chain, and the channels behind each of them.
         taps: whose maps are wanted.
-        classifier: of the mean over the positions of the last map; None for none.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[tuple[nn.Module, int]],
-        taps: Sequence[int],
-        classifier: nn.Module | None,
-    ) -> None:
+    def __init__(self, layers: Sequence[tuple[nn.Module, int]], taps: Sequence[int]) -> None:
         super().__init__()
         for tap in taps:
             if not 0 <= tap < len(layers):
                 raise ValueError(f"taps must be among 0..{len(layers) - 1}, got {tap}")
         self.features = nn.Sequential(*(layer for layer, _ in layers))
-        self.taps = tuple(taps)
-        self.channels = tuple(layers[tap][1] for tap in taps)
-        self.classifier = classifier
+        self.taps = tuple(sorted(taps))
+        self.channels = tuple(layers[tap][1] for tap in self.taps)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> the maps of `taps`, in the order of the chain."""
@@ -42,12 +35,6 @@ class MobileNet(nn.Module):
             if index in self.taps:
                 maps.append(x)
         return maps
-
-    def classify(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> scores [N, classes] of the whole image."""
-        if self.classifier is None:
-            raise ValueError("classify needs a network that was built with classes")
-        return self.classifier(self.features(x).mean((2, 3)))
 
 
 def plan(strides: Sequence[int], output_stride: int, delay: bool = False) -> list[tuple[int, int]]:

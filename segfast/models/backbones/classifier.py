@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from segfast.models.backbones.alexnet import AlexNet
 from segfast.models.backbones.densenet import DENSENETS, DenseNet
 from segfast.models.backbones.googlenet import GoogLeNet, Unit
+from segfast.models.backbones.mobilenet_v2 import MobileNetV2
+from segfast.models.backbones.mobilenet_v3 import MobileNetV3
 from segfast.models.backbones.resnet import RESNETS, ResNet
 from segfast.models.backbones.vgg import PooledVGG16
 from segfast.ops import _check
@@ -103,6 +105,12 @@ def _vgg16(backbone: PooledVGG16, num_classes: int) -> Classifier:
     return _two_hidden(backbone, num_classes, nn.AdaptiveAvgPool2d(7), 7)
 
 
+def _mobilenet_v3(backbone: MobileNetV3, num_classes: int) -> Classifier:
+    hidden = nn.Linear(backbone.channels[-1], 1280), nn.Hardswish(inplace=True), nn.Dropout(0.2)
+    end = nn.Sequential(*hidden, nn.Linear(1280, num_classes))
+    return Classifier(backbone, nn.AdaptiveAvgPool2d(1), end)
+
+
 def _googlenet(backbone: GoogLeNet, num_classes: int) -> Classifier:
     net = _linear(backbone, num_classes, 0.2)
     taps = {"aux1": 3, "aux2": 4}
@@ -120,6 +128,8 @@ BACKBONES = {
     "bvlc_googlenet": Row(partial(GoogLeNet, wiring="caffe"), _bvlc_googlenet),
     "caffenet": Row(partial(AlexNet, wiring="caffe"), _caffenet),
     "googlenet": Row(GoogLeNet, _googlenet),
+    "mobilenet_v2": Row(MobileNetV2, partial(_linear, dropout=0.2)),
+    "mobilenet_v3_large": Row(MobileNetV3, _mobilenet_v3),
     "vgg16": Row(PooledVGG16, _vgg16),
     "vgg16_bn": Row(partial(PooledVGG16, batch_norm=True), _vgg16),
     **{f"densenet{depth}": Row(partial(DenseNet, depth), _linear) for depth in DENSENETS},
@@ -139,8 +149,9 @@ def create_backbone(
 
     Args:
         name: "alexnet", "caffenet", "googlenet", "bvlc_googlenet", "vgg16", "vgg16_bn",
-            "densenet121", ..., "resnet18", ...: torchvision's, but for Caffe's caffenet (images of
-            227 x 227) and bvlc_googlenet (224 x 224).
+            "densenet121", ..., "mobilenet_v2", "mobilenet_v3_large", "resnet18", ...:
+            torchvision's, but for Caffe's caffenet (images of 227 x 227) and bvlc_googlenet
+            (224 x 224).
         in_channels: C.
         classifier: with its last layers.
         num_classes: L of the classifier.

@@ -55,11 +55,10 @@ class MobileNetV2(MobileNet):
         output_stride: 8, 16 or 32: stages beyond it are dilated.
         wiring: of "torchvision", "smp", "jfzhang".
         taps: the features whose maps are returned; None means the last of each stride, 2 to 32.
-        classes: of the classifier; None for none.
 
     Shape:
         -> [N, c, h, w] for c in `channels`. State as torchvision's: features.0 (stem),
-        features.i.conv of block i, features.18, classifier.1.
+        features.i.conv of block i, features.18.
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class MobileNetV2(MobileNet):
         output_stride: int = 32,
         wiring: str = "torchvision",
         taps: Sequence[int] | None = None,
-        classes: int | None = None,
     ) -> None:
         _check.require_choice("wiring", wiring, tuple(WIRINGS))
         last, pad_first, delay = WIRINGS[wiring]
@@ -85,13 +83,7 @@ class MobileNetV2(MobileNet):
                 channels = width
         if last is not None:
             layers.append((conv_bn_relu(channels, last, 1, act=nn.ReLU6), last))
-            channels = last
-        head = None if classes is None else (nn.Dropout(0.2), nn.Linear(channels, classes))
-        super().__init__(
-            layers,
-            (1, 3, 6, 13, len(layers) - 1) if taps is None else taps,
-            None if head is None else nn.Sequential(*head),
-        )
+        super().__init__(layers, (1, 3, 6, 13, len(layers) - 1) if taps is None else taps)
 
 
 class InvertedResidual(nn.Module):

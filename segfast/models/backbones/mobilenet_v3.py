@@ -41,19 +41,14 @@ class MobileNetV3(MobileNet):
         in_channels: C.
         output_stride: 8, 16 (torchvision's `dilated`) or 32: blocks beyond it are dilated.
         taps: the features whose maps are returned; None means the last of each stride, 2 to 32.
-        classes: of the classifier; None for none.
 
     Shape:
         -> [N, c, h, w] for c in `channels`. State as torchvision's: features.0 (stem),
-        features.i.block of block i, features.16, classifier.0 and classifier.3.
+        features.i.block of block i, features.16.
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        output_stride: int = 32,
-        taps: Sequence[int] | None = None,
-        classes: int | None = None,
+        self, in_channels: int = 3, output_stride: int = 32, taps: Sequence[int] | None = None
     ) -> None:
         channels = 16
         layers: list[tuple[nn.Module, int]] = [
@@ -68,16 +63,7 @@ class MobileNetV3(MobileNet):
             channels = width
         last = 6 * channels
         layers.append((conv_bn_relu(channels, last, 1, norm=norm, act=nn.Hardswish), last))
-        super().__init__(
-            layers,
-            (1, 3, 6, 12, 16) if taps is None else taps,
-            None if classes is None else _classifier(last, classes),
-        )
-
-
-def _classifier(channels: int, classes: int) -> nn.Sequential:
-    hidden, act = nn.Linear(channels, 1280), nn.Hardswish(inplace=True)
-    return nn.Sequential(hidden, act, nn.Dropout(0.2), nn.Linear(1280, classes))
+        super().__init__(layers, (1, 3, 6, 12, 16) if taps is None else taps)
 
 
 class InvertedResidual(nn.Module):

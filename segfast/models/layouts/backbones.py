@@ -28,6 +28,7 @@ _BVLC_GOOGLENET: tuple[Substitution, ...] = (
     (r"^loss3/classifier\.", "classifier.1."),
 )
 _RESNET = Rules((r"^fc\.", "classifier."), (r"^(?=conv1|bn1|layer)", "backbone."))
+_MOBILENET = Rules((r"^features\.", "backbone.features."))
 _DENSENET = Rules((r"^features\.", "backbone."))
 
 LAYOUTS = {
@@ -47,6 +48,8 @@ LAYOUTS = {
         (r"^aux", "aux.aux"),
         (r"^(?=conv|inception)", "backbone."),
     ),
+    "mobilenet_v2": _MOBILENET,
+    "mobilenet_v3_large": _MOBILENET,
     "vgg16": Rules(*vgg.torchvision(batch_norm=False)),
     "vgg16_bn": Rules(*vgg.torchvision(batch_norm=True)),
     **{f"densenet{depth}": _DENSENET for depth in DENSENETS},
