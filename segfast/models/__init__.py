@@ -17,7 +17,7 @@ from segfast.models import (
     segnet,
 )
 from segfast.models._base import SegmentationModel
-from segfast.models._checkpoint import load_checkpoint
+from segfast.models._checkpoint import load_checkpoint, save_checkpoint
 from segfast.models.abcnet import ABCNet
 from segfast.models.deeplabv1 import DeepLabV1
 from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
@@ -44,6 +44,7 @@ __all__ = [
     "create_model",
     "list_models",
     "load_checkpoint",
+    "save_checkpoint",
 ]
 
 _ENTRIES = _registry.table(
