@@ -7,6 +7,7 @@ from typing import Any
 from segfast.models import (
     _registry,
     abcnet,
+    deconvnet,
     deeplabv1,
     deeplabv2_resnet,
     deeplabv2_vgg,
@@ -19,6 +20,7 @@ from segfast.models import (
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint, save_checkpoint
 from segfast.models.abcnet import ABCNet
+from segfast.models.deconvnet import DeconvNet, aggregate
 from segfast.models.deeplabv1 import DeepLabV1
 from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
 from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
@@ -32,6 +34,7 @@ from segfast.ops import _check
 __all__ = [
     "LRASPP",
     "ABCNet",
+    "DeconvNet",
     "DeepLabV1",
     "DeepLabV2ResNet",
     "DeepLabV2VGG16",
@@ -41,6 +44,7 @@ __all__ = [
     "SegNet",
     "SegNetBasic",
     "SegmentationModel",
+    "aggregate",
     "create_model",
     "list_models",
     "load_checkpoint",
@@ -49,6 +53,7 @@ __all__ = [
 
 _ENTRIES = _registry.table(
     abcnet.MODELS,
+    deconvnet.MODELS,
     deeplabv1.MODELS,
     deeplabv2_resnet.MODELS,
     deeplabv2_vgg.MODELS,

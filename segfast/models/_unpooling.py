@@ -14,18 +14,22 @@ Pooled = tuple[Tensor, torch.Size]  # packed indices, and the shape that was poo
 
 def encode(
     x: Tensor,
-    stages: Iterable[Callable[[Tensor], Tensor]],
+    stages: Sequence[Callable[[Tensor], Tensor]],
     pool: nn.Module,
-    after: Iterable[Callable[[Tensor], Tensor]],
+    after: Any = None,
 ) -> tuple[Tensor, list[Pooled]]:
-    """x -> after_n(pool(stage_n(... after_1(pool(stage_1 x))))), and what unpooling needs."""
+    """x -> pool(stage_n(... pool(stage_1 x))), and what unpooling needs.
+
+    With `after`, a module for every stage, that comes behind its pool.
+    """
     pools = []
-    for stage, last in zip(stages, after, strict=True):
+    for i, stage in enumerate(stages):
         x = stage(x)
         size = x.shape
         x, indices = pool(x)
-        x = last(x)
         pools.append((indices, size))
+        if after is not None:
+            x = after[i](x)
     return x, pools
 
 
@@ -39,6 +43,22 @@ def decode(
     for stage, (indices, size) in zip(stages, reversed(pools), strict=True):
         x = stage(unpool(x, indices, size))
     return x
+
+
+def mirrored(stages: Sequence[tuple[int, int]], last: int) -> list[tuple[int, list[int]]]:
+    """(number, channels of its input and of every output) of a decoder's stages, deepest first.
+
+    `stages` are the encoder's: (convolutions, channels); `last` is what the decoder ends in.
+
+    Example:
+        >>> mirrored(((2, 64), (2, 128)), 11)
+        [(2, [128, 128, 64]), (1, [64, 64, 11])]
+    """
+    ends = [last, *(width for _, width in stages)]
+    return [
+        (i, [width] * count + [ends[i - 1]])
+        for i, (count, width) in reversed([*enumerate(stages, 1)])
+    ]
 
 
 def named_layers(

@@ -8,7 +8,7 @@ scores <- conv1_D <- unpool1 <- conv2_D <- ... <- conv5_D <- unpool5
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from segfast.models._base import SegmentationModel
 from segfast.models._layers import conv2d, msra
 from segfast.models._monte_carlo import Prediction, monte_carlo
 from segfast.models._registry import Entry
-from segfast.models._unpooling import decode, encode, named_layers
+from segfast.models._unpooling import decode, encode, mirrored, named_layers
 from segfast.models.backbones import VGG16, VGG16_STAGES
 from segfast.models.layouts.caffe import EPS
 from segfast.models.layouts.segnet import BASIC, LAYOUTS
@@ -62,7 +62,7 @@ class _PoolAndUnpool(SegmentationModel):
         # Bayesian SegNet: behind every pool from the third
         self.encdrop = nn.Sequential(*(_dropout(dropout, i >= 2) for i in range(depth)))
 
-    def stages(self) -> Iterable[Callable[[Tensor], Tensor]]:
+    def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """Of the encoder."""
         raise NotImplementedError
 
@@ -122,17 +122,16 @@ class SegNet(_PoolAndUnpool):
         conv = functools.partial(conv2d, kernel_size=3, bias=True)
         plain = ("conv1_1_D",) if wires.plain else ()
         self.decoder = nn.Sequential()
-        for i in range(len(VGG16_STAGES), 0, -1):  # the encoder's mirror
-            count, width = VGG16_STAGES[i - 1]
-            count += wires.extra if i == 1 else 0
-            last = VGG16_STAGES[i - 2][1] if i > 1 else num_classes
-            names = [f"conv{i}_{j}_D" for j in range(count, 0, -1)]
-            stage = named_layers(names, [width] * count + [last], conv, eps=wires.eps, plain=plain)
+        for i, channels in mirrored(VGG16_STAGES, num_classes):
+            if i == 1:
+                channels = [64] * wires.extra + channels
+            names = [f"conv{i}_{j}_D" for j in range(len(channels) - 1, 0, -1)]
+            stage = named_layers(names, channels, conv, eps=wires.eps, plain=plain)
             stage.add_module(f"decdrop{i}", _dropout(dropout, i >= 3))
             self.decoder.add_module(str(i), stage)
         msra(self)
 
-    def stages(self) -> Iterable[Callable[[Tensor], Tensor]]:
+    def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """VGG16's."""
         return [functools.partial(self.backbone.stage, i) for i in range(len(VGG16_STAGES))]
 
@@ -179,9 +178,9 @@ class SegNetBasic(_PoolAndUnpool):
         self.classifier = nn.Conv2d(64, num_classes, 1)
         msra(self)
 
-    def stages(self) -> Iterable[Callable[[Tensor], Tensor]]:
+    def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """One convolution each."""
-        return self.encoder
+        return list(self.encoder)
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
         """x [N, C, H, W] -> [N, L, H, W]."""

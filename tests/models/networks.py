@@ -38,6 +38,9 @@ MMSEG = {"layout": "mmseg", "num_classes": 19}  # its Cityscapes configurations
 GEOSEG = {"layout": "geoseg", "num_classes": 6}
 
 GOLDEN = (
+    Golden("caffe_deconvnet_voc", "deconvnet", 251_805_653, giant=True),
+    Golden("caffe_segnet_camvid", "segnet", 29_449_355, giant=True),
+    Golden("ptsemseg_segnet", "segnet", 29_449_377, {"layout": "ptsemseg"}),
     Golden("caffe_deeplab_largefov_voc12", "deeplabv1_largefov", 20_505_429),
     Golden("caffe_deeplab_v2_vgg_aspp_l_voc12", "deeplabv2_vgg16_aspp_l", 37_877_652),
     Golden("caffe_segnet_camvid", "segnet", 29_449_355, giant=True),

@@ -136,16 +136,18 @@ def fully_connected(
     *,
     dilation: int = 1,
     padding: int = 0,
+    eps: float | None = None,
 ) -> nn.Sequential:
-    """A classifier's hidden layers as convolutions: fc6, relu6, drop6, fc7, relu7, drop7."""
+    """A classifier's hidden layers as convolutions: fc6, relu6, drop6, fc7, relu7, drop7.
+
+    With `eps` both are normalised: fc6, bn6, relu6 and so on.
+    """
     fc6 = conv2d(in_channels, width, kernel_size, dilation=dilation, bias=True, padding=padding)
-    return nn.Sequential(
-        OrderedDict[str, nn.Module](
-            fc6=fc6,
-            relu6=nn.ReLU(inplace=True),
-            drop6=nn.Dropout(0.5),
-            fc7=nn.Conv2d(width, width, 1),
-            relu7=nn.ReLU(inplace=True),
-            drop7=nn.Dropout(0.5),
-        )
-    )
+    layers = OrderedDict[str, nn.Module]()
+    for number, conv in ((6, fc6), (7, nn.Conv2d(width, width, 1))):
+        layers[f"fc{number}"] = conv
+        if eps is not None:
+            layers[f"bn{number}"] = nn.BatchNorm2d(width, eps)
+        layers[f"relu{number}"] = nn.ReLU(inplace=True)
+        layers[f"drop{number}"] = nn.Dropout(0.5)
+    return nn.Sequential(layers)
