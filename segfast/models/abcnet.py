@@ -84,8 +84,8 @@ class ContextPath(nn.Module):
         """ResNet's maps of strides 8, 16, 32 -> contexts [N, C', h, w] of strides 8 and 16."""
         if len(e4) == 1 and self.conv_avg[1].training:
             raise ValueError(
-                "x must be at least 2 images in training: batch normalisation needs more than one "
-                "value, and the mean of a map is one; got 1 image"
+                "x must be [N, C, H, W] with N > 1 in training: the normalisation of the image's "
+                "mean needs more than 1 value per channel, got 1 image"
             )
         y = self.arm32(e4) + self.conv_avg(e4.mean((2, 3), keepdim=True))
         d = self.conv_head32(F.interpolate(y, e3.shape[2:]))  # nearest: pixels repeated

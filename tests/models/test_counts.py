@@ -37,6 +37,12 @@ COUNTS = (
     Count("deeplabv2_vgg16_aspp_s", 37_877_652),
     Count("fcn_resnet101", 54_314_346),
     Count("fcn_resnet101", 68_489_862, MMSEG),
+    Count(
+        "lraspp_mobilenet_v3_large",
+        3_284_547,
+        MMSEG,
+        "mmseg_mobilenet_v3_d8_lraspp_cityscapes",
+    ),
     Count("segnet", 29_449_932, {"num_classes": 12}),
     Count("segnet", 29_455_125, {"num_classes": 21}),
     Count("segnet", 29_464_934, {"num_classes": 38}),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._layers import conv_bn_relu
@@ -72,7 +74,7 @@ def inverted_residual(
     act: Callable[..., nn.Module],
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     gate: nn.Module | None = None,
-    padding: int | None = None,
+    padding: int | str | None = None,
 ) -> list[Any]:
     """Its layers: expansion (where it expands), depthwise convolution, gate (if any), projection.
 
@@ -82,7 +84,7 @@ def inverted_residual(
     if inner != channels:
         layers.append(conv_bn_relu(channels, inner, 1, norm=norm, act=act))
     layers.append(
-        conv_bn_relu(
+        padded(
             inner, inner, kernel_size, stride,
             norm=norm, act=act, dilation=rate, groups=inner, padding=padding,
         )
@@ -90,3 +92,38 @@ def inverted_residual(
     if gate is not None:
         layers.append(gate)
     return [*layers, conv_bn_relu(inner, width, 1, norm=norm, act=None)]
+
+
+def padded(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int,
+    padding: int | str | None = None,
+    **options: Any,
+) -> nn.Sequential:
+    """conv_bn_relu; `padding` "same" is TensorFlow's, with strides: more behind than before."""
+    if padding != "same":
+        return conv_bn_relu(
+            in_channels, out_channels, kernel_size, stride, padding=padding, **options
+        )
+    layer = conv_bn_relu(in_channels, out_channels, kernel_size, stride, padding=0, **options)
+    pad = SamePad(options.get("dilation", 1) * (kernel_size - 1) + 1, stride)
+    return nn.Sequential(OrderedDict(pad=pad, **layer._modules))
+
+
+class SamePad(nn.Module):
+    """Zeros for ceil(H / stride) positions of a kernel: half of them before, the odd one behind."""
+
+    def __init__(self, extent: int, stride: int) -> None:
+        super().__init__()
+        self.extent, self.stride = extent, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H', W']."""
+        border: list[int] = []
+        for size in (x.shape[3], x.shape[2]):
+            positions = -(-size // self.stride)
+            zeros = max((positions - 1) * self.stride + self.extent - size, 0)
+            border += [zeros // 2, zeros - zeros // 2]
+        return F.pad(x, border)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._layers import conv_bn_relu
-from segfast.models.backbones._mobilenet import MobileNet, inverted_residual, plan
+from segfast.models.backbones._mobilenet import MobileNet, inverted_residual, padded, plan
+from segfast.ops import _check
 
 # (kernel, expanded channels, channels, gate, hard swish, stride). Howard et al., "Searching for
 # MobileNetV3", ICCV 2019, table 1.
@@ -31,6 +32,9 @@ BLOCKS = (
     (5, 960, 160, True, True, 1),
 )
 
+# The padding of convolutions with a stride: None is the same on both sides.
+WIRINGS = {"torchvision": None, "mmseg": "same"}
+
 norm = functools.partial(nn.BatchNorm2d, eps=1e-3, momentum=1e-2)
 
 
@@ -39,7 +43,8 @@ class MobileNetV3(MobileNet):
 
     Args:
         in_channels: C.
-        output_stride: 8, 16 (torchvision's `dilated`) or 32: blocks beyond it are dilated.
+        output_stride: 8 (mmseg's), 16 (torchvision's `dilated`) or 32: blocks beyond are dilated.
+        wiring: of "torchvision" or "mmseg".
         taps: the features whose maps are returned; None means the last of each stride, 2 to 32.
 
     Shape:
@@ -48,17 +53,26 @@ class MobileNetV3(MobileNet):
     """
 
     def __init__(
-        self, in_channels: int = 3, output_stride: int = 32, taps: Sequence[int] | None = None
+        self,
+        in_channels: int = 3,
+        output_stride: int = 32,
+        wiring: str = "torchvision",
+        taps: Sequence[int] | None = None,
     ) -> None:
+        _check.require_choice("wiring", wiring, tuple(WIRINGS))
+        strided = WIRINGS[wiring]
         channels = 16
         layers: list[tuple[nn.Module, int]] = [
-            (conv_bn_relu(in_channels, channels, 3, 2, norm=norm, act=nn.Hardswish), channels)
+            (padded(in_channels, channels, 3, 2, strided, norm=norm, act=nn.Hardswish), channels)
         ]
         steps = plan([stride for *_, stride in BLOCKS], output_stride)
         for (*form, gated, swish, _), (stride, rate) in zip(BLOCKS, steps, strict=True):
             kernel_size, inner, width = form
             act = nn.Hardswish if swish else nn.ReLU
-            block = InvertedResidual(channels, inner, width, kernel_size, stride, rate, act, gated)
+            block = InvertedResidual(
+                channels, inner, width, kernel_size, stride, rate, act, gated,
+                padding=None if stride == 1 else strided,
+            )  # fmt: skip
             layers.append((block, width))
             channels = width
         last = 6 * channels
@@ -82,11 +96,12 @@ class InvertedResidual(nn.Module):
         rate: int,
         act: Callable[..., nn.Module],
         gated: bool,
+        padding: str | None,
     ) -> None:
         super().__init__()
         layers = inverted_residual(
             channels, inner, width, kernel_size, stride, rate,
-            act=act, norm=norm, gate=SqueezeExcitation(inner) if gated else None,
+            act=act, norm=norm, gate=SqueezeExcitation(inner) if gated else None, padding=padding,
         )  # fmt: skip
         self.block = nn.Sequential(*layers)
         self.adds = stride == 1 and channels == width
