@@ -11,6 +11,7 @@ from segfast.models import (
     deeplabv1,
     deeplabv2_resnet,
     deeplabv2_vgg,
+    fcn,
     fcn_resnet,
     lraspp,
     manet,
@@ -24,7 +25,9 @@ from segfast.models.deconvnet import DeconvNet, aggregate
 from segfast.models.deeplabv1 import DeepLabV1
 from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
 from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
+from segfast.models.fcn import FCN
 from segfast.models.fcn_resnet import FCNResNet
+from segfast.models.fusion import LateFusion
 from segfast.models.lraspp import LRASPP
 from segfast.models.manet import MANet
 from segfast.models.maresunet import MAResUNet
@@ -32,6 +35,7 @@ from segfast.models.segnet import SegNet, SegNetBasic
 from segfast.ops import _check
 
 __all__ = [
+    "FCN",
     "LRASPP",
     "ABCNet",
     "DeconvNet",
@@ -39,6 +43,7 @@ __all__ = [
     "DeepLabV2ResNet",
     "DeepLabV2VGG16",
     "FCNResNet",
+    "LateFusion",
     "MANet",
     "MAResUNet",
     "SegNet",
@@ -57,6 +62,7 @@ _ENTRIES = _registry.table(
     deeplabv1.MODELS,
     deeplabv2_resnet.MODELS,
     deeplabv2_vgg.MODELS,
+    fcn.MODELS,
     fcn_resnet.MODELS,
     lraspp.MODELS,
     manet.MODELS,

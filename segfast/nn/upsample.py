@@ -116,10 +116,12 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
             channels without a partner start as zero.
         scale_factor: s.
         groups, bias: those of `torch.nn.ConvTranspose2d`; FCN has no bias.
+        kernel_size, padding: k and another padding; None means those above. FCN has padding 0 and
+            crops.
 
     Shape:
         x [N, C, H, W] -> [N, out_channels, H s, W s], or `output_size` (H', W') or a whole shape,
-        with H s <= H' < (H + 1) s.
+        with H s <= H' < (H + 1) s. With `kernel_size` or `padding`: (H - 1) s - 2 padding + k.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -139,15 +141,22 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
         scale_factor: int = 2,
         groups: int = 1,
         bias: bool = False,
+        *,
+        kernel_size: int | None = None,
+        padding: int | None = None,
     ) -> None:
         _check.require_count("scale_factor", scale_factor, 1)
+        if kernel_size is not None:
+            _check.require_count("kernel_size", kernel_size, 1)
+        if padding is not None:
+            _check.require_count("padding", padding)
         self.scale_factor = scale_factor
         super().__init__(
             in_channels,
             in_channels if out_channels is None else out_channels,
-            kernel_size=2 * scale_factor - scale_factor % 2,
+            kernel_size=2 * scale_factor - scale_factor % 2 if kernel_size is None else kernel_size,
             stride=scale_factor,
-            padding=scale_factor // 2,
+            padding=scale_factor // 2 if padding is None else padding,
             groups=groups,
             bias=bias,
         )
@@ -167,10 +176,7 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """x -> H s x W s, or `output_size`."""
-        size = [n * self.scale_factor for n in x.shape[-2:]]
-        if output_size is not None:
-            size = list(output_size[-2:])
-        return super().forward(x, size)
+        return super().forward(x, None if output_size is None else list(output_size[-2:]))
 
 
 def bilinear_filter(taps: int) -> Tensor:

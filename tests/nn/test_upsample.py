@@ -115,3 +115,17 @@ def test_it_is_a_convolution_that_learns(x: Tensor) -> None:
     assert up.weight.grad.flatten(2).any(2).all()  # pairs that began as zero learn, too
     up.reset_parameters()
     assert torch.equal(up.weight, BilinearConvTranspose2d(3).weight)
+
+
+def test_published_geometry(x: Tensor) -> None:
+    """FCN-AlexNet's 63 taps by 32, no padding: what is cropped afterwards."""
+    up = BilinearConvTranspose2d(3, scale_factor=32, kernel_size=63, padding=0)
+    y = up(x)
+    assert y.shape == (2, 3, 6 * 32 + 63, 4 * 32 + 63)
+    assert torch.equal(y, F.conv_transpose2d(x, up.weight, stride=32))
+    middle = y[..., 31:-31:32, 31:-31:32]  # over the given values: theirs
+    torch.testing.assert_close(middle, x)
+    with pytest.raises(ValueError, match="kernel_size must be at least 1"):
+        BilinearConvTranspose2d(3, kernel_size=0)
+    with pytest.raises(TypeError, match="padding must be an integer"):
+        BilinearConvTranspose2d(3, padding=1.5)  # type: ignore[arg-type]

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from segfast.models._keys import Rules, Substitution
+from segfast.models._keys import Rules
 from segfast.models.backbones.densenet import DENSENETS
 from segfast.models.backbones.resnet import RESNETS
 from segfast.models.layouts import vgg
-from segfast.models.layouts.caffe import BLOBS
+from segfast.models.layouts.caffe import BLOBS, GOOGLENET
 
 _ALEXNET = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}  # place in torchvision's features -> convolution
-_INCEPTION = {  # Caffe's layers of an inception -> torchvision's
-    "1x1": "branch1",
-    "3x3_reduce": "branch2.0",
-    "3x3": "branch2.1",
-    "5x5_reduce": "branch3.0",
-    "5x5": "branch3.1",
-    "pool_proj": "branch4.1",
-}
-_BVLC_GOOGLENET: tuple[Substitution, ...] = (
-    (r"^conv1/7x7_s2\.", "backbone.conv1.conv."),
-    (r"^conv2/3x3_reduce\.", "backbone.conv2.conv."),
-    (r"^conv2/3x3\.", "backbone.conv3.conv."),
-    (
-        r"^inception_(\w+)/(\w+)\.",
-        lambda match: f"backbone.inception{match[1]}.{_INCEPTION[match[2]]}.conv.",
-    ),
-    (r"^loss3/classifier\.", "classifier.1."),
-)
 _RESNET = Rules((r"^fc\.", "classifier."), (r"^(?=conv1|bn1|layer)", "backbone."))
 _MOBILENET = Rules((r"^features\.", "backbone.features."))
 _DENSENET = Rules((r"^features\.", "backbone."))
@@ -35,7 +17,9 @@ LAYOUTS = {
     "alexnet": Rules(
         *((rf"^features\.{place}\.", f"backbone.conv{i}.") for place, i in _ALEXNET.items())
     ),
-    "bvlc_googlenet": Rules(*BLOBS, *_BVLC_GOOGLENET, drop=(r"^loss[12]/",)),
+    "bvlc_googlenet": Rules(
+        *BLOBS, *GOOGLENET, (r"^loss3/classifier\.", "classifier.1."), drop=(r"^loss[12]/",)
+    ),
     "caffenet": Rules(
         *BLOBS,
         (r"^conv", "backbone.conv"),
