@@ -113,15 +113,16 @@ class ABCNet(SegmentationModel):
         y = shuffle(W FAM(spatial(x), context(x)))
 
     Li et al., "ABCNet: Attentive Bilateral Contextual Network for Efficient Semantic Segmentation
-    of Fine-Resolution Remotely Sensed Imagery", ISPRS Journal 2021, figure 2. As its code is, where
-    the figure differs: no normalisation behind FAM's attention, contexts enlarged by repetition,
-    scores by shuffled channels, auxiliary heads on the enlarged contexts. Maps need not be square,
-    nor sizes multiples of 32, as in that code: scores beyond the image are cut off.
+    of Fine-Resolution Remotely Sensed Imagery", ISPRS Journal 2021. As its code is, where its
+    figure differs: no normalisation behind FAM's attention, contexts enlarged by repetition, scores
+    by shuffled channels, auxiliary heads on the enlarged contexts. Maps need not be square, nor
+    sizes multiples of 32, as in that code: scores beyond the image are cut off.
 
     Args:
         num_classes, in_channels: L of the scores, C of the image.
         depth: of the ResNet: 18 (published), 34, 50, 101 or 152.
-        aux: whether there are the heads "aux16" and "aux32", on the contexts of strides 8 and 16.
+        aux: whether there are the heads "aux16" and "aux32", on the contexts of strides 8 and 16;
+            GeoSeg trains auxiliary losses with weight 0.4.
         layout: "lironui" or "geoseg": the same.
 
     Shape:

@@ -36,8 +36,8 @@ class MANet(AttentionUNet):
         d_4 = dec_4(att_4(e_4)) + att_3(e_3), ..., y = head(dec_1(d_2)),   att = KAM + CAM
 
     Li et al., "Multiattention Network for Semantic Segmentation of Fine-Resolution Remote Sensing
-    Images", TGRS 2021, figure 2. As its code is: no residual around a decoder block, which the
-    figure draws. Maps need not be square, nor sizes multiples of 32, as in that code.
+    Images", TGRS 2021. As its code is: no residual around a decoder block, which its figure draws.
+    Maps need not be square, nor sizes multiples of 32, as in that code.
 
     `MAnet` of segmentation_models.pytorch is another network: Fan et al., "MA-Net: A Multi-Scale
     Attention Network for Liver and Tumor Segmentation", 2020.

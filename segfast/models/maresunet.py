@@ -57,8 +57,8 @@ class MAResUNet(AttentionUNet):
         d_4 = dec_4(att_4(e_4)) + att_3(e_3), ..., y = head(dec_1(d_2))
 
     Li et al., "Multistage Attention ResU-Net for Semantic Segmentation of Fine-Resolution Remote
-    Sensing Images", GRSL 2021, figures 1 and 2. Maps need not be square, nor sizes multiples of 32,
-    as in the published code.
+    Sensing Images", GRSL 2021. Maps need not be square, nor sizes multiples of 32, as in the
+    published code.
 
     Args:
         num_classes, in_channels: L of the scores, C of the image.
