@@ -11,6 +11,7 @@ from segfast.models import (
     deeplabv1,
     deeplabv2_resnet,
     deeplabv2_vgg,
+    dilation,
     fcn,
     fcn_resnet,
     lraspp,
@@ -25,6 +26,7 @@ from segfast.models.deconvnet import DeconvNet, aggregate
 from segfast.models.deeplabv1 import DeepLabV1
 from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
 from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
+from segfast.models.dilation import DilationNet
 from segfast.models.fcn import FCN
 from segfast.models.fcn_resnet import FCNResNet
 from segfast.models.fusion import LateFusion
@@ -42,6 +44,7 @@ __all__ = [
     "DeepLabV1",
     "DeepLabV2ResNet",
     "DeepLabV2VGG16",
+    "DilationNet",
     "FCNResNet",
     "LateFusion",
     "MANet",
@@ -63,6 +66,7 @@ _ENTRIES = _registry.table(
     deeplabv2_resnet.MODELS,
     deeplabv2_vgg.MODELS,
     fcn.MODELS,
+    dilation.MODELS,
     fcn_resnet.MODELS,
     lraspp.MODELS,
     manet.MODELS,

@@ -17,7 +17,8 @@ class SegmentationModel(nn.Module):
     """One score per class and pixel.
 
     A subclass is an architecture: it says `scores`, what the published network computes at its own
-    stride; `forward` resizes that to the input.
+    stride; `forward` resizes that to the input. Where images are padded before, or scores are not
+    spread evenly over the image, it says `prepared` and `at_input_size`, too.
 
     Args:
         num_classes: L of the scores.
@@ -64,10 +65,14 @@ class SegmentationModel(nn.Module):
         require_map(x, self.in_channels, next(self.parameters()))
         maps = {
             name: self.at_input_size(y, x.shape[-2:])
-            for name, y in self.scores(x, return_aux).items()
+            for name, y in self.scores(self.prepared(x), return_aux).items()
         }
         out = maps.pop("out")
         return (out, maps) if return_aux else out
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] -> what `scores` takes: the same."""
+        return x
 
     def at_input_size(self, y: Tensor, size: Any) -> Tensor:
         """Scores [N, L, h, w] of the network -> [N, L, *size]."""

@@ -21,6 +21,7 @@ CONTEXT_DILATIONS = {
 }
 SIZES = ("basic", "large")
 INITIALIZATIONS = ("identity", "random")
+PADDINGS = ("each", "first")
 
 
 class ContextModule(nn.Module):
@@ -45,12 +46,16 @@ class ContextModule(nn.Module):
             "cityscapes" (32 and 64 more), "kitti" (without 16), or the rates.
         initialization: "identity", or "random" (that of `torch.nn.Conv2d`).
         noise: of the identity.
+        padding: "each" layer, by its rate, or all of it before the "first", as their network for
+            PASCAL VOC has it: then no layer sees zeros in place of what the one before made of
+            them.
 
     Shape:
         x [N, C, H, W] -> y [N, C, H, W]. State: convs.i (weight and bias), the layers in order.
         28,392 parameters (basic, 21 classes) or 6,803,139 (large).
 
-    The layers are one `segfast.ops.context_module2d`: hooks on them are not called.
+    The layers are one `segfast.ops.context_module2d`, unless the first has the padding: hooks on
+    them are not called.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -69,20 +74,24 @@ class ContextModule(nn.Module):
         dilations: str | Sequence[int] = "pascal",
         initialization: str = "identity",
         noise: float = 0.01,
+        padding: str = "each",
     ) -> None:
         super().__init__()
         _check.require_count("classes", classes, 1)
         _check.require_choice("size", size, SIZES)
         _check.require_choice("initialization", initialization, INITIALIZATIONS)
+        _check.require_choice("padding", padding, PADDINGS)
         noise = _check.not_negative("noise", noise)
         rates = chosen("dilations", dilations, CONTEXT_DILATIONS)
         self.classes, self.size, self.dilations = classes, size, (*rates, 1)
+        self.padding = padding
         widths = [classes, *(classes * m for m in multipliers(size, rates)), classes]
         kernels = [3] * len(rates) + [1]
+        margins = [*rates, 0] if padding == "each" else [sum(rates)] + [0] * len(rates)
         self.convs = nn.ModuleList(
-            DilatedConv2d(c, o, k, padding=k // 2 * rate, dilation=rate)
-            for (c, o), k, rate in zip(
-                itertools.pairwise(widths), kernels, self.dilations, strict=True
+            DilatedConv2d(c, o, k, padding=margin, dilation=rate)
+            for (c, o), k, margin, rate in zip(
+                itertools.pairwise(widths), kernels, margins, self.dilations, strict=True
             )
         )
         if initialization == "identity":
@@ -93,13 +102,19 @@ class ContextModule(nn.Module):
         """x [N, C, H, W] -> y [N, C, H, W]."""
         convs: Any = self.convs
         require_map(x, self.classes, convs[0].weight)
+        if self.padding == "first":
+            *layers, last = convs
+            for conv in layers:
+                x = conv(x).relu_()
+            return last(x)
         return context_module2d(
             x, [c.weight for c in convs], [c.bias for c in convs], self.dilations
         )
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"{self.classes}, size={self.size!r}, dilations={self.dilations[:-1]}"
+        shown = f"{self.classes}, size={self.size!r}, dilations={self.dilations[:-1]}"
+        return shown + (", padding='first'" if self.padding == "first" else "")
 
 
 def multipliers(size: str, rates: Sequence[int]) -> list[int]:

@@ -39,14 +39,13 @@ GEOSEG = {"layout": "geoseg", "num_classes": 6}
 
 GOLDEN = (
     Golden("caffe_deconvnet_voc", "deconvnet", 251_805_653, giant=True),
-    Golden("caffe_segnet_camvid", "segnet", 29_449_355, giant=True),
-    Golden("ptsemseg_segnet", "segnet", 29_449_377, {"layout": "ptsemseg"}),
     Golden("caffe_deeplab_largefov_voc12", "deeplabv1_largefov", 20_505_429),
     Golden("caffe_deeplab_v2_vgg_aspp_l_voc12", "deeplabv2_vgg16_aspp_l", 37_877_652),
     Golden("caffe_fcn16s", "fcn16s_vgg16", 134_815_994, giant=True),
     Golden("caffe_fcn32s", "fcn32s_vgg16", 136_152_917, giant=True),
     Golden("caffe_fcn8s", "fcn8s_vgg16", 134_489_759, giant=True),
     Golden("caffe_fcn_alexnet", "fcn32s_alexnet", 58_704_590),
+    Golden("caffe_dilation8_camvid", "dilation8_camvid", 134_313_443, softmax=True, giant=True),
     Golden("caffe_segnet_camvid", "segnet", 29_449_355, giant=True),
     Golden("geoseg_abcnet", "abcnet_resnet18", 13_666_563, GEOSEG),
     Golden("geoseg_manet", "manet_resnet50", 35_860_622, GEOSEG),

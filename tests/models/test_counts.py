@@ -35,6 +35,11 @@ COUNTS = (
     Count("deeplabv1_msc", 65_140_565 + MSC),
     Count("deeplabv1_msc_largefov", 20_505_429 + MSC),
     Count("deeplabv2_vgg16_aspp_s", 37_877_652),
+    Count("dilation10_cityscapes", 134_373_043, {}, "caffe_dilation10_cityscapes"),
+    Count("dilation7_kitti", 134_312_343),
+    Count("dilation8_voc", 141_149_720, {}, "caffe_dilation8_pascal_voc"),
+    Count("dilation8_voc", 134_346_581 + 28_392, {"context": "basic"}),
+    Count("dilation_frontend_voc", 134_346_581),
     Count("fcn_resnet101", 54_314_346),
     Count("fcn_resnet101", 68_489_862, MMSEG),
     Count(

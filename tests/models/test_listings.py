@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segfast.models import create_model
 from segfast.models._keys import Rules
 from segfast.models.backbones import create_backbone
 from segfast.models.layouts import backbones
+from segfast.nn import ContextModule
 from tests.models.golden import parameters
 from tests.models.listings import Call, Row, assert_row, listing, run
 
@@ -44,6 +45,21 @@ def model(name: str, **options: Any) -> Callable[[], Any]:
     return partial(create_model, name, **options)
 
 
+class LayerByLayer(ContextModule):
+    """The context module is one operator: here hooks see its layers (but for the ReLUs)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = conv(x)
+        return x
+
+
+def dilation(name: str) -> Any:
+    net = create_model(name)
+    net.context.__class__ = LayerByLayer
+    return net
+
+
 CAMVID = (1, 3, 360, 480)
 
 LISTED = (
@@ -64,6 +80,11 @@ LISTED = (
     Listed("fcn_voc-fcn32s", model("fcn32s_vgg16"), (1, 3, 500, 500)),
     Listed("fcn_voc-fcn8s", model("fcn8s_vgg16"), (1, 3, 500, 500)),
     Listed("fcn_voc-fcn8s-atonce", model("fcn8s_vgg16_atonce"), (1, 3, 500, 500), constants=1536),
+    # Images such that, padded, they are 1396 x 1396, 852 x 1640, 900 x 1100 and 900 x 900.
+    Listed("dilation10_cityscapes", partial(dilation, "dilation10_cityscapes"), (1, 3, 1024, 1024)),
+    Listed("dilation7_kitti", partial(dilation, "dilation7_kitti"), (1, 3, 472, 1260)),
+    Listed("dilation8_camvid", partial(dilation, "dilation8_camvid"), (1, 3, 520, 720)),
+    Listed("dilation8_pascal_voc", model("dilation8_voc"), (1, 3, 520, 520)),
     Listed("segnet_basic_camvid", model("segnet_basic"), CAMVID),
     Listed("segnet_camvid", model("segnet"), CAMVID),
     Listed("segnet_driving_webdemo", model("segnet", num_classes=12), CAMVID),

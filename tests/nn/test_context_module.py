@@ -54,6 +54,29 @@ def test_large_is_the_identity(dilations: str) -> None:
 
 
 @SIZES
+def test_padding_before_the_first_layer(size: str) -> None:
+    """No layer sees zeros for what the one before made of them: as inside a larger map."""
+    torch.manual_seed(0)
+    module = ContextModule(3, size, (1, 1, 2), padding="first").double()
+    each = ContextModule(3, size, (1, 1, 2)).double()
+    for conv in module.convs:
+        conv.bias.data.normal_()
+    each.load_state_dict(module.state_dict())
+    x = filled_input((2, 3, 11, 13))
+    y = module(x)
+    torch.testing.assert_close(y, each(F.pad(x, (4,) * 4))[..., 4:-4, 4:-4])
+    torch.testing.assert_close(y[..., 4:-4, 4:-4], each(x)[..., 4:-4, 4:-4])
+    assert (y - each(x)).abs().max() > 1e-3  # biases, behind padding
+    assert "padding='first'" in repr(module)
+
+
+def test_padding_before_the_first_layer_keeps_the_identity() -> None:
+    module = ContextModule(5, noise=0.0, padding="first")
+    x = filled_input((2, 5, 23, 17)).abs().float()
+    assert torch.equal(module(x), x)
+
+
+@SIZES
 def test_what_is_negative_is_cut_off(size: str) -> None:
     module = ContextModule(3, size, noise=0.0).double()
     x = filled_input((1, 3, 9, 9)).float().double()
@@ -186,6 +209,7 @@ def test_description() -> None:
         ({"dilations": "voc"}, ValueError, "^dilations must be one of pascal, camvid, citysc"),
         ({"dilations": (1, 0)}, ValueError, "^dilations must be at least 1, got 0"),
         ({"dilations": 2}, TypeError, "^dilations must be integers, got int 2"),
+        ({"padding": "same"}, ValueError, "^padding must be one of each, first"),
         ({"initialization": "zero"}, ValueError, "^initialization must be one of identity, rand"),
         ({"noise": -1}, ValueError, "^noise must be finite and not negative, got -1"),
     ],

@@ -1,0 +1,138 @@
+"""Yu and Koltun's dilated networks: a front end that keeps a stride of 8, and a context module.
+
+image, reflected by 186 on each side
+      -> VGG16, no padding, pool1 to pool3 only, conv5 at rate 2
+      -> fc6 (7 x 7 at rate 4) -> fc7 -> final -> [N, L, H/8, W/8]      the front end
+      -> 3 x 3 at rates 1, 1, 2, 4, 8, 16, 1 -> 1 x 1 -> scores         the context module
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segfast.models._base import SegmentationModel
+from segfast.models._layers import gaussian
+from segfast.models._placement import spread
+from segfast.models._registry import Entry
+from segfast.models.backbones import VGG16, VGG16_STAGES, fully_connected
+from segfast.models.layouts.dilation import layouts
+from segfast.nn import CONTEXT_DILATIONS, BilinearConvTranspose2d, ContextModule, MaxPool2d
+from segfast.ops import _check
+
+MARGIN = 186  # what the front end without padding takes off each side
+STRIDE = 8
+
+
+class DilationNet(SegmentationModel):
+    """Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016.
+
+    Args:
+        num_classes, in_channels: L of the scores, C of the image.
+        context: "basic" (L channels in every layer), "large" (up to 32 L), or None: the front end.
+        dilations, padding: of the context module, see `segfast.nn.ContextModule`.
+        upsample: the scores are upsampled by a bilinear transposed convolution, which is learned.
+        layout: "caffe".
+
+    `forward` pads the image by reflection, 186 pixels before it and 194 behind, of which the front
+    end leaves ceil(H / 8) + 1 scores, those of the pixels 8 i as published; between these it is
+    bilinear. With `upsample` it pads by 186 on both sides and cuts the result to the image.
+    `scores` takes images that are padded already: [N, C, H + 372, W + 372] -> [N, L, H/8, W/8],
+    times 8 with `upsample`.
+
+    Example:
+        >>> import torch
+        >>> with torch.device("meta"):  # 134 million parameters
+        ...     scores = DilationNet(11)(torch.empty(1, 3, 45, 60))
+        >>> scores.shape
+        torch.Size([1, 11, 45, 60])
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        in_channels: int = 3,
+        context: str | None = "basic",
+        dilations: str | Sequence[int] = "pascal",
+        padding: str = "each",
+        upsample: bool = False,
+        layout: str = "caffe",
+    ) -> None:
+        super().__init__(num_classes, in_channels)
+        _check.require_bool("upsample", upsample)
+        _check.require_choice("layout", layout, ("caffe",))
+        self.backbone = VGG16(in_channels, rates=(1, 1, 1, 1, 2), padding=(0,) * 5)
+        self.pool = MaxPool2d(2, ceil_mode=True)
+        self.fc = fully_connected(512, dilation=4)
+        self.final = gaussian(nn.Conv2d(4096, num_classes, 1), 0.001)
+        self.context: nn.Module = nn.Identity()
+        if context is not None:
+            self.context = ContextModule(num_classes, context, dilations, padding=padding)
+        self.upsample = (
+            BilinearConvTranspose2d(num_classes, scale_factor=STRIDE, groups=num_classes)
+            if upsample
+            else None
+        )
+
+    def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
+        """x [N, C, H + 372, W + 372] -> [N, L, H/8, W/8], with upsampling [N, L, H, W]."""
+        for i in range(len(VGG16_STAGES)):
+            x = self.backbone.stage(i, x)
+            x = self.pool(x) if i < 3 else x
+        x = self.context(self.final(self.fc(x)))
+        return {"out": x if self.upsample is None else self.upsample(x)}
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Reflected, x[-i] = x[i], by the margin."""
+        end = MARGIN if self.upsample is not None else MARGIN + STRIDE
+        return reflected(reflected(x, -2, MARGIN, end), -1, MARGIN, end)
+
+    def at_input_size(self, y: Tensor, size: Any) -> Tensor:
+        """Cut to the image; bilinear between the pixels 8 i."""
+        if self.upsample is not None:
+            return y[..., : size[0], : size[1]]
+        return spread(y, STRIDE, size)
+
+
+def reflected(x: Tensor, dim: int, before: int, behind: int) -> Tensor:
+    """Padded along an axis by reflection about the first and the last element, any number of times.
+
+    Example:
+        >>> reflected(torch.tensor([1, 2, 3]), 0, 3, 1)
+        tensor([2, 3, 2, 1, 2, 3, 2])
+    """
+    length = x.shape[dim]
+    period = max(2 * (length - 1), 1)
+    i = torch.arange(-before, length + behind, device=x.device).remainder(period)
+    return x.index_select(dim, torch.minimum(i, period - i))
+
+
+_SOURCE = "Yu and Koltun, ICLR 2016; fyu/dilation"
+
+
+def _entry(
+    name: str, num_classes: int, metrics: dict[str, float] | None = None, **options: Any
+) -> Entry:
+    rates = CONTEXT_DILATIONS[options.get("dilations", "pascal")]
+    found = layouts(len(rates))
+    return Entry(name, DilationNet, _SOURCE, found, options, num_classes, metrics or {})
+
+
+_VAL = "VOC 2012 val mean IU"
+
+MODELS = (
+    _entry("dilation_frontend_voc", 21, {_VAL: 69.8, "VOC 2012 test mean IU": 71.3}, context=None),
+    _entry(
+        "dilation8_voc",
+        21,
+        {_VAL: 72.1, f"{_VAL} with CRF": 73.3, f"{_VAL} with CRF-RNN": 73.9},
+        context="large",
+        padding="first",
+    ),
+    _entry("dilation8_camvid", 11, dilations="camvid"),
+    _entry("dilation10_cityscapes", 19, dilations="cityscapes", upsample=True),
+    _entry("dilation7_kitti", 11, dilations="kitti"),
+)
