@@ -7,6 +7,7 @@ from typing import Any
 from segfast.models import (
     _registry,
     abcnet,
+    danet,
     deconvnet,
     deeplabv1,
     deeplabv2_resnet,
@@ -14,14 +15,17 @@ from segfast.models import (
     dilation,
     fcn,
     fcn_resnet,
+    fpn,
     lraspp,
     manet,
     maresunet,
+    pspnet,
     segnet,
 )
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint, save_checkpoint
 from segfast.models.abcnet import ABCNet
+from segfast.models.danet import DANet
 from segfast.models.deconvnet import DeconvNet, aggregate
 from segfast.models.deeplabv1 import DeepLabV1
 from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
@@ -29,17 +33,21 @@ from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
 from segfast.models.dilation import DilationNet
 from segfast.models.fcn import FCN
 from segfast.models.fcn_resnet import FCNResNet
+from segfast.models.fpn import FPN
 from segfast.models.fusion import LateFusion
 from segfast.models.lraspp import LRASPP
 from segfast.models.manet import MANet
 from segfast.models.maresunet import MAResUNet
+from segfast.models.pspnet import PSPNet
 from segfast.models.segnet import SegNet, SegNetBasic
 from segfast.ops import _check
 
 __all__ = [
     "FCN",
+    "FPN",
     "LRASPP",
     "ABCNet",
+    "DANet",
     "DeconvNet",
     "DeepLabV1",
     "DeepLabV2ResNet",
@@ -49,6 +57,7 @@ __all__ = [
     "LateFusion",
     "MANet",
     "MAResUNet",
+    "PSPNet",
     "SegNet",
     "SegNetBasic",
     "SegmentationModel",
@@ -61,6 +70,9 @@ __all__ = [
 
 _ENTRIES = _registry.table(
     abcnet.MODELS,
+    danet.MODELS,
+    fpn.MODELS,
+    pspnet.MODELS,
     deconvnet.MODELS,
     deeplabv1.MODELS,
     deeplabv2_resnet.MODELS,

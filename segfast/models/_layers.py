@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from segfast.nn import DilatedConv2d
 
@@ -76,3 +76,12 @@ def msra(module: nn.Module) -> None:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
+
+
+def require_several_values(x: Tensor, norm: Any, what: str) -> None:
+    """Refuses, in training, to normalise channels of one value."""
+    if norm.training and isinstance(norm, nn.BatchNorm2d) and x.numel() == x.shape[1]:
+        raise ValueError(
+            f"x must be [N, C, H, W] with N > 1 in training: {what} are normalised, which needs "
+            f"more than 1 value per channel; got {tuple(x.shape)} there"
+        )

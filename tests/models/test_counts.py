@@ -25,10 +25,14 @@ class Count(NamedTuple):
 
 MSC = 5 * (128 * 128 + 128) + 963 * 9 * 128 + 5 * 128 + 5 * (128 * 21 + 21)  # from 963 channels
 
+CAFFE_PSPNET = {"layout": "caffe", "aux": False}
+
 COUNTS = (
     Count("deeplabv1_resnet101", 42_543_189),
     Count("bayesian_segnet", 29_449_355),
     Count("bayesian_segnet_basic", 1_416_587, {}, "caffe_bayesian_segnet_basic_camvid"),
+    Count("danet_resnet101", 66_454_779),
+    Count("danet_resnet101", 68_838_702, MMSEG),
     Count("deeplabv1", 65_140_565, {}, "caffe_deeplab_vgg128_voc12"),
     Count("deeplabv1_4x4", 65_140_565),
     Count("deeplabv1_7x7", 134_346_581),
@@ -42,12 +46,20 @@ COUNTS = (
     Count("dilation_frontend_voc", 134_346_581),
     Count("fcn_resnet101", 54_314_346),
     Count("fcn_resnet101", 68_489_862, MMSEG),
+    Count("fpn_resnet101", 47_490_035, MMSEG),
+    Count("fpn_resnet50", 23_157_973, {"layout": "smp", "num_classes": 21, "depth": 34}),
+    Count("fpn_resnet50", 26_118_613, {"layout": "smp", "num_classes": 21}, "smp_fpn_resnet50"),
     Count(
         "lraspp_mobilenet_v3_large",
         3_284_547,
         MMSEG,
         "mmseg_mobilenet_v3_d8_lraspp_cityscapes",
     ),
+    Count("pspnet_resnet101", 65_707_475, {**CAFFE_PSPNET, "num_classes": 19}),
+    Count("pspnet_resnet101", 65_708_501, CAFFE_PSPNET),
+    Count("pspnet_resnet101", 67_967_622, MMSEG),
+    Count("pspnet_resnet101", 68_073_706),
+    Count("pspnet_resnet50", 46_782_550, {**CAFFE_PSPNET, "num_classes": 150}),
     Count("segnet", 29_449_932, {"num_classes": 12}),
     Count("segnet", 29_455_125, {"num_classes": 21}),
     Count("segnet", 29_464_934, {"num_classes": 38}),

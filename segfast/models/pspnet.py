@@ -1,0 +1,171 @@
+"""PSPNet: means over regions of four sizes tell every position what its surroundings are.
+
+image -> ResNet, output stride 8 -> layer4 [N, 2048, H/8, W/8] -> pyramid -> head -> scores
+                                    layer3 [N, 1024, H/8, W/8] ------------> head -> aux
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segfast.models._base import SegmentationModel, resize
+from segfast.models._layers import FCNHead, conv_bn_relu, require_several_values
+from segfast.models._registry import Entry
+from segfast.models.backbones import ResNet
+from segfast.models.layouts.pspnet import LAYOUTS
+from segfast.nn._shared import require_counts
+from segfast.ops import _check
+
+POOLS: dict[str, type[nn.Module]] = {
+    "average": nn.AdaptiveAvgPool2d,
+    "max": nn.AdaptiveMaxPool2d,
+}
+
+
+class PyramidPooling(nn.Module):
+    """The map beside its means over grids of b x b regions, each enlarged again.
+
+        y = [x, resize(act(W_1 pool_1 x)), ..., resize(act(W_B pool_B x))]
+
+    with act a batch normalisation and ReLU. Zhao et al., "Pyramid Scene Parsing Network", CVPR
+    2017, section 3.2.
+
+    Args:
+        in_channels: C of x.
+        bins: b of each grid.
+        pool: "average" or "max", of a region.
+        reduce: W_b are 1 x 1 convolutions to C / B channels; else there are none, nor act.
+        align_corners: of the resize.
+
+    Shape:
+        x [N, C, H, W] -> y [N, `out_channels`, H, W]. In training N > 1 where a grid is 1 x 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        bins: Sequence[int] = (1, 2, 3, 6),
+        pool: str = "average",
+        reduce: bool = True,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        bins = require_counts("bins", bins)
+        _check.require_choice("pool", pool, tuple(POOLS))
+        _check.require_bool("reduce", reduce)
+        if reduce and in_channels < len(bins):
+            raise ValueError(f"bins must be at most {in_channels}, one channel each; got {bins}")
+        width = in_channels // len(bins) if reduce else in_channels
+        self.align_corners = align_corners
+        self.features = nn.ModuleList()
+        for size in bins:
+            layers: Any = conv_bn_relu(in_channels, width, 1) if reduce else ()
+            self.features.append(nn.Sequential(POOLS[pool](size), *layers))
+        self.out_channels = in_channels + width * len(bins)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
+        parts = [x]
+        for feature in self.features:
+            pool, *layers = feature.children()
+            pooled = pool(x)
+            if layers:
+                require_several_values(pooled, layers[1], "the pyramid's means of whole images")
+            for layer in layers:
+                pooled = layer(pooled)
+            parts.append(resize(pooled, x.shape[-2:], self.align_corners))
+        return torch.cat(parts, 1)
+
+
+class Wires(NamedTuple):
+    """Where published networks differ, beside the ResNet of that name."""
+
+    backbone: str
+    align_corners: bool
+
+
+WIRES = {
+    "semseg": Wires("semseg", True),
+    "caffe": Wires("caffe", True),
+    "mmseg": Wires("mmseg", False),
+}
+
+
+class PSPNet(SegmentationModel):
+    """Zhao, Shi, Qi, Wang and Jia, "Pyramid Scene Parsing Network", CVPR 2017.
+
+    Deep supervision (section 3.3): the auxiliary loss has weight 0.4. Its ablations (tables 1 and
+    5) are arguments: bins (1,), max for average, no reduction, other depths.
+
+    Args:
+        num_classes, in_channels: L of the scores, C of the image.
+        depth: of the ResNet: 18, 34, 50, 101 or 152.
+        bins, pool, reduce: of :class:`PyramidPooling`.
+        output_stride: 8, 16 or 32.
+        aux: whether layer3 has a head, too.
+        layout: "semseg" (hszhao's PyTorch code; sizes 8 k + 1 fit it best), "caffe" (the released
+            networks: strides on the first 1 x 1, no auxiliary head in their files: ``aux=False``)
+            or "mmseg".
+
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are "aux". In training N > 1.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> import torch
+        >>> model = PSPNet(num_classes=2, depth=18).eval()
+        >>> model(torch.randn(1, 3, 65, 97)).shape
+        torch.Size([1, 2, 65, 97])
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        in_channels: int = 3,
+        depth: int = 50,
+        bins: Sequence[int] = (1, 2, 3, 6),
+        pool: str = "average",
+        reduce: bool = True,
+        output_stride: int = 8,
+        aux: bool = True,
+        layout: str = "semseg",
+    ) -> None:
+        _check.require_choice("layout", layout, tuple(WIRES))
+        wires = WIRES[layout]
+        super().__init__(num_classes, in_channels, wires.align_corners)
+        self.backbone = ResNet(depth, in_channels, output_stride, wiring=wires.backbone)
+        *_, third, fourth = self.backbone.channels
+        self.ppm = PyramidPooling(fourth, bins, pool, reduce, wires.align_corners)
+        width = fourth // 4
+        self.classifier = nn.Sequential(
+            *conv_bn_relu(self.ppm.out_channels, width, 3),
+            nn.Dropout(0.1),
+            nn.Conv2d(width, num_classes, 1),
+        )
+        self.aux_classifier = FCNHead(third, num_classes) if aux else None
+
+    def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
+        """x [N, C, H, W] -> maps [N, L, h, w]."""
+        *_, third, fourth = self.backbone(x)
+        maps = {"out": self.classifier(self.ppm(fourth))}
+        if aux and self.aux_classifier is not None:
+            maps["aux"] = self.aux_classifier(third)
+        return maps
+
+
+SOURCE = "Zhao et al., CVPR 2017; hszhao/semseg, hszhao/PSPNet, mmseg"
+METRICS: dict[int, dict[str, float]] = {
+    34: {},
+    50: {"ADE20K val, mean IU": 41.68},
+    101: {"VOC 2012 test, mean IU": 85.41, "Cityscapes, mean IU": 79.70},
+}
+MODELS = tuple(
+    Entry(f"pspnet_resnet{depth}", PSPNet, SOURCE, LAYOUTS, {"depth": depth}, metrics=metrics)
+    for depth, metrics in METRICS.items()
+)
