@@ -20,6 +20,7 @@ from segfast.models import (
     manet,
     maresunet,
     pspnet,
+    refinenet,
     segnet,
 )
 from segfast.models._base import SegmentationModel
@@ -39,6 +40,7 @@ from segfast.models.lraspp import LRASPP
 from segfast.models.manet import MANet
 from segfast.models.maresunet import MAResUNet
 from segfast.models.pspnet import PSPNet
+from segfast.models.refinenet import RefineNet
 from segfast.models.segnet import SegNet, SegNetBasic
 from segfast.ops import _check
 
@@ -58,6 +60,7 @@ __all__ = [
     "MANet",
     "MAResUNet",
     "PSPNet",
+    "RefineNet",
     "SegNet",
     "SegNetBasic",
     "SegmentationModel",
@@ -73,6 +76,7 @@ _ENTRIES = _registry.table(
     danet.MODELS,
     fpn.MODELS,
     pspnet.MODELS,
+    refinenet.MODELS,
     deconvnet.MODELS,
     deeplabv1.MODELS,
     deeplabv2_resnet.MODELS,

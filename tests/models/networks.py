@@ -47,6 +47,8 @@ GOLDEN = (
     Golden("caffe_fcn8s", "fcn8s_vgg16", 134_489_759, giant=True),
     Golden("caffe_fcn_alexnet", "fcn32s_alexnet", 58_704_590),
     Golden("caffe_segnet_camvid", "segnet", 29_449_355, giant=True),
+    Golden("drsleep_refinenet101", "refinenet_resnet101", 118_052_437, giant=True),
+    Golden("drsleep_refinenet50", "refinenet_resnet50", 99_060_309),
     Golden("geoseg_abcnet", "abcnet_resnet18", 13_666_563, GEOSEG),
     Golden("geoseg_manet", "manet_resnet50", 35_860_622, GEOSEG),
     Golden("junfu_danet_resnet50", "danet_resnet50", 47_462_651, at_input_size=True),
