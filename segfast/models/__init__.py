@@ -7,6 +7,7 @@ from typing import Any
 from segfast.models import (
     _registry,
     abcnet,
+    crfrnn,
     danet,
     deconvnet,
     deeplabv1,
@@ -26,6 +27,7 @@ from segfast.models import (
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint, save_checkpoint
 from segfast.models.abcnet import ABCNet
+from segfast.models.crfrnn import CRFRNNFCN8s
 from segfast.models.danet import DANet
 from segfast.models.deconvnet import DeconvNet, aggregate
 from segfast.models.deeplabv1 import DeepLabV1
@@ -49,6 +51,7 @@ __all__ = [
     "FPN",
     "LRASPP",
     "ABCNet",
+    "CRFRNNFCN8s",
     "DANet",
     "DeconvNet",
     "DeepLabV1",
@@ -73,10 +76,8 @@ __all__ = [
 
 _ENTRIES = _registry.table(
     abcnet.MODELS,
+    crfrnn.MODELS,
     danet.MODELS,
-    fpn.MODELS,
-    pspnet.MODELS,
-    refinenet.MODELS,
     deconvnet.MODELS,
     deeplabv1.MODELS,
     deeplabv2_resnet.MODELS,
@@ -84,9 +85,12 @@ _ENTRIES = _registry.table(
     dilation.MODELS,
     fcn.MODELS,
     fcn_resnet.MODELS,
+    fpn.MODELS,
     lraspp.MODELS,
     manet.MODELS,
     maresunet.MODELS,
+    pspnet.MODELS,
+    refinenet.MODELS,
     segnet.MODELS,
 )
 

@@ -52,12 +52,13 @@ class SegmentationModel(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor, return_aux: bool = False) -> Any:
+    def forward(self, x: Tensor, return_aux: bool = False, **guides: Any) -> Any:
         """Scores at the size of the input.
 
         Args:
             x: [N, C, H, W], floating, in the dtype of the parameters.
             return_aux: also return the auxiliary scores, each resized alike.
+            guides: what else this network's `scores` takes; most take nothing.
 
         Returns:
             [N, L, H, W], or that and a dict of the auxiliary scores (empty where there are none).
@@ -65,7 +66,7 @@ class SegmentationModel(nn.Module):
         require_map(x, self.in_channels, next(self.parameters()))
         maps = {
             name: self.at_input_size(y, x.shape[-2:])
-            for name, y in self.scores(self.prepared(x), return_aux).items()
+            for name, y in self.scores(self.prepared(x), return_aux, **guides).items()
         }
         out = maps.pop("out")
         return (out, maps) if return_aux else out

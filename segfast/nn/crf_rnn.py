@@ -142,7 +142,7 @@ class CRFRNN(nn.Module):
         scores: Any = given.get("out") if isinstance(given, Mapping) else given
         if image is None:
             image = x
-            self._warn_about_range(x)
+            self.warn_about_range(x)
         self._require_scores(scores, image)
         refined = mean_field(
             scores,
@@ -241,7 +241,7 @@ class CRFRNN(nn.Module):
                 f"{_check.describe(scores)}: let it end with an interpolation"
             )
 
-    def _warn_about_range(self, x: Any) -> None:
+    def warn_about_range(self, x: Any) -> None:
         """What networks take is often scaled, and 3 then switches colour off."""
         plain = isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 4 and x.numel() > 0
         if torch.compiler.is_compiling() or not plain:

@@ -71,6 +71,7 @@ LISTED = (
         (1, 3, 224, 224),
         backbones.LAYOUTS["bvlc_googlenet"],
     ),
+    Listed("crfrnn_tvg", model("crfrnn_fcn8s", layout="caffe"), (1, 3, 500, 500), part="fcn"),
     Listed("deconvnet_voc", model("deconvnet"), (1, 3, 224, 224)),
     Listed("deeplab_largefov_voc12", model("deeplabv1_largefov"), (1, 3, 321, 321)),
     Listed("deeplab_v2_vgg_aspp_l_voc12", model("deeplabv2_vgg16_aspp_l"), (1, 3, 321, 321)),

@@ -12,12 +12,15 @@ HEADS: tuple[Substitution, ...] = (
     (r"\.upscore(8|16|32)\.", ".upscore."),
 )
 
-CAFFE = Rules(
+LAYERS: tuple[Substitution, ...] = (
     *BLOBS,
     (r"^conv1_1_bgrd\.", "conv1_1."),  # NYUDv2's with depth
     (r"^(?=conv\d)", "backbone."),
     (r"^(?=fc[67]\.)", "classifier."),
     *HEADS,
+)
+CAFFE = Rules(
+    *LAYERS,
     drop=(r"^scale_pool[34][./]",),  # constants, where all is trained at once
 )
 LAYOUTS = {"caffe": CAFFE, "wkentaro": CAFFE}
