@@ -17,6 +17,7 @@ from segfast.models import (
     fcn,
     fcn_resnet,
     fpn,
+    hrnet,
     lraspp,
     manet,
     maresunet,
@@ -38,6 +39,7 @@ from segfast.models.fcn import FCN
 from segfast.models.fcn_resnet import FCNResNet
 from segfast.models.fpn import FPN
 from segfast.models.fusion import LateFusion
+from segfast.models.hrnet import HRNetOCR, HRNetSegmentation
 from segfast.models.lraspp import LRASPP
 from segfast.models.manet import MANet
 from segfast.models.maresunet import MAResUNet
@@ -59,6 +61,8 @@ __all__ = [
     "DeepLabV2VGG16",
     "DilationNet",
     "FCNResNet",
+    "HRNetOCR",
+    "HRNetSegmentation",
     "LateFusion",
     "MANet",
     "MAResUNet",
@@ -78,6 +82,10 @@ _ENTRIES = _registry.table(
     abcnet.MODELS,
     crfrnn.MODELS,
     danet.MODELS,
+    fpn.MODELS,
+    hrnet.MODELS,
+    pspnet.MODELS,
+    refinenet.MODELS,
     deconvnet.MODELS,
     deeplabv1.MODELS,
     deeplabv2_resnet.MODELS,

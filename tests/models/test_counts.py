@@ -49,6 +49,12 @@ COUNTS = (
     Count("fpn_resnet101", 47_490_035, MMSEG),
     Count("fpn_resnet50", 23_157_973, {"layout": "smp", "num_classes": 21, "depth": 34}),
     Count("fpn_resnet50", 26_118_613, {"layout": "smp", "num_classes": 21}, "smp_fpn_resnet50"),
+    Count("hrnet_w18_small", 3_939_309, MMSEG),
+    Count("hrnet_w18_small", 3_939_579),
+    Count("hrnet_w40", 45_894_435),
+    Count("hrnet_w48", 65_858_659, MMSEG),
+    Count("hrnet_w48", 65_859_379),
+    Count("hrnet_w48_ocr", 70_372_678, {}, "official_hrnet_ocr_w48_cityscapes"),
     Count(
         "lraspp_mobilenet_v3_large",
         3_284_547,
