@@ -13,6 +13,8 @@ from segfast.models import (
     deeplabv1,
     deeplabv2_resnet,
     deeplabv2_vgg,
+    deeplabv3,
+    deeplabv3plus,
     dilation,
     fcn,
     fcn_resnet,
@@ -34,6 +36,8 @@ from segfast.models.deconvnet import DeconvNet, aggregate
 from segfast.models.deeplabv1 import DeepLabV1
 from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
 from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
+from segfast.models.deeplabv3 import DeepLabV3
+from segfast.models.deeplabv3plus import DeepLabV3Plus
 from segfast.models.dilation import DilationNet
 from segfast.models.fcn import FCN
 from segfast.models.fcn_resnet import FCNResNet
@@ -59,6 +63,8 @@ __all__ = [
     "DeepLabV1",
     "DeepLabV2ResNet",
     "DeepLabV2VGG16",
+    "DeepLabV3",
+    "DeepLabV3Plus",
     "DilationNet",
     "FCNResNet",
     "HRNetOCR",
@@ -88,6 +94,8 @@ _ENTRIES = _registry.table(
     deeplabv2_vgg.MODELS,
     dilation.MODELS,
     fcn.MODELS,
+    deeplabv3.MODELS,
+    deeplabv3plus.MODELS,
     fcn_resnet.MODELS,
     fpn.MODELS,
     hrnet.MODELS,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segfast.nn import DilatedConv2d
+from segfast.nn import DilatedConv2d, SeparableDilatedConv2d
 
 
 def conv2d(
@@ -46,6 +46,20 @@ def conv_bn_relu(
     conv = conv2d(in_channels, out_channels, kernel_size, stride, **options)
     last = () if act is None else (act(inplace=True),)
     return nn.Sequential(conv, norm(out_channels), *last)
+
+
+def separable_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int, act: bool = False
+) -> nn.Sequential:
+    """relu(norm(conv_1x1(depthwise x))): children 0 (both convolutions), 1 and 2.
+
+    `act` puts a normalisation and ReLU between the convolutions as well.
+    """
+    inner: dict[str, Any] = {"batch_norm": True, "activation": "relu"} if act else {}
+    conv = SeparableDilatedConv2d(
+        in_channels, out_channels, kernel_size, padding=kernel_size // 2, **inner
+    )
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 def gaussian(conv: Any, std: float = 0.01) -> Any:

@@ -65,6 +65,46 @@ GOLDEN = (
     Golden("official_hrnet_w32", "hrnet_w32", 29_546_515, giant=True),
     Golden("ptsemseg_segnet", "segnet", 29_449_377, {"layout": "ptsemseg"}),
     Golden("semseg_pspnet50", "pspnet_resnet50", 49_081_578, at_input_size=True),
+    Golden(
+        "jfzhang_deeplabv3plus_resnet_os16",
+        "deeplabv3plus_resnet101",
+        59_344_309,
+        at_input_size=True,
+        giant=True,
+    ),
+    Golden(
+        "jfzhang_deeplabv3plus_xception_os16",
+        "deeplabv3plus_xception",
+        54_705_317,
+        at_input_size=True,
+    ),
+    Golden("kazuto_deeplabv2_resnet101", "deeplabv2_resnet101", 44_048_532),
+    Golden(
+        "kazuto_deeplabv3_resnet101_os8",
+        "deeplabv3_resnet101",
+        58_040_661,
+        {"layout": "deeplab-pytorch"},
+        giant=True,
+    ),
+    Golden(
+        "mmseg_deeplabv3_r50_d8_cityscapes", "deeplabv3_resnet50", 68_113_030, MMSEG, giant=True
+    ),
+    Golden("mmseg_deeplabv3plus_r50_d8_cityscapes", "deeplabv3plus_resnet50", 43_589_878, MMSEG),
+    Golden("mmseg_fcn_r50_d8_cityscapes", "fcn_resnet50", 49_497_734, MMSEG),
+    Golden(
+        "smp_deeplabv3plus_resnet50",
+        "deeplabv3plus_resnet50",
+        26_682_725,
+        {"layout": "smp"},
+        at_input_size=True,
+    ),
+    Golden(
+        "torchvision_deeplabv3_mobilenet_v3_large",
+        "deeplabv3_mobilenet_v3_large",
+        11_029_328,
+        at_input_size=True,
+    ),
+    Golden("torchvision_deeplabv3_resnet50", "deeplabv3_resnet50", 42_004_074, at_input_size=True),
     Golden("torchvision_fcn_resnet50", "fcn_resnet50", 35_322_218, at_input_size=True),
     Golden(
         "torchvision_lraspp_mobilenet_v3_large",

@@ -23,6 +23,8 @@ class Count(NamedTuple):
     published: str | None = None
 
 
+SMP = {"layout": "smp"}
+KAZUTO = {"layout": "deeplab-pytorch"}
 MSC = 5 * (128 * 128 + 128) + 963 * 9 * 128 + 5 * 128 + 5 * (128 * 21 + 21)  # from 963 channels
 
 CAFFE_PSPNET = {"layout": "caffe", "aux": False}
@@ -44,6 +46,22 @@ COUNTS = (
     Count("dilation8_voc", 141_149_720, {}, "caffe_dilation8_pascal_voc"),
     Count("dilation8_voc", 134_346_581 + 28_392, {"context": "basic"}),
     Count("dilation_frontend_voc", 134_346_581),
+    Count("deeplabv3_resnet101", 60_996_202),
+    Count("deeplabv3_resnet101", 87_105_158, MMSEG),
+    Count("deeplabv3_resnet101", 58_630_997, SMP),
+    Count("deeplabv3_resnet34", 26_012_245, SMP, "smp_deeplabv3_resnet34"),
+    Count("deeplabv3_resnet50", 39_638_869, SMP),
+    Count(
+        "deeplabv3plus_mobilenet_v2", 5_816_053, published="jfzhang_deeplabv3plus_mobilenet_os16"
+    ),
+    Count("deeplabv3plus_mobilenet_v2", 5_816_053, {"output_stride": 8}),
+    Count("deeplabv3plus_mobilenet_v2", 4_383_653, SMP),
+    Count("deeplabv3plus_resnet101", 59_344_309, {"output_stride": 8}),
+    Count("deeplabv3plus_resnet101", 59_344_309, KAZUTO, "kazuto_deeplabv3plus_resnet101_os16"),
+    Count("deeplabv3plus_resnet101", 62_582_006, MMSEG),
+    Count("deeplabv3plus_resnet101", 45_674_853, SMP),
+    Count("deeplabv3plus_resnet34", 22_442_597, SMP),
+    Count("deeplabv3plus_xception", 54_705_317, {"output_stride": 8}),
     Count("fcn_resnet101", 54_314_346),
     Count("fcn_resnet101", 68_489_862, MMSEG),
     Count("fpn_resnet101", 47_490_035, MMSEG),

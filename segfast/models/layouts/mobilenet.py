@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from segfast.models._keys import Substitution
@@ -30,3 +31,19 @@ MMSEG_V3: tuple[Substitution, ...] = (
     (r"\.bn\.", ".1."),
     *_mmseg_v3(),
 )
+
+
+def _layer(m: re.Match[str]) -> str:
+    """A block's layers in one row of convolution, norm, ReLU6: block 1 has no expansion."""
+    last = 3 if m[1] == "1" else 6
+    layer, part = divmod(int(m[2]), 3)
+    inner = f"{layer}.{part}" if int(m[2]) < last else str(last // 3 + part)
+    return f"backbone.features.{m[1]}.conv.{inner}."
+
+
+# jfzhang95/pytorch-deeplab-xception keeps every layer under two names
+JFZHANG_V2: tuple[Substitution, ...] = (
+    (r"^backbone\.(?:low|high)_level_features\.", "backbone.features."),
+    (r"^backbone\.features\.(\d+)\.conv\.(\d)\.", _layer),
+)
+JFZHANG_V2_TWICE = r"^backbone\.features\."
