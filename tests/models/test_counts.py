@@ -26,11 +26,9 @@ class Count(NamedTuple):
 SMP = {"layout": "smp"}
 KAZUTO = {"layout": "deeplab-pytorch"}
 MSC = 5 * (128 * 128 + 128) + 963 * 9 * 128 + 5 * 128 + 5 * (128 * 21 + 21)  # from 963 channels
-
 CAFFE_PSPNET = {"layout": "caffe", "aux": False}
 
 COUNTS = (
-    Count("deeplabv1_resnet101", 42_543_189),
     Count("bayesian_segnet", 29_449_355),
     Count("bayesian_segnet_basic", 1_416_587, {}, "caffe_bayesian_segnet_basic_camvid"),
     Count("danet_resnet101", 66_454_779),
@@ -40,12 +38,8 @@ COUNTS = (
     Count("deeplabv1_7x7", 134_346_581),
     Count("deeplabv1_msc", 65_140_565 + MSC),
     Count("deeplabv1_msc_largefov", 20_505_429 + MSC),
+    Count("deeplabv1_resnet101", 42_543_189),
     Count("deeplabv2_vgg16_aspp_s", 37_877_652),
-    Count("dilation10_cityscapes", 134_373_043, {}, "caffe_dilation10_cityscapes"),
-    Count("dilation7_kitti", 134_312_343),
-    Count("dilation8_voc", 141_149_720, {}, "caffe_dilation8_pascal_voc"),
-    Count("dilation8_voc", 134_346_581 + 28_392, {"context": "basic"}),
-    Count("dilation_frontend_voc", 134_346_581),
     Count("deeplabv3_resnet101", 60_996_202),
     Count("deeplabv3_resnet101", 87_105_158, MMSEG),
     Count("deeplabv3_resnet101", 58_630_997, SMP),
@@ -62,6 +56,11 @@ COUNTS = (
     Count("deeplabv3plus_resnet101", 45_674_853, SMP),
     Count("deeplabv3plus_resnet34", 22_442_597, SMP),
     Count("deeplabv3plus_xception", 54_705_317, {"output_stride": 8}),
+    Count("dilation10_cityscapes", 134_373_043, {}, "caffe_dilation10_cityscapes"),
+    Count("dilation7_kitti", 134_312_343),
+    Count("dilation8_voc", 141_149_720, {}, "caffe_dilation8_pascal_voc"),
+    Count("dilation8_voc", 134_346_581 + 28_392, {"context": "basic"}),
+    Count("dilation_frontend_voc", 134_346_581),
     Count("fcn_resnet101", 54_314_346),
     Count("fcn_resnet101", 68_489_862, MMSEG),
     Count("fpn_resnet101", 47_490_035, MMSEG),
