@@ -26,6 +26,8 @@ from segfast.models import (
     pspnet,
     refinenet,
     segnet,
+    unet,
+    unet_resnet,
 )
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint, save_checkpoint
@@ -50,6 +52,8 @@ from segfast.models.maresunet import MAResUNet
 from segfast.models.pspnet import PSPNet
 from segfast.models.refinenet import RefineNet
 from segfast.models.segnet import SegNet, SegNetBasic
+from segfast.models.unet import UNet
+from segfast.models.unet_resnet import UNetResNet
 from segfast.ops import _check
 
 __all__ = [
@@ -77,6 +81,8 @@ __all__ = [
     "SegNet",
     "SegNetBasic",
     "SegmentationModel",
+    "UNet",
+    "UNetResNet",
     "aggregate",
     "create_model",
     "list_models",
@@ -105,6 +111,8 @@ _ENTRIES = _registry.table(
     pspnet.MODELS,
     refinenet.MODELS,
     segnet.MODELS,
+    unet.MODELS,
+    unet_resnet.MODELS,
 )
 
 

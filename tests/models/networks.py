@@ -38,6 +38,7 @@ MMSEG = {"layout": "mmseg", "num_classes": 19}  # its Cityscapes configurations
 GEOSEG = {"layout": "geoseg", "num_classes": 6}
 
 GOLDEN = (
+    Golden("_check_paper_unet", "unet", 31_030_658, {"in_channels": 1}),
     Golden("caffe_deconvnet_voc", "deconvnet", 251_805_653, giant=True),
     Golden("caffe_deeplab_largefov_voc12", "deeplabv1_largefov", 20_505_429),
     Golden("caffe_deeplab_v2_vgg_aspp_l_voc12", "deeplabv2_vgg16_aspp_l", 37_877_652),
@@ -76,6 +77,7 @@ GOLDEN = (
     Golden("lironui_abcnet_resnet18", "abcnet_resnet18", 13_741_059),
     Golden("lironui_manet_resnet50", "manet_resnet50", 35_860_333),
     Golden("lironui_maresunet_resnet34", "maresunet_resnet34", 26_276_221),
+    Golden("milesial_unet_convtranspose", "unet", 31_037_698, {"layout": "milesial"}),
     Golden("mmseg_danet_r50_d8_cityscapes", "danet_resnet50", 49_846_574, MMSEG),
     Golden(
         "mmseg_deeplabv3_r50_d8_cityscapes", "deeplabv3_resnet50", 68_113_030, MMSEG, giant=True
@@ -103,6 +105,7 @@ GOLDEN = (
         at_input_size=True,
     ),
     Golden("torchvision_deeplabv3_resnet50", "deeplabv3_resnet50", 42_004_074, at_input_size=True),
+    Golden("smp_unet_resnet34", "unet_resnet34", 24_439_269),
     Golden("torchvision_fcn_resnet50", "fcn_resnet50", 35_322_218, at_input_size=True),
     Golden(
         "torchvision_lraspp_mobilenet_v3_large",

@@ -92,6 +92,11 @@ COUNTS = (
     Count("segnet", 29_464_934, {"num_classes": 38}),
     Count("segnet", 29_486_411, {"layout": "yassouali"}, "yassouali_segnet"),
     Count("segnet_basic", 1_416_587, {}, "caffe_segnet_basic_camvid"),
+    Count("unet", 7_763_041, {"layout": "mateuszbuda", "num_classes": 1}, "mateuszbuda_unet"),
+    Count("unet", 17_263_042, {"layout": "milesial_bilinear"}, "milesial_unet_bilinear"),
+    Count("unet", 29_062_886, MMSEG, "mmseg_unet_s5_d16_fcn_cityscapes"),
+    Count("unet", 31_100_354, {"layout": "released", "in_channels": 1}, "_check_unet_phseg_v5"),
+    Count("unet_resnet50", 32_524_005),
 )
 
 

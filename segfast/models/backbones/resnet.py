@@ -164,9 +164,16 @@ class ResNet(nn.Module):
                 channels = self.channels[index]
             self.add_module(f"layer{index + 1}", nn.Sequential(*layers))
 
+    def enter(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> the stem's map [N, 64 or 128, H / 2, W / 2], before it is pooled."""
+        return torch.relu_(self.bn1(self.conv1(x))) if self.stem is None else self.stem(x)
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> the stages' maps."""
-        x = torch.relu_(self.bn1(self.conv1(x))) if self.stem is None else self.stem(x)
+        return self.go_on(self.enter(x))
+
+    def go_on(self, x: Tensor) -> list[Tensor]:
+        """The stem's map -> the stages' maps."""
         x = self.maxpool(x)
         maps = []
         for index in range(len(self.channels)):
