@@ -102,8 +102,8 @@ def _conv(x: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
     compute = KERNELS[kernel].forward
     if _keeps_format(kernel, x) and weight.is_contiguous():
         return lambda x, weight, bias: compute(x, weight, bias, geometry, strides)
-    return lambda x, weight, bias: dense(
-        compute(dense(x), weight.contiguous(), bias, geometry, strides), like=x
+    return lambda x, weight, bias: _owned(
+        dense(compute(dense(x), weight.contiguous(), bias, geometry, strides), like=x)
     )
 
 
@@ -116,8 +116,8 @@ def _grad_input(grad: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
     compute = KERNELS[kernel].grad_input
     if _keeps_format(kernel, grad) and weight.is_contiguous():
         return lambda grad, weight: compute(grad, weight, geometry, strides)
-    return lambda grad, weight: dense(
-        compute(dense(grad), weight.contiguous(), geometry, strides), like=grad
+    return lambda grad, weight: _owned(
+        dense(compute(dense(grad), weight.contiguous(), geometry, strides), like=grad)
     )
 
 
@@ -136,6 +136,11 @@ def _keeps_format(kernel: str, x: Tensor) -> bool:
     """Whether a kernel takes x as it is, and gives its result in the format of x."""
     usual = x.is_contiguous() != channels_last(x)  # sizes of 1 leave both open
     return kernel in _dilated_conv_cpu.FAMILIES and usual and dense(x) is x
+
+
+def _owned(y: Tensor) -> Tensor:
+    """y, copied if it is a view: autograd lets nobody change what an operator returns as one."""
+    return y.clone() if y._is_view() else y
 
 
 def empty(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:

@@ -28,13 +28,18 @@ def _pad(x: Tensor, behind: list[int]) -> Tensor:
     return F.pad(x, (0, behind[1], 0, behind[0])) if any(behind) else x
 
 
+def _cut(x: Tensor, height: int, width: int) -> Tensor:
+    """[..., height, width]; x itself, not a view of it, where that is its size."""
+    return x if x.shape[-2:] == (height, width) else x[..., :height, :width]
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Strides
 ) -> Tensor:
     sh, sw, ph, pw, dh, dw, groups = strides
     behind_input, _ = _surplus(geometry)
     y = F.conv2d(_pad(x, behind_input), weight, bias, (sh, sw), (ph, pw), (dh, dw), groups)
-    return y[..., : geometry.rows.output, : geometry.columns.output]
+    return _cut(y, geometry.rows.output, geometry.columns.output)
 
 
 def _backward(
@@ -54,7 +59,7 @@ def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Stride
     height, width = geometry.rows.input, geometry.columns.input
     shape = (grad.shape[0], weight.shape[1] * strides.groups, height, width)
     x = torch.empty_like(grad[:1, :1, :1, :1]).expand(shape)  # only its shape matters
-    return _backward(grad, x, weight, geometry, strides, 0)[..., :height, :width]
+    return _cut(_backward(grad, x, weight, geometry, strides, 0), height, width)
 
 
 def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:

@@ -131,3 +131,14 @@ def test_context_module() -> None:
 
     args = randn(2, 3, 4, 5), randn(2, 3, 3, 3), randn(4, 2, 1, 1), randn(4)
     op_battery(fn, args, differentiable=(0, 1, 2, 3), autocast="cast")
+
+
+@pytest.mark.parametrize("height", [4, 3])  # all that PyTorch computes, and less
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_raw_results_may_be_changed_in_place(height: int, layout: torch.memory_format) -> None:
+    """Exported programs do so: the operator must not return a view."""
+    x, weight, groups = FORWARD["torch"]
+    x, weight = x.contiguous(memory_format=layout), weight.clone().requires_grad_()
+    y = torch.ops.segfast._dilated_conv(x, weight, None, height, 3, 1, 1, 2, 2, 2, 2, groups)
+    y.relu_().sum().backward()
+    assert weight.grad is not None
