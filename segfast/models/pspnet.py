@@ -108,8 +108,8 @@ class PSPNet(SegmentationModel):
         output_stride: 8, 16 or 32.
         aux: whether layer3 has a head, too.
         layout: "semseg" (hszhao's PyTorch code; sizes 8 k + 1 fit it best), "caffe" (the released
-            networks: strides on the first 1 x 1, no auxiliary head in their files: ``aux=False``)
-            or "mmseg".
+            networks: strides on the first 1 x 1, but for depth 101 on the 3 x 3; no auxiliary head
+            in their files: ``aux=False``) or "mmseg".
 
     Shape:
         x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are "aux". In training N > 1.
@@ -139,7 +139,8 @@ class PSPNet(SegmentationModel):
         _check.require_choice("layout", layout, tuple(WIRES))
         wires = WIRES[layout]
         super().__init__(num_classes, in_channels, wires.align_corners)
-        self.backbone = ResNet(depth, in_channels, output_stride, wiring=wires.backbone)
+        wiring = "caffe101" if (layout, depth) == ("caffe", 101) else wires.backbone
+        self.backbone = ResNet(depth, in_channels, output_stride, wiring=wiring)
         *_, third, fourth = self.backbone.channels
         self.ppm = PyramidPooling(fourth, bins, pool, reduce, wires.align_corners)
         width = fourth // 4

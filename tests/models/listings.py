@@ -6,7 +6,7 @@ the meta device under hooks. Field and step follow from the composition rule, la
 
     convolution, pool    rf + (d (k - 1)) j, j s
     transposed           rf + (ceil(k / s) - 1) j, j / s
-    unpooling            rf, j H_in / H_out
+    unpooling, resizing  rf, j H_in / H_out
 
 and what joins maps (a sum, a concatenation) has the widest field of them.
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -29,7 +30,7 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {  # those that are modules of o
     "Deconvolution": (nn.ConvTranspose2d, nn.Conv2d),  # of stride 1 it is a convolution
     "InnerProduct": (nn.Linear,),
     "LRN": (nn.LocalResponseNorm,),
-    "Pooling": (nn.MaxPool2d, nn.AvgPool2d),
+    "Pooling": (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
     "Unpooling": (nn.MaxUnpool2d,),
     "Upsample": (nn.MaxUnpool2d,),
 }
@@ -86,15 +87,15 @@ class _Fields(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        fields = [x.field for x in _tensors([*args, *(kwargs or {}).values()]) if _has_field(x)]
+        given = [*args, *(kwargs or {}).values()]
+        fields = [x.field for x in _tensors(given) if "field" in vars(x)]
         if fields:
+            field, step = max(fields)
+            if func is F.interpolate:
+                step *= args[0].shape[-1] / out.shape[-1]
             for tensor in _tensors([out]):
-                tensor.field = max(fields)
+                tensor.field = field, step
         return out
-
-
-def _has_field(x: Tensor) -> bool:
-    return "field" in vars(x)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -111,13 +112,13 @@ def run(model: nn.Module, shape: tuple[int, ...]) -> list[Call]:
     starts: list[tuple[float, float, int]] = []
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-        starts.append((*args[0].field, args[0].shape[-2:].numel()))
+        starts.append((*args[0].field, args[0].shape[-1]))
 
     def after(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             y = next(_tensors([out]))
-            field, step, area = starts.pop()
-            y.field = _composed(module, field, step, (area / y.shape[-2:].numel()) ** 0.5)
+            field, step, width = starts.pop()
+            y.field = _composed(module, field, step, width / y.shape[-1])
             calls.append(Call(name, module, tuple(y.shape), *y.field))
 
         return hook
@@ -141,6 +142,8 @@ def _composed(
 ) -> tuple[float, float]:
     if isinstance(module, nn.MaxUnpool2d):
         return field, step * round(shrinking, 1)
+    if isinstance(module, nn.AdaptiveAvgPool2d):  # regions that lie beside each other
+        return field + (shrinking - 1) * step, shrinking * step
     if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d)):
         return field, step
     kernel, stride = _first(module.kernel_size), _first(module.stride)

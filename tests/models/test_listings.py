@@ -60,6 +60,10 @@ def dilation(name: str) -> Any:
     return net
 
 
+def pspnet(name: str, num_classes: int) -> Callable[[], Any]:
+    return model(name, num_classes=num_classes, layout="caffe", aux=False)
+
+
 CAMVID = (1, 3, 360, 480)
 
 LISTED = (
@@ -86,6 +90,9 @@ LISTED = (
     Listed("fcn_voc-fcn32s", model("fcn32s_vgg16"), (1, 3, 500, 500)),
     Listed("fcn_voc-fcn8s", model("fcn8s_vgg16"), (1, 3, 500, 500)),
     Listed("fcn_voc-fcn8s-atonce", model("fcn8s_vgg16_atonce"), (1, 3, 500, 500), constants=1536),
+    Listed("pspnet101_VOC2012_473", pspnet("pspnet_resnet101", 21), (1, 3, 473, 473)),
+    Listed("pspnet101_cityscapes_713", pspnet("pspnet_resnet101", 19), (1, 3, 713, 713)),
+    Listed("pspnet50_ADE20K_473", pspnet("pspnet_resnet50", 150), (1, 3, 473, 473)),
     Listed("segnet_basic_camvid", model("segnet_basic"), CAMVID),
     Listed("segnet_camvid", model("segnet"), CAMVID),
     Listed("segnet_driving_webdemo", model("segnet", num_classes=12), CAMVID),
@@ -125,6 +132,6 @@ def paired(rows: list[Row], calls: list[Call], rules: Rules, part: str) -> list[
 
 
 def _ours(name: str, rules: Rules, prefix: str) -> str:
-    key = rules.key(f"{name}/0")
-    assert key is not None
+    keys = (rules.key(f"{name}{ending}") or "" for ending in ("/0", ".weight"))
+    key = next(key for key in keys if key.endswith(".weight"))
     return key.removeprefix(prefix).removesuffix(".weight")

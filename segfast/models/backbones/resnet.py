@@ -50,7 +50,8 @@ WIRINGS = {
         stem=(32, 32, 64), grid_of_rates=True, second_dilated=False
     ),
     "semseg": Wiring(stem=(64, 64, 128), contract=False),
-    "caffe": Wiring(stem=(64, 64, 128), stride_first=True, ceil=True, contract=False),  # PSPNet's
+    "caffe": Wiring(stem=(64, 64, 128), stride_first=True, ceil=True, contract=False),  # PSPNet50
+    "caffe101": Wiring(stem=(64, 64, 128), ceil=True, contract=False),  # PSPNet101
     "deeplab-pytorch": Wiring(stride_first=True, ceil=True, contract=False),
     "smp": Wiring(contract=False),
     "jfzhang": Wiring(contract=False),
@@ -111,7 +112,8 @@ class ResNet(nn.Module):
         in_channels: C.
         output_stride: 8, 16 or 32 (times 2 for each copy): stages beyond it are dilated.
         multi_grid: unit rates of the last stage's blocks (wiring "mmseg": rates); () for none.
-        wiring: of "torchvision", "mmseg", "semseg", "caffe", "deeplab-pytorch", "smp", "jfzhang".
+        wiring: of "torchvision", "mmseg", "semseg", "caffe", "caffe101", "deeplab-pytorch", "smp",
+            "jfzhang".
         copies: of the last stage, one after the other: layer5, ... Their shortcuts have no
             parameters, so that a network of one output stride loads the weights of another's.
 
