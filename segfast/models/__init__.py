@@ -16,6 +16,7 @@ from segfast.models import (
     deeplabv3,
     deeplabv3plus,
     dilation,
+    fcdensenet,
     fcn,
     fcn_resnet,
     fpn,
@@ -41,6 +42,7 @@ from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
 from segfast.models.deeplabv3 import DeepLabV3
 from segfast.models.deeplabv3plus import DeepLabV3Plus
 from segfast.models.dilation import DilationNet
+from segfast.models.fcdensenet import FCDenseNet
 from segfast.models.fcn import FCN
 from segfast.models.fcn_resnet import FCNResNet
 from segfast.models.fpn import FPN
@@ -70,6 +72,7 @@ __all__ = [
     "DeepLabV3",
     "DeepLabV3Plus",
     "DilationNet",
+    "FCDenseNet",
     "FCNResNet",
     "HRNetOCR",
     "HRNetSegmentation",
@@ -101,6 +104,7 @@ _ENTRIES = _registry.table(
     deeplabv3.MODELS,
     deeplabv3plus.MODELS,
     dilation.MODELS,
+    fcdensenet.MODELS,
     fcn.MODELS,
     fcn_resnet.MODELS,
     fpn.MODELS,

@@ -194,8 +194,8 @@ def enlarging(channels: int, out: int, wires: Wiring) -> nn.Module:
 
 
 def centred(x: Tensor, size: torch.Size) -> Tensor:
-    """The middle of x, or x in the middle of zeros: [N, C, *size]."""
-    before = [(n - have) // 2 for n, have in zip(size, x.shape[-2:], strict=True)]
+    """The middle of x, or x in the middle of zeros: [N, C, *size]; what is odd is at the end."""
+    before = [int((n - have) / 2) for n, have in zip(size, x.shape[-2:], strict=True)]
     after = [n - have - b for n, have, b in zip(size, x.shape[-2:], before, strict=True)]
     if not any(before + after):
         return x

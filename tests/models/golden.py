@@ -35,7 +35,7 @@ def golden_model(
 
 
 def assert_golden(
-    model: SegmentationModel, published: str, at_input_size: bool, softmax: bool = False
+    model: SegmentationModel, published: str, at_input_size: bool, after: str | None = None
 ) -> None:
     """Its outputs (main, then auxiliary ones) are the fingerprint's, in the model's dtype."""
     dtype = next(model.parameters()).dtype
@@ -48,8 +48,8 @@ def assert_golden(
             maps = [out, *aux.values()]
         else:
             maps = list(model.scores(x, wants_aux).values())
-    if softmax:
-        maps = [y.softmax(1) for y in maps]
+    if after is not None:
+        maps = [getattr(y, after)(1) for y in maps]
     assert_outputs(maps[: len(fingerprint["outputs"])], fingerprint, published)
 
 

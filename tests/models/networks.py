@@ -17,7 +17,7 @@ class Golden(NamedTuple):
         params: learned numbers of the published network.
         options: for `create_model`: what differs from the name's defaults.
         at_input_size: the published output is at the size of the input, else at its own stride.
-        softmax: the published output is a softmax, ours are the scores before it.
+        after: "softmax" or "log_softmax": the published output; ours are the scores before it.
         giant: takes minutes or gigabytes: run with --giants.
     """
 
@@ -26,7 +26,7 @@ class Golden(NamedTuple):
     params: int
     options: Mapping[str, Any] = {}
     at_input_size: bool = False
-    softmax: bool = False
+    after: str | None = None
     giant: bool = False
 
     def case(self) -> Any:
@@ -42,7 +42,7 @@ GOLDEN = (
     Golden("caffe_deconvnet_voc", "deconvnet", 251_805_653, giant=True),
     Golden("caffe_deeplab_largefov_voc12", "deeplabv1_largefov", 20_505_429),
     Golden("caffe_deeplab_v2_vgg_aspp_l_voc12", "deeplabv2_vgg16_aspp_l", 37_877_652),
-    Golden("caffe_dilation8_camvid", "dilation8_camvid", 134_313_443, softmax=True, giant=True),
+    Golden("caffe_dilation8_camvid", "dilation8_camvid", 134_313_443, after="softmax", giant=True),
     Golden("caffe_fcn16s", "fcn16s_vgg16", 134_815_994, giant=True),
     Golden("caffe_fcn32s", "fcn32s_vgg16", 136_152_917, giant=True),
     Golden("caffe_fcn8s", "fcn8s_vgg16", 134_489_759, giant=True),
@@ -104,6 +104,8 @@ GOLDEN = (
         11_029_328,
         at_input_size=True,
     ),
+    Golden("tiramisu_fcdensenet57", "fcdensenet57", 1_376_795, after="log_softmax"),
+    Golden("tiramisu_fcdensenet67", "fcdensenet67", 3_463_243, after="log_softmax"),
     Golden("torchvision_deeplabv3_resnet50", "deeplabv3_resnet50", 42_004_074, at_input_size=True),
     Golden("smp_unet_resnet34", "unet_resnet34", 24_439_269),
     Golden("torchvision_fcn_resnet50", "fcn_resnet50", 35_322_218, at_input_size=True),

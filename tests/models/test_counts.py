@@ -29,6 +29,7 @@ MSC = 5 * (128 * 128 + 128) + 963 * 9 * 128 + 5 * 128 + 5 * (128 * 21 + 21)  # f
 CAFFE_PSPNET = {"layout": "caffe", "aux": False}
 
 COUNTS = (
+    Count("fcdensenet103", 9_322_091),
     Count("bayesian_segnet", 29_449_355),
     Count("bayesian_segnet_basic", 1_416_587, {}, "caffe_bayesian_segnet_basic_camvid"),
     Count("danet_resnet101", 66_454_779),

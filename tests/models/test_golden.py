@@ -12,4 +12,4 @@ from tests.models.networks import GOLDEN, Golden
 def test_golden(golden: Golden) -> None:
     model = golden_model(golden.model, golden.published, **golden.options)
     assert parameters(model) == golden.params
-    assert_golden(model, golden.published, golden.at_input_size, golden.softmax)
+    assert_golden(model, golden.published, golden.at_input_size, golden.after)

@@ -58,6 +58,7 @@ def test_mirrored_repeats() -> None:
 def test_centred() -> None:
     x = torch.arange(4.0)[None, None, None]
     assert centred(x, torch.Size((1, 2))).flatten().tolist() == [1, 2]
+    assert centred(x, torch.Size((1, 3))).flatten().tolist() == [0, 1, 2]
     assert centred(x, torch.Size((1, 7))).flatten().tolist() == [0, 0, 1, 2, 3, 0, 0]
 
 
