@@ -109,6 +109,8 @@ def prepare(
     kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
 ) -> Prepared:
     """Raises what the arguments deserve."""
+    if torch.compiler.is_compiling():  # it would watch all that the memory holds
+        return _prepare(kind, x, weight, bias, arguments, False)
 
     def decide(plain: bool) -> Prepared:
         return _prepare(kind, x, weight, bias, arguments, plain)

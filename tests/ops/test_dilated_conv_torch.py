@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -114,6 +116,33 @@ def test_forward_mode(kernel: str) -> None:
     values, tangents = tuple(args), tuple(torch.ones_like(a) for a in args)
     _, expected = torch.autograd.functional.jvp(fn, values, tangents)  # by two backwards
     torch.testing.assert_close(torch.func.jvp(fn, values, tangents)[1], expected)
+
+
+CALLS = {
+    "conv1d": lambda x, w: dilated_conv1d(x[:, :, 0], w[:, :, 0], None, 1, 2, 2),
+    "conv2d": lambda x, w: dilated_conv2d(x, w, None, 1, 2, 2),
+    "transposed": lambda x, w: dilated_conv_transpose2d(x, w, None, 1, 2, 0, 1, 2),
+    "pyramid": lambda x, w: atrous_pyramid2d(x, [w, w], None, (1, 2)),
+    "context": lambda x, w: context_module2d(x, [w, w], None, (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_eager_calls_leave_behind_is_not_compiled(name: str) -> None:
+    """Compiled once, whatever other calls are remembered in between."""
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    x, weight = randn(1, 3, 4, 5), randn(3, 3, 3, 3)
+    torch.compiler.reset()
+    run = torch.compile(CALLS[name], fullgraph=True, backend=backend)
+    for width in (6, 7):
+        assert torch.equal(run(x, weight), CALLS[name](x, weight))
+        CALLS[name](randn(2, 3, 4, width), weight)
+    assert len(graphs) == 1
 
 
 def test_pyramid() -> None:
