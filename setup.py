@@ -30,6 +30,7 @@ INSTRUCTION_SETS = {  # the CPU kernels are compiled once for each, and chosen a
     "avx512": [*AVX512, "-mfma", "-mprefer-vector-width=512"],
 }
 CUDA_ARCHITECTURES = "75;80;90;100;120"
+PTXAS_REPORT = re.compile(r"^(ptxas info|    \d+ bytes stack frame).*\n?", re.MULTILINE)
 PACKAGES = {"segfast": "segfast", "segfast.kernels": "kernels", "segfast.benchmarks": "benchmarks"}
 
 
@@ -135,7 +136,7 @@ class BuildKernels(build_ext):
             architectures = os.environ.get("SEGFAST_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES)
             targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures.split(";")]
             targets.append("-gencode=arch=compute_80,code=compute_80")
-            host = ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-v"]
             jobs += [
                 (s, [nvcc_path, "-O3", "-std=c++17", *host, *targets, *include], ".o")
                 for s in sources("kernels/*/*.cu")
@@ -169,21 +170,25 @@ class BuildKernels(build_ext):
         newest = max((ROOT / path).stat().st_mtime for path in inputs)
         # Other flags (architectures, with or without CUDA), another object.
         said = target.with_name(target.name + ".command")
-        text = " ".join(command).replace(str(ROOT), ".")
+        text = " ".join(command).replace(sys.prefix, "$prefix").replace(str(ROOT), ".")
         same = said.exists() and said.read_text() == text
         if self.force or not same or not target.exists() or target.stat().st_mtime < newest:
-            self.call([*command, "-c", str(ROOT / source), "-o", str(target)])
+            report = self.call([*command, "-c", str(ROOT / source), "-o", str(target)])
+            if source.suffix == ".cu":  # the tests read it instead of compiling all again
+                target.with_suffix(".ptxas").write_text(report)
             said.write_text(text)
         return target
 
-    def call(self, command: list[str]) -> None:
+    def call(self, command: list[str]) -> str:
+        """Prints what the command says, but for ptxas's report; returns all."""
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.stderr:
-            print(done.stderr, file=sys.stderr)
+        if rest := PTXAS_REPORT.sub("", done.stderr).strip():
+            print(rest, file=sys.stderr)
         if done.returncode != 0:
             raise SystemExit(
                 f"segfast: this failed (SEGFAST_CPP=0 installs without it):\n{' '.join(command)}"
             )
+        return done.stderr
 
 
 def reject_weak_symbols(objects: list[Path]) -> None:

@@ -25,6 +25,7 @@ settings.load_profile("segfast")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--giants", action="store_true", help="also networks that take gigabytes")
+    parser.addoption("--all", action="store_true", help="all of what is otherwise a sample")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

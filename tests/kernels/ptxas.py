@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,26 @@ def parse(report: str) -> list[Kernel]:
 
 
 def kernels(source: Path, architecture: str) -> list[Kernel]:
-    """Of a .cu file compiled as setup.py does, for one of ARCHITECTURES."""
+    """Of a .cu file, for one of ARCHITECTURES: as its build reported them, or compiled now."""
+    of_build = [k for k in built(source) if k.architecture == architecture]
+    return of_build or compiled(source, architecture)
+
+
+@cache
+def built(source: Path) -> list[Kernel]:
+    """What nvcc told setup.py of the source as it is now; nothing where it was not asked."""
+    if not source.is_relative_to(ROOT):
+        return []
+    headers = [p for p in (ROOT / "kernels").rglob("*") if p.suffix in {".h", ".cuh"}]
+    newest = max(path.stat().st_mtime for path in (source, ROOT / "setup.py", *headers))
+    report = source.relative_to(ROOT).with_suffix(".ptxas")
+    reports = [(p.stat().st_mtime, p) for p in ROOT.glob(f"build/temp.*/{report}")]
+    when, last = max(reports, default=(0.0, source))
+    return parse(last.read_text()) if when > newest else []
+
+
+def compiled(source: Path, architecture: str) -> list[Kernel]:
+    """The same from a compilation with setup.py's flags."""
     command = ["nvcc", "-O3", "-std=c++17", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v"]
     command += [f"-I{path}" for path in (ROOT / "kernels/include", ROOT)]
     done = subprocess.run([*command, "-o", os.devnull, str(source)], capture_output=True, text=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,15 +36,28 @@ def nvcc() -> None:
         pytest.skip("there is no nvcc")
 
 
+def check(source: Path, architecture: str) -> None:
+    kernels = ptxas.kernels(source, architecture)
+    assert kernels, f"no kernel in the report for {architecture}"
+    for kernel in kernels:
+        assert (kernel.spills, kernel.stack) == (0, 0), kernel
+
+
 @pytest.mark.usefixtures("nvcc")
-@pytest.mark.parametrize("source", [*KERNELS, *DEMOS], ids=name)
+@pytest.mark.parametrize("source", KERNELS, ids=name)
 def test_kernels_stay_in_registers(source: Path) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        reports = pool.map(lambda a: ptxas.kernels(source, a), ptxas.ARCHITECTURES)
-        for architecture, kernels in zip(ptxas.ARCHITECTURES, reports, strict=True):
-            assert kernels, f"no kernel in the report for {architecture}"
-            for kernel in kernels:
-                assert (kernel.spills, kernel.stack) == (0, 0), kernel
+    for architecture in ptxas.ARCHITECTURES:
+        check(source, architecture)
+
+
+@pytest.mark.usefixtures("nvcc")
+@pytest.mark.parametrize("source", DEMOS, ids=name)
+def test_demos_stay_in_registers(source: Path, request: pytest.FixtureRequest) -> None:
+    """They are for the tests of the host run alone: one architecture each, but with --all."""
+    every = ptxas.ARCHITECTURES
+    one = every[DEMOS.index(source) % len(every)]
+    for architecture in every if request.config.getoption("--all") else (one,):
+        check(source, architecture)
 
 
 @pytest.mark.usefixtures("nvcc")
@@ -62,6 +75,26 @@ def test_spills_are_seen(tmp_path: Path) -> None:
     (kernel,) = ptxas.kernels(source, ptxas.ARCHITECTURES[0])
     assert kernel.spills > 0
     assert kernel.stack > 0
+
+
+def test_the_build_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a source, a header or setup.py is newer than what it said."""
+    monkeypatch.setattr(ptxas, "ROOT", tmp_path)
+    for file in ("kernels/fold/fold.cu", "kernels/include/launch.cuh", "setup.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    source = tmp_path / "kernels/fold/fold.cu"
+    assert ptxas.built.__wrapped__(source) == []
+    report = tmp_path / "build/temp.linux/kernels/fold/fold.ptxas"
+    report.parent.mkdir(parents=True)
+    report.write_text(REPORT)
+    now = source.stat().st_mtime
+    os.utime(report, (now + 10, now + 10))
+    assert [k.architecture for k in ptxas.built.__wrapped__(source)] == ["90a", "75"]
+    for newer in ("kernels/fold/fold.cu", "kernels/include/launch.cuh", "setup.py"):
+        os.utime(tmp_path / newer, (now + 20, now + 20))
+        assert ptxas.built.__wrapped__(source) == []
+        os.utime(tmp_path / newer, (now, now))
 
 
 def test_the_report_is_read() -> None:
