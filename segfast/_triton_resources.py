@@ -160,9 +160,22 @@ def read(
 
 
 def selected(sample: bool) -> list[tuple[int, int]]:
-    """(case, target) pairs: all, or every fifth: one of the six of a configuration, in turn."""
-    pairs = [(i, target) for i in range(len(cases())) for target in SHARED_KIB]
-    return pairs[::5] if sample else pairs
+    """(case, target) pairs: all, or one of each kind, whose tiles and targets take turns."""
+    targets = tuple(SHARED_KIB)
+    if not sample:
+        return [(i, target) for i in range(len(cases())) for target in targets]
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for i, case in enumerate(cases()):
+        alike.setdefault(kind(case), []).append(i)
+    return [
+        (found[n % len(found)], targets[n % len(targets)]) for n, found in enumerate(alike.values())
+    ]
+
+
+def kind(case: Case) -> tuple[str, ...]:
+    """Kernel, dtype and variant: the name without the numbers of its tiles."""
+    words = case.name.split()
+    return (case.kernel.__name__, *words[:2], words[-1])
 
 
 def _measure(pair: tuple[int, int]) -> Resources:
@@ -214,7 +227,7 @@ def report(sample: bool = False) -> list[Resources]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints as it goes; exit code 1 where there is a problem."""
     parser = argparse.ArgumentParser(description="resources of the Triton kernels")
-    parser.add_argument("--sample", action="store_true", help="every fifth")
+    parser.add_argument("--sample", action="store_true", help="one of each kind of kernel")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(arguments)

@@ -38,14 +38,23 @@ def test_interpreted(path: Path) -> None:
 
 @needs_triton
 @pytest.mark.slow
-def test_configurations_stay_in_registers() -> None:
-    """Each on one target or more; `segfast info --kernels` looks at all of them."""
-    found = resources.report(sample=True)
-    names = {r.name for r in found}
-    configurations = {" ".join(name.split()[:7]) for name in names}
-    assert len(configurations) > 50
-    assert {r.target for r in found} == set(resources.SHARED_KIB)
+def test_configurations_stay_in_registers(request: pytest.FixtureRequest) -> None:
+    """Of each kernel, dtype and variant one; all of them, on every target, with --all."""
+    sample = not request.config.getoption("--all")
+    found = resources.report(sample=sample)
+    assert len(found) == len(resources.selected(sample))
     assert not [resources.line(r) for r in found if r.problem]
+
+
+@needs_triton
+def test_the_sample_leaves_no_kernel_or_target_out() -> None:
+    cases = resources.cases()
+    sample = [(cases[i], target) for i, target in resources.selected(sample=True)]
+    assert {resources.kind(case) for case, _ in sample} == {resources.kind(c) for c in cases}
+    for kernel in {case.kernel for case in cases if case.matrix}:
+        of_kernel = [(case, target) for case, target in sample if case.kernel is kernel]
+        assert {target for _, target in of_kernel} == set(resources.SHARED_KIB)
+    assert len({case.name.split()[2] for case, _ in sample if case.matrix}) > 20  # tiles
 
 
 USAGE = """
