@@ -19,7 +19,7 @@ FORMATTED := $(CODE) $(shell find tests/kernels -name '*.cpp' -o -name '*.h' -o 
 
 help: ## this list (the default)
 	@echo "segfast: two commands matter, the others help developers."
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: build ## install, build, refine a labelling of a photograph: demo-output/demo.png
 	@echo "==> segfast demo"
@@ -30,8 +30,9 @@ test: lint types build peer ## install, build, pass every check and test (PYTEST
 	@echo "==> tests"
 	@$(RUN) -m pytest --numprocesses 2 $(PYTEST_ARGS)
 
-test-all: PYTEST_ARGS += --giants
-test-all: test ## the same with the networks of gigabytes
+test-all: export SEGFAST_GEOMETRIES ?= 20000
+test-all: PYTEST_ARGS += --all --giants
+test-all: test ## the same without samples, with networks of gigabytes (before a release)
 
 setup: $(VENV)/developer ## virtual environment .venv with all tools, versions of constraints.txt
 

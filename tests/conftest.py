@@ -23,17 +23,23 @@ settings.register_profile("segfast", derandomize=True, deadline=None)
 settings.load_profile("segfast")
 
 
+# Marker of what runs with an option alone, and why.
+OPTIONAL = {
+    "giant": ("--giants", "takes gigabytes: --giants"),
+    "thorough": ("--all", "others like it run: --all"),
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--giants", action="store_true", help="also networks that take gigabytes")
     parser.addoption("--all", action="store_true", help="all of what is otherwise a sample")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """They are marked `giant`."""
-    if not config.getoption("--giants"):
-        for item in items:
-            if item.get_closest_marker("giant"):
-                item.add_marker(pytest.mark.skip(reason="takes gigabytes: --giants"))
+    for marker, (option, reason) in OPTIONAL.items():
+        for item in items if not config.getoption(option) else ():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

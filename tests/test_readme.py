@@ -124,12 +124,12 @@ def test_pip_lines_name_extras_that_exist() -> None:
 @needs_make
 def test_make_lines_name_targets_that_exist() -> None:
     targets = {words[0] for words in commands("make")}
-    targets |= {verb for page in PAGES.values() for verb in re.findall(r"`make ([a-z]+)", page)}
+    targets |= {verb for page in PAGES.values() for verb in re.findall(r"`make ([a-z-]+)", page)}
     assert {"demo", "test"} <= targets
     listed = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert targets <= set(re.findall(r"^  make ([a-z]+) ", listed, re.MULTILINE))
+    assert targets <= set(re.findall(r"^  make ([a-z-]+) ", listed, re.MULTILINE))
 
 
 # ------------------------------------------------------------------------------------- facts

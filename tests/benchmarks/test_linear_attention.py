@@ -271,9 +271,10 @@ def test_the_report_prints_means_once_and_not_beside_a_single_row() -> None:
     assert line.endswith("needs 5x ours, promised >= 4x: **met**")
 
 
-def test_from_the_benchmark_to_the_report(bench: Any) -> None:
-    rows, text, _ = bench("linear_attention", "small")
-    assert len(rows) == 8
+@pytest.mark.parametrize("network", ["manet", pytest.param("maresu", marks=pytest.mark.thorough)])
+def test_from_the_benchmark_to_the_report(bench: Any, network: str) -> None:
+    rows, text, _ = bench("linear_attention", f"small-{network}")
+    assert len(rows) == 4
     for each in rows:
         assert each["operator"] == "linear_attention"
         assert [p["name"] for p in each["providers"]][:3] == list(PLAIN)

@@ -17,11 +17,9 @@ from tests.nn.attention_cases import CASES, Case, maps
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
 NO_RESIDUAL = {"feature_map": "taylor", "residual": False}
 # Tracing is slow and sees no feature maps: tests/ops/test_linear_attention_torch.py has them all.
-TRACED = pytest.mark.parametrize(
-    "case",
-    [c for c in CASES if c.cls is not LinearAttention2d or c.options in ({}, NO_RESIDUAL)],
-    ids=str,
-)
+TRACED = [c for c in CASES if c.cls is not LinearAttention2d or c.options in ({}, NO_RESIDUAL)]
+# Programs are made of what tracing found: of each module one, and the sub-sampling.
+MADE = ({}, {"sign": "code"}, {"mode": "embedded_gaussian", "sub_sample": True})
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -162,7 +160,7 @@ def test_torch_func(case: Case) -> None:
     assert_same(each.flatten(0, 1), expected)
 
 
-@TRACED
+@pytest.mark.parametrize("case", TRACED, ids=str)
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_and_exported(case: Case) -> None:
     """One graph, for every size; gradients of the parameters through it."""
@@ -186,7 +184,11 @@ def test_compiled_and_exported(case: Case) -> None:
             assert_same(p.grad, gradients[name.removeprefix("_orig_mod.")])
 
 
-@TRACED
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=() if c.options in MADE else pytest.mark.thorough) for c in TRACED],
+    ids=str,
+)
 @pytest.mark.usefixtures("fresh_compiler", "inductor")
 def test_inductor(case: Case) -> None:
     module, x = case.build(torch.float32), maps(2, 16, 4, 6, dtype=torch.float32)
