@@ -10,10 +10,15 @@ from dataclasses import dataclass
 
 TILE = 64  # pixels whose box decides whether they are seen
 ROW = 128  # pixels that see the same tiles
-# Distances may be products of matrices (README.md) between rows of at most this radius whose
-# centres are at most that far apart.
-SMALL_RADIUS = 2.5
-NEAR_CENTRES = 1000.0
+# Distances are products of matrices (README.md, "Distances") between rows whose pixels are at most
+# sqrt(RADIUS_SQUARED) from their centres, LARGEST_PART in each feature, and whose centres are at
+# most NEAR_CENTRES apart, all in features times sqrt(log2 e).
+RADIUS_SQUARED = 7.95
+LARGEST_PART = 2.0
+PART = 2.0**-10  # the high parts of a are multiples of it: 11 bits
+CENTRE = 2.0**-5  # and centres of this
+LARGEST_CENTRE = 2.0**18
+NEAR_CENTRES = 100.0
 PRODUCT_DIMS = 6  # features; with more, products would take more registers than there are
 UNROLLED = 6  # features; longer loops stay loops
 OLDEST = (8, 0)  # compute capability

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .triton_configurations import NEAR_CENTRES as _NEAR_CENTRES
+from .triton_configurations import PART as _PART
 from .triton_configurations import ROW as _ROW
 from .triton_configurations import TILE as _TILE
 from .triton_configurations import UNROLLED as _UNROLLED
@@ -22,15 +23,14 @@ ROW = tl.constexpr(_ROW)
 ROW_TILES = tl.constexpr(_ROW // _TILE)
 K_BITS = tl.constexpr(15)  # K is scaled by 2^15 before it is rounded to float16
 LOG2_E = tl.constexpr(1.4426950408889634)
-ROOT_LOG2_E = tl.constexpr(1.2011224087864498)
 
 UNROLLED = tl.constexpr(_UNROLLED)
 
 BINS = tl.constexpr(512)  # of half a squared distance, rounded down to a bin
 PER_UNIT = tl.constexpr(4)
 TRIED = tl.constexpr(32)  # bins at once
-# Distances may be products between rows of at most SMALL_RADIUS, their centres that far apart.
 NEAR_CENTRES = tl.constexpr(_NEAR_CENTRES)
+TO_PARTS = tl.constexpr(1.5 * 2**23 * _PART)  # a sum with it is rounded to a multiple of PART
 # exp(-127.75) in float32, rounded up: what no weight of a tile falls below.
 LEAST_WEIGHT = tl.constexpr(2e-38)
 
@@ -153,6 +153,16 @@ def two_parts(x):
 
 
 @triton.jit
+def channels_and_slots(channels, slots, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Of this program, and its batch element, where programs count blocks of channels first."""
+    blocks, pieces = tl.cdiv(channels, BLOCK_C), tl.cdiv(slots, BLOCK)
+    program = tl.program_id(0)
+    c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    slot = program // blocks % pieces * BLOCK + tl.arange(0, BLOCK)
+    return c, slot, (program // blocks // pieces).to(tl.int64)
+
+
+@triton.jit
 def pack_kernel(
     values,  # [B, C, N] float32
     order,  # [B, N] int64: the pixel in each slot
@@ -169,12 +179,7 @@ def pack_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """What is not finite is left out: it is added to whole rows afterwards."""
-    blocks = tl.cdiv(width, BLOCK_C)
-    program = tl.program_id(0)
-    c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    pieces = slots // BLOCK
-    slot = program // blocks % pieces * BLOCK + tl.arange(0, BLOCK)
-    b = (program // blocks // pieces).to(tl.int64)
+    c, slot, b = channels_and_slots(width, slots, BLOCK, BLOCK_C)
     pixel = tl.load(order + b * N + slot, mask=slot < N, other=0)
     at = pixel[:, None] * values_pixel + (c.to(tl.int64) * values_channel)[None, :]
     mask = (slot < N)[:, None] & (c < C)[None, :]
@@ -234,12 +239,19 @@ def add_products(total, exponents, packed, n, c, width, low_part, INDEX: tl.cons
 
 
 @triton.jit
+def whole_and_rest(x):
+    """x = a multiple of PART + what is left, both exact."""
+    whole = (x + TO_PARTS) - TO_PARTS
+    return whole, x - whole
+
+
+@triton.jit
 def filter_kernel(
     features,  # [B, F, slots] float32, in order
     centred,  # [B, slots, AXES]: a = sqrt(log2 e) (f - centre of its row), -|a|^2 / 2, zeros
-    centres,  # [B, F, rows]
-    left,  # [B, slots, DEPTH] float16: a in parts, high, high, low
-    right,  # [B, slots, DEPTH]: high, low, high
+    centres,  # [B, F, rows], times sqrt(log2 e)
+    left,  # [B, slots, DEPTH] float16: a in parts, low, high, low
+    right,  # [B, slots, DEPTH]: high, low, low
     packed,  # [B, 2, slots, width] float16
     lists,  # [B, here, tiles] int32
     counts,  # [B, here, 2]
@@ -263,9 +275,10 @@ def filter_kernel(
 
     For near tiles, d leading from the centre of j's row to that of i's, -|f_i - f_j|^2 / 2 is
 
-        a_i . a_j + (-|a_i|^2 / 2 - a_i . d - |d|^2 / 2) + (-|a_j|^2 / 2 + a_j . d),
+        a_i . a_j + (-|a_j|^2 / 2 + a_j . d) + (-|a_i|^2 / 2 - a_i . d - |d|^2 / 2),
 
-    times log2 e; the first product is one of matrices.
+    times log2 e; the first product is one of matrices, of parts: the large ones, whose sum is
+    exact, are added to the others. README.md proves how little the sums here are off.
     """
     blocks = tl.cdiv(width, BLOCK_C)
     block, split, place_row, b = place(splits, blocks, here)
@@ -286,20 +299,28 @@ def filter_kernel(
     if DEPTH > 0:
         f = tl.arange(0, AXES)
         depth = tl.arange(0, DEPTH)
-        own_parts = tl.load(left + (b * slots + m[:, None]) * DEPTH + depth[None, :])
+        of_parts = (b * slots + m[:, None]) * DEPTH + depth[None, :]
+        small_parts = tl.load(left + of_parts)
+        high_parts = tl.load(right - b * slots * DEPTH + of_parts)
+        high_parts = tl.where((depth < F)[None, :], high_parts, 0.0).to(tl.float16)
         own = tl.load(centred + m.to(INDEX)[:, None] * AXES + f[None, :])
+        own_whole, own_rest = whole_and_rest(own)
         own_centre = tl.load(centres + f * rows + row, mask=f < F, other=0.0)
+        norm = (f == F).to(tl.float32)  # takes that column
         for k in range(nears * split // splits, nears * (split + 1) // splits):
             tile = tl.load(lists + k)
             n = tile * TILE + tl.arange(0, TILE)
             centre = tl.load(centres + f * rows + tile // ROW_TILES, mask=f < F, other=0.0)
-            d = (own_centre - centre) * ROOT_LOG2_E
+            d = own_centre - centre
             there = tl.load(centred + n.to(INDEX)[:, None] * AXES + f[None, :])
-            norm = (f == F).to(tl.float32)  # takes that column
-            of_m = tl.sum(own * (norm - d)[None, :], 1) + (K_BITS - 0.5 * tl.sum(d * d, 0))
-            of_n = tl.sum(there * (norm + d)[None, :], 1)
+            whole, rest = whole_and_rest(there)
+            of_n = tl.sum(whole * (norm + d)[None, :], 1) + tl.sum(rest * (norm + d)[None, :], 1)
+            of_m = tl.sum(own_whole * (norm - d)[None, :], 1) + (K_BITS - 0.5 * tl.sum(d * d, 0))
+            of_m += tl.sum(own_rest * (norm - d)[None, :], 1)
             parts = tl.load(right + n.to(INDEX)[:, None] * DEPTH + depth[None, :])
-            exponents = tl.dot(own_parts, tl.trans(parts), of_m[:, None] + of_n[None, :])
+            parts = tl.trans(parts)
+            exponents = tl.dot(high_parts, parts, tl.dot(small_parts, parts))
+            exponents = (exponents + of_n[None, :]) + of_m[:, None]
             total = add_products(total, exponents, packed, n, c, width, low_part, INDEX)
 
     for k in range(others * split // splits, others * (split + 1) // splits):
@@ -329,12 +350,7 @@ def unpack_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """y of the pixels in BLOCK slots: the splits' sums, first to last, unscaled."""
-    blocks = tl.cdiv(C, BLOCK_C)
-    program = tl.program_id(0)
-    c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    pieces = tl.cdiv(N, BLOCK)
-    slot = program // blocks % pieces * BLOCK + tl.arange(0, BLOCK)
-    b = (program // blocks // pieces).to(tl.int64)
+    c, slot, b = channels_and_slots(C, N, BLOCK, BLOCK_C)
     mask = (slot < N)[:, None] & (c < C)[None, :]
     sums += (b * slots + slot[:, None]) * width + c[None, :]
     total = tl.zeros([BLOCK, BLOCK_C], tl.float32)

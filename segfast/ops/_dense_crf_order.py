@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf.triton_configurations import (
+    CENTRE,
+    LARGEST_CENTRE,
+    LARGEST_PART,
+    PART,
+    RADIUS_SQUARED,
     ROW,
-    SMALL_RADIUS,
     TILE,
     axes,
     depth,
@@ -82,28 +86,37 @@ def in_order(features: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
 def centred_parts(tiled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What distances by products of matrices need of sorted features [B, F, slots].
 
+    a = sqrt(log2 e) (f - centre of its row), rounded to the sum of two float16, a multiple of PART
+    and one of PART^2 / 4: what the kernel makes of it is exact, or rounded once.
+
     Returns:
-        centres of the rows [B, F, rows], NaN where a row is too large;
-        a = sqrt(log2 e) (f - centre of its row), -|a|^2 / 2 and zeros, [B, slots, AXES];
-        a in parts of float16: high, high, low and high, low, high, [B, slots, DEPTH] each.
+        centres of the rows [B, F, rows], times sqrt(log2 e), NaN where a row is too large;
+        a, -|a|^2 / 2 and zeros, [B, slots, AXES] float32;
+        a in parts: low, high, low and high, low, low, [B, slots, DEPTH] float16 each.
     """
     dims, width = tiled.shape[1], depth(tiled.shape[1])
-    by_row = tiled.unflatten(2, (-1, ROW))  # [B, F, rows, ROW]
-    low, high = torch.aminmax(by_row, dim=3)
-    centres = low + (high - low) / 2
-    a = (by_row - centres[..., None]) * math.sqrt(math.log2(math.e))
-    norms = -0.5 * a.square().sum(1, keepdim=True)  # [B, 1, rows, ROW]
-    # [B, 1, rows]; NaN is not
-    small = norms.amin(3) >= (-0.5 * SMALL_RADIUS**2 * math.log2(math.e) if width else math.inf)
+    by_row = tiled.double().unflatten(2, (-1, ROW)) * math.sqrt(math.log2(math.e))
+    low, high = torch.aminmax(by_row, dim=3)  # [B, F, rows]
+    centres = _rounded(low + (high - low) / 2, CENTRE)
+    a = by_row - centres[..., None]  # [B, F, rows, ROW]
+    far = centres.abs().amax(1) > LARGEST_CENTRE  # [B, rows]
+    small = (a.abs().amax((1, 3)) <= LARGEST_PART) & (a.square().sum(1).amax(2) <= RADIUS_SQUARED)
+    small = (small & ~far if width else torch.zeros_like(far))[:, None]  # NaN is not
     a = torch.where(small[..., None], a, 0.0).flatten(2)  # large ones would overflow float16
-    head = a.half()
-    tail = (a - head.float()).half()
+    head = _rounded(a, PART)
+    tail = _rounded(a - head, PART**2 / 4)
+    norms = -0.5 * (head + tail).square().sum(1, keepdim=True)  # [B, 1, slots]
     return (
-        centres.masked_fill(~small, math.nan),
-        _by_pixel(axes(dims), a, norms.flatten(2)),
-        _by_pixel(width, head, head, tail),
-        _by_pixel(width, head, tail, head),
+        centres.masked_fill(~small, math.nan).float(),
+        _by_pixel(axes(dims), head + tail, norms).float(),
+        _by_pixel(width, tail, head, tail).half(),
+        _by_pixel(width, head, tail, tail).half(),
     )
+
+
+def _rounded(x: Tensor, step: float) -> Tensor:
+    """To a multiple of `step`, a power of 2."""
+    return (x / step).round() * step
 
 
 def _by_pixel(width: int, *parts: Tensor) -> Tensor:

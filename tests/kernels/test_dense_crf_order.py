@@ -51,23 +51,21 @@ def test_boxes() -> None:
 
 def test_parts_add_up() -> None:
     generator = torch.Generator().manual_seed(0)
-    features = 20 + torch.cat(
-        [
-            0.5 * torch.randn(1, 3, 128, generator=generator),
-            9.0 * torch.randn(1, 3, 128, generator=generator),
-        ],
-        2,
-    )
+    spreads = torch.tensor([0.5, 9.0]).repeat_interleave(tiles.ROW)
+    features = 20 + spreads * torch.randn(1, 3, 2 * tiles.ROW, generator=generator)
     centres, centred, left, right = centred_parts(features)
     assert centres[0].isnan().any(0).tolist() == [False, True]
-    exact = (features - centres[..., :1]).double()[0, :, :128] * math.sqrt(math.log2(math.e))
-    high, tail = left[0, :128, :3].double().T, left[0, :128, 6:9].double().T
-    assert torch.equal(right[0, :128, 3:6].double().T, tail)
-    # 22 bits of |a| < 4, and three roundings of float32
-    assert ((high + tail - exact).abs() <= 4 * 2.0**-22).all()
-    norms = centred[0, :128, 3].double()
-    # A sum of three squares, each of a difference and a product: some eight roundings of 6e-8.
-    torch.testing.assert_close(norms, -0.5 * exact.square().sum(0), rtol=1e-6, atol=0)
+    small = slice(0, tiles.ROW)
+    exact = features.double()[0, :, small] * math.sqrt(math.log2(math.e)) - centres[0, :, :1]
+    high, low = right[0, small, :3].double().T, right[0, small, 3:6].double().T
+    assert ((high + low - exact).abs() <= tiles.PART**2 / 8).all()  # half a step of the low part
+    assert torch.equal(centred[0, small, :3].double().T, high + low)
+    norms = centred[0, small, 3].double()
+    exact_norms = -0.5 * (high + low).square().sum(0)
+    assert ((norms - exact_norms).abs() <= 2.0**-24 * exact_norms.abs()).all()
+    parts = [x.T.tolist() for x in (right[0, small, :9], left[0, small, :9])]
+    assert parts[0] == [*high.tolist(), *low.tolist(), *low.tolist()]
+    assert parts[1] == [*low.tolist(), *high.tolist(), *low.tolist()]
 
 
 @given(channels=st.integers(1, 1000))

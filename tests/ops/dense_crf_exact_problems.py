@@ -30,11 +30,14 @@ def points(
 def clusters(
     places: Mapping[float, float], dims: int, pixels: int, channels: int
 ) -> tuple[Tensor, Tensor]:
-    """Spheres of `pixels` each, {place along axis 0: radius}: features [1, F, N], values."""
+    """Spheres of `pixels` each, {place along axis 0: radius}: features [1, F, N], values.
+
+    Their caps are flat: a row by products has no |a_k| above triton_configurations.LARGEST_PART.
+    """
     features, values = points((1, channels, dims, pixels * len(places)), offset=0.0)
     balls = []
     for (place, radius), ball in zip(places.items(), features[0].split(pixels, dim=1), strict=True):
-        balls.append(20 + radius * torch.nn.functional.normalize(ball, dim=0))
+        balls.append(20 + radius * torch.nn.functional.normalize(ball, dim=0).clamp(-0.7, 0.7))
         balls[-1][0] += place
     return torch.cat(balls, 1)[None], values
 

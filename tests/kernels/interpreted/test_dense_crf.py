@@ -65,6 +65,20 @@ def test_products_as_far_as_they_go(dims: int, radius: float) -> None:
     problems.check_filter(kernel(values), features, values)
 
 
+@pytest.mark.parametrize(
+    ("dims", "offset", "step"),
+    [(5, 682.0, 2.0**-14), (5, 2e5, 1.0), (20, 100.0, 2.0**-17)],
+    ids=["sigma 3", "sigma 1e-3", "20 dimensions"],
+)
+def test_large_coordinates(dims: int, offset: float, step: float) -> None:
+    """Features whose last bit is large, as tiny sigmas make them: a few equal or next to others."""
+    generator = torch.Generator().manual_seed(dims)
+    levels = torch.randint(0, 3, (1, dims, 150), generator=generator)
+    features = offset + step * levels * torch.tensor([1.0, 1e4]).repeat_interleave(75)
+    values = torch.randn(1, 3, 150, generator=generator)
+    problems.check_filter(ExactFilter(features, 0.0)(values), features, values)
+
+
 def shells(distances: list[float]) -> tuple[Tensor, Tensor]:
     """A row of equal pixels at 0, one at each distance on six half axes: [1, 3, N], mass [N]."""
     centres = torch.zeros(3, 1 + len(distances), dtype=torch.float64)
