@@ -163,4 +163,4 @@ def test_the_error_of_a_belief() -> None:
     # K times an equal density: distances are those of a unit normal's.
     distance = ROOT * torch.randn(5, 100_000, generator=generator).norm(dim=0).double()
     rms = bound(distance, 5).square().mean().sqrt()
-    assert 10 / 4 * math.log(2) * rms <= 7.7e-6
+    assert 10 / 4 * math.log(2) * rms <= 1e-5
