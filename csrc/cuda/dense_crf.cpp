@@ -1,4 +1,4 @@
-// segfast::_crf_*: the kernels of the dense CRF on CUDA, as segfast/ops/_dense_crf_cuda.py calls
+// segfast::_crf_*: the kernels of the dense CRF on CUDA, as segfast/ops/_dense_crf_lattice_cuda.py calls
 // them. Sizes are checked here, since kernels trust them; an empty tensor stands for none.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -141,11 +141,11 @@ std::vector<Tensor> number(const Tensor& keys, const Tensor& state, int64_t dims
   return {heads, base};
 }
 
-struct Tiles {
+struct TileArrays {
   const uint64_t* heads;
   const int32_t* base;
 
-  Tiles(const Call& call, const LatticeSize& s, const Tensor& of_heads, const Tensor& of_base) {
+  TileArrays(const Call& call, const LatticeSize& s, const Tensor& of_heads, const Tensor& of_base) {
     const int64_t count = s.images * tiles_per_image(s);
     heads = reinterpret_cast<const uint64_t*>(call.integers<int64_t>(of_heads, count, "heads"));
     base = call.integers<int32_t>(of_base, count, "base");
@@ -166,7 +166,7 @@ std::vector<Tensor> link(const Tensor& keys, const Tensor& order, const std::vec
   const int64_t entries = lattice_entries(s);
   STD_TORCH_CHECK(capacity >= 1 && capacity <= entries, "capacity must be 1 to ", entries, ", got ",
                   capacity);
-  const Tiles of(call, s, tiles[0], tiles[1]);
+  const TileArrays of(call, s, tiles[0], tiles[1]);
   call.check(plan, ScalarType::Byte, sizeof(KeyPlan), "plan");
   Tensor vertex_keys = call.make({keys.size(0), capacity}, ScalarType::Long);
   Tensor vertex = call.make({points, corners}, ScalarType::Int);
@@ -199,7 +199,7 @@ void deliver(const std::vector<Tensor>& lattice, const Tensor& scale, const Tens
   STD_TORCH_CHECK(images > 0 && points % images == 0 && row == call.row(row),
                   "values must be rows of whole 16 bytes, of whole images");
   const LatticeSize s = make_size(images, points / images, corners - 1, 1, call.dtype());
-  const Tiles of(call, s, lattice[3], lattice[4]);
+  const TileArrays of(call, s, lattice[3], lattice[4]);
   const int64_t entries = lattice_entries(s);
   check_cuda(lattice_deliver_cuda(
       s, capacity, static_cast<int>(row), reverse,
@@ -239,7 +239,7 @@ void convolve(const std::vector<Tensor>& axes, const Tensor& values, const Tenso
 
 // ----------------------------------------------------------------------------------- mean field
 
-// Tensors of a term, in the order in which _dense_crf_cuda.py lists them.
+// Tensors of a term, in the order in which _dense_crf_lattice_cuda.py lists them.
 constexpr size_t kTermTensors = 7;
 
 UpdateSize update_size(const Call& call, int64_t images, int64_t labels, int64_t pixels) {
@@ -320,11 +320,11 @@ void retreat(const Tensor& belief, const Tensor& upstream, const Tensor& gradien
 void products(const Tensor& a, const Tensor& b, const Tensor& partial, int64_t labels) {
   check_dims(a, 2, "a");
   const Call call(a);
-  const int64_t points = a.size(0);
-  const ProductSize s{points, static_cast<int>(labels), call.row(labels), partial.dim() == 2,
-                      call.dtype()};
+  const int64_t points = a.size(0), chunks = partial.dim() > 0 ? partial.size(0) : 0;
+  STD_TORCH_CHECK(chunks >= 1, "partial must have a chunk");
+  const ProductSize s{points,          chunks, static_cast<int>(labels), call.row(labels),
+                      partial.dim() == 2, call.dtype()};
   STD_TORCH_CHECK(labels >= 1 && a.size(1) == s.row, "a must have rows for ", labels, " labels");
-  const int64_t chunks = (points + product_chunk(points) - 1) / product_chunk(points);
   check_cuda(mixing_gradient_cuda(
       s, call.read(a, points * s.row, "a"), call.read(b, points * s.row, "b"),
       call.write(partial, chunks * labels * (s.diagonal ? 1 : labels), "partial"), call.stream()));

@@ -164,19 +164,14 @@ struct BatchRetreat {
 int mean_field_retreat_cuda(const BatchRetreat&, CUstream_st*);
 
 // partial[c, l, k] += sum of a_l b_k over the pixels of chunk c, a and b [B N, row]; [c, l] for
-// l = k alone if `diagonal`.
+// l = k alone if `diagonal`. Chunks are equal, but for the last ones.
 struct ProductSize {
-  int64_t points;  // B N
+  int64_t points, chunks;  // B N
   int labels, row;
   bool diagonal;
   Dtype dtype;
 };
 int mixing_gradient_cuda(const ProductSize&, const void* a, const void* b, void* partial,
                          CUstream_st*);
-// Pixels of a chunk: at most 256 chunks, by the size alone.
-SEGFAST_ANYWHERE static constexpr int64_t product_chunk(int64_t points) {
-  const int64_t pixels = (points + 255) / 256;
-  return pixels < 1024 ? 1024 : (pixels + 31) / 32 * 32;
-}
 
 }  // namespace segfast

@@ -52,11 +52,11 @@ __global__ void product_kernel(ProductSize s, int64_t chunk, int tiles, const T*
 
 int mixing_gradient_cuda(const ProductSize& s, const void* a, const void* b, void* partial,
                          CUstream_st* stream) {
-  const int64_t chunk = product_chunk(s.points), tiles = ceil_div(s.labels, kSide);
+  const int64_t chunk = ceil_div(ceil_div(s.points, s.chunks), kSide) * kSide;
+  const int64_t tiles = ceil_div(s.labels, kSide);
   return for_real(s.dtype, [&](auto real) {
     using T = decltype(real);
-    return launch(product_kernel<T>,
-                  {ceil_div(s.points, chunk), s.diagonal ? tiles : tiles * tiles}, kThreads, 0,
+    return launch(product_kernel<T>, {s.chunks, s.diagonal ? tiles : tiles * tiles}, kThreads, 0,
                   stream, s, chunk, static_cast<int>(tiles), static_cast<const T*>(a),
                   static_cast<const T*>(b), static_cast<T*>(partial));
   });

@@ -49,7 +49,7 @@ from segfast.cli.labels import (
 from segfast.cli.progress import progress
 from segfast.nn.dense_crf import DenseCRF
 from segfast.ops import mean_field
-from segfast.ops.dense_crf import UINT8_COLOR_SIGMA
+from segfast.ops._dense_crf_check import MEAN_FIELD_COLOR_SIGMA
 
 MAX_STEP_BYTES = 4 << 30
 OPTIONAL_OUTPUTS = ("save_probs", "overlay", "steps")
@@ -138,7 +138,7 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(_as_option(error)) from None
     model = {name: getattr(crf, name) for name in MODEL}
     if model["color_sigma"] is None:
-        model["color_sigma"] = UINT8_COLOR_SIGMA
+        model["color_sigma"] = MEAN_FIELD_COLOR_SIGMA
     return model
 
 

@@ -17,9 +17,14 @@ from torch.nn import functional
 from segfast.kernels.dense_crf import reference
 from segfast.kernels.dense_crf.reference_grad import pixel_sum
 from segfast.ops import _check, gaussian_filter
-from segfast.ops.dense_crf import METHODS
-
-UINT8_COLOR_SIGMA = 15.0
+from segfast.ops._dense_crf_check import (
+    LOSS_COLOR_SIGMA,
+    METHODS,
+    color_sigma_of,
+    require_maps,
+    require_same_device,
+    require_sigmas,
+)
 
 
 def dense_crf_loss(
@@ -86,7 +91,8 @@ def dense_crf_loss(
     """
     _check.require_floating("probabilities", probabilities, "[B, L, H, W]")
     _check.require_tensor("image", image, "[B, C, H, W]")
-    _require_shapes(probabilities, image, region)
+    require_maps("probabilities", probabilities, image)
+    _require_region(region, probabilities)
     scale_factor = _check.positive_floats("scale_factor", scale_factor, 1)[0]
     if min(math.floor(size * scale_factor) for size in probabilities.shape[2:]) < 1:
         raise ValueError(
@@ -94,7 +100,8 @@ def dense_crf_loss(
             f"got {scale_factor}"
         )
     sigma = _check.positive_floats("bilateral_sigma", bilateral_sigma, 2)
-    color = _check_color_sigma(color_sigma, image)
+    given = color_sigma_of(color_sigma, image, LOSS_COLOR_SIGMA)
+    color = _check.positive_floats("color_sigma", given, image.shape[1])
     _check.require_choice("method", method, METHODS)
     _warn_about(probabilities)
 
@@ -158,10 +165,7 @@ class DenseCRFLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = _check.not_negative("weight", weight)
-        _check.positive_floats("bilateral_sigma", bilateral_sigma, 2)
-        if color_sigma is not None:
-            channels = len(color_sigma) if isinstance(color_sigma, (tuple, list)) else 1
-            _check.positive_floats("color_sigma", color_sigma, channels)
+        require_sigmas(bilateral_sigma=bilateral_sigma, color_sigma=color_sigma)
         _check.positive_floats("scale_factor", scale_factor, 1)
         _check.require_choice("method", method, METHODS)
         _check.not_negative("tolerance", tolerance)
@@ -193,41 +197,17 @@ class DenseCRFLoss(nn.Module):
 # --- checks -------------------------------------------------------------------------------------
 
 
-def _require_shapes(probabilities: Tensor, image: Tensor, region: Tensor | None) -> None:
-    if probabilities.dim() != 4 or probabilities.shape[1] < 1:
-        raise ValueError(
-            f"probabilities must have shape [B, L, H, W], L >= 1, "
-            f"got {_check.describe(probabilities)}"
-        )
-    batch, _, height, width = probabilities.shape
-    if image.dim() != 4 or (image.shape[0], *image.shape[2:]) != (batch, height, width):
-        raise ValueError(
-            f"image must have shape [B, C, H, W] = [{batch}, C, {height}, {width}] like "
-            f"probabilities, got {_check.describe(image)}"
-        )
-    if image.dtype.is_complex or image.dtype == torch.bool:
-        raise TypeError(
-            f"image must be uint8, another integer or a float dtype, got {_check.describe(image)}"
-        )
+def _require_region(region: Tensor | None, probabilities: Tensor) -> None:
     if region is None:
         return
+    batch, _, height, width = probabilities.shape
     _check.require_tensor("region", region, "[B, H, W]")
     if tuple(region.shape) != (batch, height, width) or region.dtype.is_complex:
         raise ValueError(
             f"region must be real, of shape [B, H, W] = [{batch}, {height}, {width}] like "
             f"probabilities, got {_check.describe(region)}"
         )
-
-
-def _check_color_sigma(color_sigma: float | Sequence[float] | None, image: Tensor) -> list[float]:
-    if color_sigma is None:
-        if image.dtype != torch.uint8:
-            raise ValueError(
-                f"color_sigma must be given for {image.dtype} images, in the units of the image "
-                f"(15 suits values of 0 to 255)"
-            )
-        color_sigma = UINT8_COLOR_SIGMA
-    return _check.positive_floats("color_sigma", color_sigma, image.shape[1])
+    require_same_device("region", region, "probabilities", probabilities)
 
 
 def _warn_about(probabilities: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segfast.nn.dense_crf import PRESETS, require_weight
 from segfast.ops import _check, mean_field
-from segfast.ops.dense_crf import METHODS, SPATIAL
+from segfast.ops._dense_crf_check import METHODS, SPATIAL, require_sigmas
 
 PARAMETERS = ("spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix")
 PUBLISHED = PRESETS["crf-rnn"]
@@ -111,10 +111,7 @@ class CRFRNN(nn.Module):
         _check.require_count("labels", labels, 1)
         _check.require_count("training_iterations", training_iterations)
         _check.require_count("iterations", iterations)
-        _check.positive_floats("spatial_sigma", spatial_sigma, 2)
-        _check.positive_floats("bilateral_sigma", bilateral_sigma, 2)
-        channels = len(color_sigma) if isinstance(color_sigma, (tuple, list)) else 1
-        _check.positive_floats("color_sigma", color_sigma, channels)
+        require_sigmas(spatial_sigma, bilateral_sigma, color_sigma)
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)
         _check.not_negative("tolerance", tolerance)

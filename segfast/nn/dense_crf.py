@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from segfast.ops import _check, mean_field
-from segfast.ops.dense_crf import METHODS, NORMALIZATIONS, SPATIAL
+from segfast.ops._dense_crf_check import METHODS, SPATIAL, require_capacity, require_sigmas
+from segfast.ops.dense_crf import NORMALIZATIONS
 
 
 @dataclass(frozen=True)
@@ -141,18 +142,13 @@ class DenseCRF(nn.Module):
         trainable: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
-        _check.positive_floats("spatial_sigma", spatial_sigma, 2)
-        _check.positive_floats("bilateral_sigma", bilateral_sigma, 2)
-        if color_sigma is not None:
-            channels = len(color_sigma) if isinstance(color_sigma, (tuple, list)) else 1
-            _check.positive_floats("color_sigma", color_sigma, channels)
+        require_sigmas(spatial_sigma, bilateral_sigma, color_sigma)
         _check.require_count("iterations", iterations)
         _check.require_choice("normalization", normalization, NORMALIZATIONS)
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)
         _check.not_negative("tolerance", tolerance)
-        if capacity is not None:
-            _check.require_count("capacity", capacity)
+        require_capacity(capacity)
         require_weight("spatial_weight", spatial_weight, "a number, [L] or [L, L]", (0, 1, 2))
         require_weight("bilateral_weight", bilateral_weight, "a number, [L] or [L, L]", (0, 1, 2))
         require_weight("compatibility", compatibility, "None or [L, L]", (2,))

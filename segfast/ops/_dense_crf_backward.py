@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf import reference_grad
 from segfast.ops._dense_crf_engine import Engine
-from segfast.ops._dense_crf_terms import Kernel, PairwiseTerm, Spatial, mix, scaled, spatial
+from segfast.ops._dense_crf_terms import Kernel, PairwiseTerm, SpatialParts, mix, scaled, spatial
 
 SIGMAS = ("spatial_sigma", "bilateral_sigma", "color_sigma")
 
@@ -55,7 +55,7 @@ class _Moved:
     def __init__(self, name: str, record: Record) -> None:
         engine = record.engine
         self.term = record.terms[name]
-        self.kernel: Kernel | Spatial
+        self.kernel: Kernel | SpatialParts
         if self.term.method == "exact":
             self.kernel = engine.separate[-1][1]  # the bilateral term is the last
         else:
@@ -73,7 +73,7 @@ class _Moved:
         """By name: of the image [C, N] and of the sigmas."""
         g, v = torch.cat(self.pulled), torch.cat(self.sent)  # [T L, N]
         normalization = self.term.normalization
-        if isinstance(self.kernel, Spatial):
+        if isinstance(self.kernel, SpatialParts):
             by_sigma = reference_grad.sigma_gradient(
                 g, v, self.kernel.kernel, self.kernel.slopes, normalization
             )

@@ -18,7 +18,7 @@ from segfast.kernels.dense_crf.triton_exact import (
 )
 from segfast.kernels.dense_crf.triton_exact_grad import feature_gradient_kernel
 from segfast.kernels.dense_crf.triton_spatial import convolve_kernel
-from segfast.ops._dense_crf_triton import (
+from segfast.ops._dense_crf_exact_triton import (
     CONVOLVE_BLOCK,
     PACK_CHANNELS,
     PACK_PIXELS,

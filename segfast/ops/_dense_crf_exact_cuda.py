@@ -17,6 +17,8 @@ from torch import Tensor
 
 from segfast._native import has_triton
 from segfast.kernels.dense_crf.triton_configurations import OLDEST
+from segfast.ops._dense_crf_look import without_say
+from segfast.ops._dense_crf_options import Options
 from segfast.ops._dense_crf_terms import Kernel, gaussian_taps, mix
 
 
@@ -34,12 +36,12 @@ def serves(x: Tensor, method: str) -> bool:
 
 @functools.cache
 def launchers() -> ModuleType:
-    from segfast.ops import _dense_crf_triton
+    from segfast.ops import _dense_crf_exact_triton
 
-    return _dense_crf_triton
+    return _dense_crf_exact_triton
 
 
-class Spatial:
+class GridGaussian:
     """exp(-|p_i - p_j|^2 / 2 sigma^2) over the pixel grid, cut off at 5.5 sigma, [B, C, N]."""
 
     def __init__(self, size: tuple[int, int], sigma: Sequence[float], like: Tensor) -> None:
@@ -60,14 +62,17 @@ class Spatial:
         return convolve(convolve(maps, along, 3), down, 2).flatten(-2)
 
 
-class Model:
+class ExactModel:
     """The terms of a batch of images, prepared once.
 
     Args:
         features: [B, F, N] float32 of the bilateral kernel, or of any.
-        mixings: of the spatial and the bilateral term, [], [L] or [L, L]; zeros drop theirs
-            unless it is learned.
+        mixings: of the spatial and the bilateral term, [], [L] or [L, L].
         size, spatial_sigma: of the spatial kernel, (H, W) and (y, x).
+        present: whether each takes part; None: not known, both do.
+
+    Attributes:
+        gone: images whose bilateral kernel has weight 0 and no place for a pixel, [B].
     """
 
     def __init__(
@@ -76,17 +81,17 @@ class Model:
         mixings: Sequence[Tensor],
         size: tuple[int, int],
         spatial_sigma: Sequence[float],
-        normalization: str,
-        tolerance: float,
-        learned: tuple[bool, bool] = (False, False),
+        options: Options,
+        present: Sequence[bool] | None = None,
     ) -> None:
         ones = features.new_ones(len(features), 1, features.shape[2])
-        used = [w or bool(m.count_nonzero()) for m, w in zip(mixings, learned, strict=True)]
-        self.spatial = Spatial(size, spatial_sigma, features) if used[0] else None
-        self.exact = launchers().ExactFilter(features, tolerance) if used[1] else None
-        self.mixings = [mixing.to(features.device, torch.float32) for mixing in mixings]
+        used = [True, True] if present is None else present
+        features, self.gone = without_say(features, mixings[1])
+        self.spatial = GridGaussian(size, spatial_sigma, features) if used[0] else None
+        self.exact = launchers().ExactFilter(features, options.tolerance) if used[1] else None
+        self.mixings = [mixing.float() for mixing in mixings]
         self.terms = [
-            None if raw is None else Kernel(raw, raw, ones, normalization)
+            None if raw is None else Kernel(raw, raw, ones, options.normalization)
             for raw in (self.spatial, self.exact)
         ]
 
@@ -115,24 +120,21 @@ def mean_field(
     features: Tensor,
     mixings: Sequence[Tensor],
     spatial_sigma: Sequence[float],
-    iterations: int,
-    normalization: str,
-    tolerance: float,
-    keep_steps: bool,
-    softmax: bool,
+    options: Options,
+    present: Sequence[bool] | None = None,
 ) -> Tensor:
     """[B, L, H, W] -> scores [S, B, L, H, W] of all steps, or of the last; or the belief."""
     height, width = logits.shape[2:]
-    model = Model(features, mixings, (height, width), spatial_sigma, normalization, tolerance)
+    model = ExactModel(features, mixings, (height, width), spatial_sigma, options, present)
     unary = logits.float().flatten(2).contiguous()  # [B, L, N]
-    count = iterations if keep_steps else 1
+    count = options.iterations if options.keep_steps else 1
     steps = logits.new_empty((count, *unary.shape))
     last = unary
-    for i, last in enumerate(model.run(unary, iterations)):
-        if keep_steps:
+    for i, last in enumerate(model.run(unary, options.iterations)):
+        if options.keep_steps:
             steps[i] = last
-    if not keep_steps:
-        steps[0] = torch.softmax(last, 1) if softmax else last
+    if not options.keep_steps:
+        steps[0] = torch.softmax(last, 1) if options.softmax else last
     return steps.unflatten(3, (height, width))
 
 

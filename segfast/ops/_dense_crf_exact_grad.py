@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf.reference_grad import belief_gradient, norm_gradient
-from segfast.ops._dense_crf_exact_cuda import Model, Spatial, launchers
+from segfast.ops._dense_crf_exact_cuda import ExactModel, GridGaussian, launchers
+from segfast.ops._dense_crf_look import not_a_number_if
+from segfast.ops._dense_crf_options import Options
 from segfast.ops._dense_crf_terms import Kernel, mix, scaled
 
 
@@ -68,20 +70,18 @@ def mean_field(
     features: Tensor,
     mixings: Sequence[Tensor],
     spatial_sigma: Sequence[float],
-    iterations: int,
-    normalization: str,
-    tolerance: float,
-    keep_steps: bool,
-    softmax: bool,
+    options: Options,
+    present: Sequence[bool] | None = None,
     of_features: bool = True,
     of_sigma: bool = True,
-    of_mixings: tuple[bool, bool] = (True, True),
 ) -> Gradients:
-    """From dL/dsteps [S, B, L, H, W]; the other arguments are the forward call's."""
+    """From dL/dsteps [S, B, L, H, W]; the other arguments are the forward call's.
+
+    A kernel that is learned must be among those `present`.
+    """
     height, width = logits.shape[2:]
-    model = Model(
-        features, mixings, (height, width), spatial_sigma, normalization, tolerance, of_mixings
-    )
+    iterations, normalization = options.iterations, options.normalization
+    model = ExactModel(features, mixings, (height, width), spatial_sigma, options, present)
     unary = logits.float().flatten(2).contiguous()  # [B, L, N]
     upstream = grad.float().flatten(3)  # [S, B, L, N]
     states = [unary, *model.run(unary, iterations)]
@@ -92,7 +92,7 @@ def mean_field(
         )
     ]
     g = torch.zeros_like(unary) if len(upstream) == 0 else upstream[-1]
-    if softmax:
+    if options.softmax:
         g = belief_gradient(torch.softmax(states[-1], 1), g)
     total = g.clone()
     for t in reversed(range(iterations)):
@@ -101,7 +101,7 @@ def mean_field(
         for trace in filter(None, traces):
             sent += trace.step(g, belief)
         g = belief_gradient(belief, sent)
-        if t > 0 and keep_steps:
+        if t > 0 and options.keep_steps:
             g = g + upstream[t - 1]
         total += g
     moved, slopes = None, None
@@ -111,8 +111,10 @@ def mean_field(
         moved = _moved(model.exact, bilateral.term, g, v, bilateral.kappa, normalization)
     if spatial is not None and spatial.sent and model.spatial is not None:
         slopes = _slopes(model.spatial, spatial, normalization)
-    found = tuple(None if trace is None else trace.grad for trace in traces)
-    return Gradients(total.unflatten(2, (height, width)), moved, (found[0], found[1]), slopes)
+    of_spatial = None if spatial is None else spatial.grad
+    of_bilateral = None if bilateral is None else not_a_number_if(model.gone, bilateral.grad)
+    total = total.unflatten(2, (height, width))
+    return Gradients(total, moved, (of_spatial, of_bilateral), slopes)
 
 
 def _moved(
@@ -128,7 +130,7 @@ def _moved(
     return moved + kernel.feature_gradient(d_norm, torch.ones_like(d_norm))[:, :-1]
 
 
-def _slopes(kernel: Spatial, trace: _Trace, normalization: str) -> Tensor:
+def _slopes(kernel: GridGaussian, trace: _Trace, normalization: str) -> Tensor:
     """dL/d(sigma_y, sigma_x) [2] float64."""
     pairs = list(zip(trace.pulled, trace.sent, strict=True))
     if trace.term.norm is not None:

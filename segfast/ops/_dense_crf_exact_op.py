@@ -10,32 +10,49 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf.reference_grad import image_gradients
 from segfast.ops import _dense_crf_exact_cuda, _dense_crf_exact_grad
+from segfast.ops._dense_crf_look import Look, Seen, constants, is_recording
+from segfast.ops._dense_crf_terms import require_finite_quotients
 
 if TYPE_CHECKING:
     from segfast.ops._dense_crf_op import Problem
 
 
+def _look(problem: Problem, features: Tensor) -> Seen | None:
+    """The one wait of a call; nothing is seen while a CUDA graph is recorded."""
+    if is_recording():
+        return None
+    seen = Look(problem.logits, problem.image, problem.mixings, features).read()
+    if not seen.finite:
+        sigmas = [sigma.tolist() for sigma in problem.sigmas[1:]]
+        require_finite_quotients(problem.image.to(problem.dtype), sigmas[0], sigmas[1])
+    return seen
+
+
 def refine(problem: Problem) -> Tensor:
     """segfast::mean_field, [S, B, L, H, W]."""
-    o = problem.options
+    features = problem.features()
+    if seen := _look(problem, features):
+        seen.warn(problem.sigmas[2].tolist())
     return _dense_crf_exact_cuda.mean_field(
-        problem.logits, problem.features(), problem.mixings, problem.sigmas[0].tolist(),
-        o.iterations, o.normalization, o.tolerance, o.keep_steps, o.softmax,
+        problem.logits, features, problem.mixings, problem.sigmas[0].tolist(), problem.options,
+        None if seen is None else seen.present,
     )  # fmt: skip
 
 
 def gradients(problem: Problem, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
     """Of segfast::mean_field's seven tensors, None where a gradient is not wanted."""
-    o, features = problem.options, problem.features()
-    of_features = wanted[1] or wanted[5] or wanted[6]
+    features = problem.features()
+    seen = _look(problem, features)
+    present = None if seen is None else [
+        p or learned for p, learned in zip(seen.present, wanted[2:4], strict=True)
+    ]  # fmt: skip
     found = _dense_crf_exact_grad.mean_field(
         grad, problem.logits, features, problem.mixings, problem.sigmas[0].tolist(),
-        o.iterations, o.normalization, o.tolerance, o.keep_steps, o.softmax,
-        of_features, wanted[4], (wanted[2], wanted[3]),
+        problem.options, present, wanted[1] or wanted[5] or wanted[6], wanted[4],
     )  # fmt: skip
     image, position, color = None, None, None
     if found.features is not None:
-        sigmas = [sigma.to(features.device, torch.float32) for sigma in problem.sigmas[1:]]
+        sigmas = [constants(sigma.tolist(), features) for sigma in problem.sigmas[1:]]
         each = [
             image_gradients(g, f, *sigmas) for g, f in zip(found.features, features, strict=True)
         ]

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from segfast.ops._dense_crf_backward import SIGMAS
-from segfast.ops._dense_crf_op import NAMES, Options, Problem, as_given, refine
+from segfast.ops._dense_crf_op import NAMES, Problem, as_given, refine
+from segfast.ops._dense_crf_options import Options
 from segfast.ops._function import call, forward_of, needs_graph, transformed
 
 _ops = torch.ops.segfast
@@ -96,8 +97,11 @@ class _KeptBackward(_Final):
         return run(grad)
 
 
+IMAGE = NAMES.index("image")
+
+
 class KeptMeanField(Function):
-    """mean_field whose lattices and states are kept for the gradient."""
+    """mean_field whose lattices and states are kept for the gradient, until it was taken."""
 
     @staticmethod
     def forward(ctx: Any, options: Options, *tensors: Tensor) -> Tensor:
@@ -110,6 +114,8 @@ class KeptMeanField(Function):
         # result may share memory with the states.
         shared = [result] if options.keep_steps or options.softmax else []
         ctx.count = len(records)
+        if options.method != "exact":  # a lattice stands for the image, which may change
+            tensors = (*tensors[:IMAGE], tensors[IMAGE].new_empty(0), *tensors[IMAGE + 1 :])
         ctx.save_for_backward(*tensors, *(r.states for r in records), *shared)
         ctx.records = [replace(r, states=None) for r in records]
         return result
@@ -125,10 +131,19 @@ class KeptMeanField(Function):
 
         def run(grad: Tensor) -> tuple[Tensor, ...]:
             with torch.autocast("cpu", enabled=False):
-                return as_given(ctx.problem.gradients(grad, wanted, records), tensors)
+                return as_given(problem.gradients(grad, wanted, records), tensors)
 
+        problem = ctx.problem
         found = _KeptBackward.apply(run, grad, *tensors)
+        if not _graph_is_retained():
+            ctx.problem = ctx.records = None
         return None, *_given(found, wanted, 0)
+
+
+def _graph_is_retained() -> bool:
+    """Whether the running backward may be followed by another one; yes if PyTorch does not tell."""
+    tell = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    return bool(tell())
 
 
 class Belief(Function):

@@ -5,9 +5,7 @@ Gradients: `_dense_crf_backward.py` (what is computed), `_dense_crf_grad.py` (au
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +13,15 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
 from segfast.ops import (
-    _dense_crf_batch,
     _dense_crf_exact_cuda,
     _dense_crf_exact_grad,
     _dense_crf_exact_op,
+    _dense_crf_lattice_op,
 )
 from segfast.ops._dense_crf_backward import Record, filter_gradients, pull_back
 from segfast.ops._dense_crf_engine import Engine, filter_features, warn_if_slow
+from segfast.ops._dense_crf_look import Look, constants, is_recording
+from segfast.ops._dense_crf_options import Options
 from segfast.ops._dense_crf_terms import PairwiseTerm, require_finite_quotients
 from segfast.ops._register import batch, fold
 
@@ -62,11 +62,12 @@ def _gaussian_filter(
     values: Tensor, features: Tensor, method: str, normalization: str, tolerance: float,
     capacity: int | None = None,
 ) -> Tensor:  # fmt: skip
-    if _dense_crf_batch.serves(values, method):
-        return _dense_crf_batch.gaussian_filter(values, features, normalization, capacity)
+    if _dense_crf_lattice_op.serves(values, method):
+        return _dense_crf_lattice_op.gaussian_filter(values, features, normalization, capacity)
     if _dense_crf_exact_cuda.serves(values, method):
         return _dense_crf_exact_cuda.gaussian_filter(values, features, normalization, tolerance)
     dtype = _compute_dtype(values.dtype)
+    _require_no_recording(method, values.dtype)
     v, f = (x.to("cpu", dtype) for x in (values, features))
     y = torch.empty_like(v, memory_format=torch.contiguous_format)  # [B, C, N]
     for b in range(v.shape[0]):
@@ -85,8 +86,8 @@ def _gaussian_filter_backward(
         both = _dense_crf_exact_grad.gaussian_filter(grad, values, features, *options)
         kept = [x if w else None for x, w in zip(both, wanted, strict=True)]
         return as_given(kept, (values, features))
-    if _dense_crf_batch.serves(values, method) and not wanted[1]:
-        g = _dense_crf_batch.gaussian_filter(grad, features, normalization, capacity, True)
+    if _dense_crf_lattice_op.serves(values, method) and not wanted[1]:
+        g = _dense_crf_lattice_op.gaussian_filter(grad, features, normalization, capacity, True)
         return as_given([g if wanted[0] else None, None], (values, features))
     dtype = _compute_dtype(values.dtype)
     g, v, f = (x.to("cpu", dtype) for x in (grad, values, features))
@@ -99,22 +100,8 @@ def _gaussian_filter_backward(
     return as_given(found, (values, features))
 
 
-@dataclass(frozen=True)
-class Options:
-    """What segfast::mean_field takes after its tensors."""
-
-    iterations: int
-    normalization: str
-    method: str
-    spatial: str
-    tolerance: float
-    keep_steps: bool
-    softmax: bool
-    capacity: int | None = None
-
-
 class Problem:
-    """The tensors of one call: logits and image as given, mixings and sigmas on the CPU.
+    """The tensors of one call: logits, image and mixings where they are, sigmas on the CPU.
 
     `run` and `gradients` take images one by one to the CPU, in float32 or float64; `features` is
     for kernels that take all of them where they are.
@@ -126,7 +113,7 @@ class Problem:
         self.dtype = _compute_dtype(logits.dtype)
         self.logits = logits
         self.height, self.width = logits.shape[2:]
-        self.mixings = [m.detach().to("cpu", torch.float64) for m in parameters[:2]]
+        self.mixings = [m.detach().double() for m in parameters[:2]]
         self.sigmas = [
             _deviations(name, sigma) for name, sigma in zip(NAMES[4:], parameters[2:], strict=True)
         ]
@@ -147,12 +134,9 @@ class Problem:
     def features(self) -> Tensor:
         """Of the bilateral kernel for all images, where the logits are: [B, 2 + C, N]."""
         *sigma, color = (s.tolist() for s in self.sigmas)
-        colors = torch.tensor(color, dtype=self.dtype).to(self.image.device)
         images = self.image.to(self.dtype)
-        features = [reference.image_features(x, sigma[1], colors) for x in images]
-        if not all(bool(f.isfinite().all()) for f in features):
-            require_finite_quotients(images, sigma[1], color)
-        return torch.stack(features)
+        colors = constants(color, images)
+        return torch.stack([reference.image_features(x, sigma[1], colors) for x in images])
 
     def shaped(self, steps: Tensor) -> Tensor:
         """[S, L, N] -> [S, L, H, W] as the caller wants it."""
@@ -164,7 +148,7 @@ class Problem:
         o = self.options
         terms = {}
         image = image.to("cpu", self.dtype)
-        spatial, bilateral = (m.to(self.dtype) for m in self.mixings)
+        spatial, bilateral = (m.to("cpu", self.dtype) for m in self.mixings)
         spatial_sigma, bilateral_sigma, color_sigma = (s.tolist() for s in self.sigmas)
         if spatial.count_nonzero() or wanted[2]:
             if o.spatial == "conv" or o.method == "exact":
@@ -207,6 +191,8 @@ class Problem:
 
 
 def _deviations(name: str, sigma: Tensor) -> Tensor:
+    if sigma.is_cuda and is_recording():
+        raise ValueError(f"{name} must be numbers while a CUDA graph is recorded, not a tensor")
     sigma = sigma.detach().to("cpu", torch.float64)
     if not bool(((sigma > 0) & sigma.isfinite()).all()):
         raise ValueError(f"{name} must be positive and finite, got {sigma.tolist()}")
@@ -218,24 +204,29 @@ def _deviations(name: str, sigma: Tensor) -> Tensor:
 def _mean_field(*arguments: Any) -> Tensor:
     """Scores [1, B, L, H, W] (their softmax if asked for); scores of all steps if `keep_steps`."""
     tensors, options = arguments[:7], Options(*arguments[7:])
-    if not _dense_crf_batch.serves(tensors[0], options.method):
+    if not _dense_crf_lattice_op.serves(tensors[0], options.method):
         return refine(Problem(tensors, options))[0]
-    _dense_crf_batch.require_capacity(options.capacity)
-    model = _batch_model(tensors, options)
-    if options.capacity is None:  # a look at the numbers waits for them
-        _warn_about_inputs(tensors[0], model.image, model.color_sigma)
-    return _dense_crf_batch.mean_field(
-        tensors[0], model, options.iterations, options.keep_steps, options.softmax
-    )
+    return _dense_crf_lattice_op.mean_field(
+        tensors[0], _batch_model(tensors, options), options.iterations, options.keep_steps,
+        options.softmax,
+    )  # fmt: skip
 
 
-def _batch_model(tensors: Sequence[Tensor], options: Options) -> _dense_crf_batch.Model:
+def _require_no_recording(method: str, dtype: torch.dtype) -> None:
+    if is_recording():
+        raise ValueError(
+            f"a CUDA graph cannot record method={method!r} in {dtype}: no kernel for GPUs serves "
+            f"it, and the CPU's would wait for the tensors"
+        )
+
+
+def _batch_model(tensors: Sequence[Tensor], options: Options) -> _dense_crf_lattice_op.BatchModel:
     _, image, *parameters = tensors
     spatial, bilateral, color = (
         _deviations(name, sigma).tolist()
         for name, sigma in zip(NAMES[4:], parameters[2:], strict=True)
     )
-    return _dense_crf_batch.Model(
+    return _dense_crf_lattice_op.BatchModel(
         image, [m.detach() for m in parameters[:2]], spatial, bilateral, color,
         options.normalization, options.spatial, options.capacity,
     )  # fmt: skip
@@ -244,9 +235,10 @@ def _batch_model(tensors: Sequence[Tensor], options: Options) -> _dense_crf_batc
 def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tensor, list[Record]]:
     """The result of segfast::mean_field, and a record per image if gradients are `wanted`."""
     logits, o = problem.logits, problem.options
-    _warn_about_inputs(logits, problem.image, problem.sigmas[2].tolist())
     if _dense_crf_exact_cuda.serves(logits, o.method):
         return _dense_crf_exact_op.refine(problem), []
+    _require_no_recording(o.method, logits.dtype)
+    Look(logits, problem.image, (), None).read().warn(problem.sigmas[2].tolist())
     if logits.shape[0] == 1 and (o.iterations > 0 or not o.keep_steps):
         steps, record = problem.run(0, wanted)
         return problem.shaped(steps).unsqueeze(1), [record]  # a single image is not copied
@@ -266,15 +258,16 @@ def _mean_field_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *rest, wanted = arguments
     tensors, options = rest[:7], Options(*rest[7:])
     places = any(wanted[i] for i in (1, 4, 5, 6))
-    if not places and _dense_crf_batch.serves(tensors[0], options.method):
+    if not places and _dense_crf_lattice_op.serves(tensors[0], options.method):
         model = _batch_model(tensors, options)
-        logits, mixings = _dense_crf_batch.mean_field_gradients(
+        logits, mixings = _dense_crf_lattice_op.mean_field_gradients(
             grad, tensors[0], model, options.iterations, options.softmax, wanted[2:4]
         )
         return as_given([logits if wanted[0] else None, None, *mixings, *[None] * 3], tensors)
     problem = Problem(tensors, options)
     if _dense_crf_exact_cuda.serves(problem.logits, options.method):
         return as_given(_dense_crf_exact_op.gradients(problem, grad, wanted), tensors)
+    _require_no_recording(options.method, problem.logits.dtype)
     return as_given(problem.gradients(grad, wanted), tensors)
 
 
@@ -284,29 +277,6 @@ def as_given(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> tupl
         x.new_empty(0) if g is None else g.to(x.device, x.dtype)
         for g, x in zip(gradients, like, strict=True)
     )
-
-
-def _warn_about_inputs(logits: Tensor, image: Tensor, color: Sequence[float]) -> None:
-    sums = logits[:, :, ::7, ::7].float().sum(1)  # a sample of the pixels is enough
-    if (
-        logits.shape[1] > 1
-        and sums.numel() > 0
-        and bool(((sums - 1).abs() < 1e-3).all())
-        and bool((logits >= 0).all())
-    ):
-        warnings.warn(
-            "logits are not negative and sum to 1 over the labels: these look like probabilities; "
-            "pass their logarithm",
-            stacklevel=3,
-        )
-    if image.dtype.is_floating_point and image.numel() > 0:
-        low, high = (float(x) for x in torch.aminmax(image.float()))
-        if 0 < high - low < min(color, default=0.0) / 5:
-            warnings.warn(
-                f"image spans {high - low:.3g} but color_sigma is {min(color):.3g}: colour has "
-                f"almost no say; color_sigma is in image units",
-                stacklevel=3,
-            )
 
 
 # Fakes: shapes and dtypes only.

@@ -333,7 +333,7 @@ def reference_kernel(term: PairwiseTerm, like: Tensor, shape: tuple[int, int] | 
 
 
 @dataclass(frozen=True)
-class Spatial:
+class SpatialParts:
     """A convolution taken apart, for the gradient of its sigmas.
 
     Attributes:
@@ -347,14 +347,14 @@ class Spatial:
     after: Tensor | None
 
 
-def spatial(term: PairwiseTerm, like: Tensor, shape: tuple[int, int]) -> Spatial:
+def spatial(term: PairwiseTerm, like: Tensor, shape: tuple[int, int]) -> SpatialParts:
     """Of a "conv" term, for values like `like`."""
     assert term.sigma is not None
     sigma = term.sigma
     if native() is None:
         whole = reference_kernel(term, like, shape)
         slopes = reference_grad.separable_slopes(like, shape, sigma)
-        return Spatial(whole.raw, slopes, whole.before, whole.after)
+        return SpatialParts(whole.raw, slopes, whole.before, whole.after)
 
     def filtered(slope: int | None) -> Filter:
         terms = NativeTerms(like, shape)
@@ -363,4 +363,4 @@ def spatial(term: PairwiseTerm, like: Tensor, shape: tuple[int, int]) -> Spatial
 
     scales = NativeTerms(like, shape).convolution(sigma, term.normalization)[2:]
     before, after = (torch.outer(y, x).flatten() for y, x in (scales[:2], scales[2:]))
-    return Spatial(filtered(None), [filtered(0), filtered(1)], before, after)
+    return SpatialParts(filtered(None), [filtered(0), filtered(1)], before, after)

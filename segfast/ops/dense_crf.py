@@ -10,7 +10,6 @@ Fields", ICML 2013. Derivations: kernels/dense_crf/README.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,23 +17,23 @@ from torch import Tensor
 
 from segfast._native import has_triton, native
 from segfast.kernels.dense_crf.reference import NORMALIZATIONS
-from segfast.ops import _check, _dense_crf_grad
-from segfast.ops._dense_crf_batch import available
+from segfast.ops import _check, _dense_crf_check, _dense_crf_grad
+from segfast.ops._dense_crf_check import (
+    MAX_FEATURES,
+    MEAN_FIELD_COLOR_SIGMA,
+    METHODS,
+    SPATIAL,
+    Sigma,
+    Weight,
+)
 from segfast.ops._dense_crf_exact_cuda import served_by as exact_served_by
-from segfast.ops._dense_crf_op import Options
+from segfast.ops._dense_crf_lattice_op import available
+from segfast.ops._dense_crf_options import Options
 from segfast.ops._dense_crf_terms import mix
 from segfast.ops._function import call
 
-METHODS = ("lattice", "exact", "auto")
-SPATIAL = ("conv", "lattice")
-MAX_FEATURES = 32
 # "auto" sums every pair up to this many pixels: small enough for it to stay cheap.
 AUTO_EXACT_PIXELS = 128 * 128
-UINT8_COLOR_SIGMA = 13.0
-FLOAT32_MAX = torch.finfo(torch.float32).max
-
-Weight = float | Tensor  # a number, [L] or [L, L]
-Sigma = float | Sequence[float] | Tensor  # once, or per axis (y, x) or channel
 
 
 def gaussian_filter(
@@ -96,12 +95,12 @@ def gaussian_filter(
         raise ValueError(
             f"features must have 1 to {MAX_FEATURES} dimensions, got {_check.describe(features)}"
         )
-    _require_same_device("features", features, "values", values)
+    _dense_crf_check.require_same_device("features", features, "values", values)
     _check.require_choice("method", method, METHODS)
     _check.require_choice("normalization", normalization, NORMALIZATIONS)
     tolerance = _check.not_negative("tolerance", tolerance)
     method = resolve_method(method, values.shape[2], normalization)
-    _check_capacity(capacity)
+    _dense_crf_check.require_capacity(capacity)
     return _dense_crf_grad.gaussian_filter(
         values, features, method, normalization, tolerance, capacity
     )
@@ -191,30 +190,29 @@ def mean_field(
     _check.require_tensor("image", image, "[B, C, H, W]")
     if unbatched and image.dim() == 3:
         logits, image = logits[None], image[None]
-    labels = _checked_shapes(logits, image)
+    _dense_crf_check.require_maps("logits", logits, image)
+    labels = logits.shape[1]
     _check.require_choice("normalization", normalization, NORMALIZATIONS)
     _check.require_choice("method", method, METHODS)
     _check.require_choice("spatial", spatial, SPATIAL)
     _check.require_count("iterations", iterations)
+    color_sigma = _dense_crf_check.color_sigma_of(color_sigma, image, MEAN_FIELD_COLOR_SIGMA)
+    sigma_tensor = _dense_crf_check.sigma_tensor
     sigmas = (
-        _checked_sigma("spatial_sigma", spatial_sigma, 2, logits).expand(2),
-        _checked_sigma("bilateral_sigma", bilateral_sigma, 2, logits).expand(2),
-        _checked_color_sigma(color_sigma, image),
+        sigma_tensor("spatial_sigma", spatial_sigma, 2, logits).expand(2),
+        sigma_tensor("bilateral_sigma", bilateral_sigma, 2, logits).expand(2),
+        sigma_tensor("color_sigma", color_sigma, image.shape[1], logits),
     )
     tolerance = _check.not_negative("tolerance", tolerance)
     weights = [
-        _checked_weight("spatial_weight", spatial_weight, labels, logits),
-        _checked_weight("bilateral_weight", bilateral_weight, labels, logits),
+        _dense_crf_check.weight_tensor(name, weight, labels, logits)
+        for name, weight in (
+            ("spatial_weight", spatial_weight),
+            ("bilateral_weight", bilateral_weight),
+        )
     ]
-    if compatibility is not None:
-        _check.require_floating("compatibility", compatibility, "[L, L]")
-        if tuple(compatibility.shape) != (labels, labels):
-            raise ValueError(
-                f"compatibility must have shape [L, L] = [{labels}, {labels}], "
-                f"got {_check.describe(compatibility)}"
-            )
-        _require_same_device("compatibility", compatibility, "logits", logits)
-    _check_capacity(capacity)
+    _dense_crf_check.require_compatibility(compatibility, labels, logits)
+    _dense_crf_check.require_capacity(capacity)
     mixings = [_mixing(weight, compatibility) for weight in weights]
     method = resolve_method(method, logits.shape[2] * logits.shape[3], normalization)
     options = Options(
@@ -265,70 +263,6 @@ def served_by() -> dict[str, str]:
     return {"cpu": cpu, "cuda": cuda}
 
 
-# --- checks -------------------------------------------------------------------------------------
-
-
-def _check_capacity(capacity: int | None) -> None:
-    if capacity is not None:
-        _check.require_count("capacity", capacity)
-
-
-def _require_same_device(name: str, value: Tensor, other: str, like: Tensor) -> None:
-    if value.device != like.device:
-        raise ValueError(
-            f"{name} must be on the device of {other}, {like.device}, got {value.device}"
-        )
-
-
-def _checked_shapes(logits: Tensor, image: Tensor) -> int:
-    if logits.dim() != 4 or logits.shape[1] < 1:
-        raise ValueError(
-            f"logits must have shape [B, L, H, W], L >= 1, got {_check.describe(logits)}"
-        )
-    if image.dtype.is_complex or image.dtype == torch.bool:
-        raise TypeError(
-            f"image must be uint8, another integer or a float dtype, got {_check.describe(image)}"
-        )
-    batch, labels, height, width = logits.shape
-    if image.dim() != 4 or (image.shape[0], *image.shape[2:]) != (batch, height, width):
-        raise ValueError(
-            f"image must have shape [B, C, H, W] = [{batch}, C, {height}, {width}] like logits, "
-            f"got {_check.describe(image)}"
-        )
-    if image.shape[1] + 2 > MAX_FEATURES:
-        raise ValueError(
-            f"image must have at most {MAX_FEATURES - 2} channels, got {image.shape[1]}"
-        )
-    _require_same_device("image", image, "logits", logits)
-    return labels
-
-
-def _checked_color_sigma(color_sigma: Sigma | None, image: Tensor) -> Tensor:
-    if color_sigma is None:
-        if image.dtype != torch.uint8:
-            raise ValueError(
-                f"color_sigma must be given for {image.dtype} images, in the units of the image "
-                f"(13 suits values of 0 to 255, about 0.05 values of 0 to 1)"
-            )
-        color_sigma = UINT8_COLOR_SIGMA
-    return _checked_sigma("color_sigma", color_sigma, image.shape[1], image)
-
-
-def _checked_sigma(name: str, sigma: Sigma, count: int, like: Tensor) -> Tensor:
-    """[1] or [count] in float64. Whether a tensor is positive is looked at where it is used."""
-    if not isinstance(sigma, Tensor):
-        numbers = _check.positive_floats(name, sigma, count)
-        return torch.tensor(numbers, dtype=torch.float64)  # on a GPU one would wait for them
-    if not sigma.dtype.is_floating_point:
-        raise TypeError(f"{name} must be a floating-point tensor, got {_check.describe(sigma)}")
-    if sigma.dim() > 1 or (sigma.numel() != 1 and sigma.numel() != count):
-        raise ValueError(
-            f"{name} must be one number or {count} of them, got {_check.describe(sigma)}"
-        )
-    _require_same_device(name, sigma, "logits", like)
-    return sigma.double().reshape(-1)
-
-
 def _mixing(weight: Tensor, compatibility: Tensor | None) -> Tensor:
     """-mu W as one scalar, vector or matrix, float64; it is differentiated as it stands."""
     w = weight.double()
@@ -337,25 +271,3 @@ def _mixing(weight: Tensor, compatibility: Tensor | None) -> Tensor:
     mu = compatibility.double()  # [L, L]
     # (a matrix product would sum in an order of its own; mu diag(w) scales mu's columns)
     return -mix(mu, w) if w.dim() == 2 else -(mu * w)
-
-
-def _checked_weight(name: str, weight: Weight, labels: int, logits: Tensor) -> Tensor:
-    if isinstance(weight, Tensor):
-        if not weight.dtype.is_floating_point:
-            raise TypeError(
-                f"{name} must be a floating-point tensor, got {_check.describe(weight)}"
-            )
-        if tuple(weight.shape) not in ((), (labels,), (labels, labels)):
-            raise ValueError(
-                f"{name} must be a number, [L] = [{labels}] or [L, L], "
-                f"got {_check.describe(weight)}"
-            )
-        _require_same_device(name, weight, "logits", logits)
-        return weight
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise TypeError(
-            f"{name} must be a number or a tensor [L] or [L, L], got {_check.describe(weight)}"
-        )
-    if not abs(weight) <= FLOAT32_MAX:
-        raise ValueError(f"{name} must be finite in float32, got {weight:.3g}")
-    return torch.full((), float(weight), dtype=torch.float64, device=logits.device)

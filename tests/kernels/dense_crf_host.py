@@ -1,4 +1,4 @@
-"""What csrc/cuda/dense_crf.cpp registers, on the processor: `_dense_crf_cuda.py` runs on it."""
+"""What csrc/cuda/dense_crf.cpp registers, on the processor: the lattice's launchers run on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import host_cuda
-from segfast.ops._dense_crf_cuda import FINITE, TILE
+from segfast.ops._dense_crf_lattice_cuda import FINITE, TILE
 
 DTYPE = {torch.float32: 0, torch.float64: 1}
 KEY_PLAN = 528  # sizeof(KeyPlan)
@@ -157,5 +157,7 @@ class Host:
 
     def _crf_products(self, a: Tensor, b: Tensor, partial: Tensor, labels: int) -> None:
         diagonal = partial.dim() == 2
-        size = struct.pack("qii?3xi", len(a), labels, a.shape[1], diagonal, DTYPE[a.dtype])
+        size = struct.pack(
+            "qqii?3xi", len(a), len(partial), labels, a.shape[1], diagonal, DTYPE[a.dtype]
+        )
         self._launch("products", size, a, b, partial)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import host_cuda
 from segfast.kernels.dense_crf import reference
-from segfast.ops import _dense_crf_batch as batch
-from segfast.ops import _dense_crf_cuda as cuda
+from segfast.ops import _dense_crf_lattice_cuda as cuda
+from segfast.ops import _dense_crf_lattice_op as batch
 from segfast.testing import assert_as_good_as
 
 NORMALIZATIONS = reference.NORMALIZATIONS
@@ -176,8 +176,8 @@ class Case:
         self.spatial_sigma, self.bilateral_sigma, self.color_sigma = (1.3, 2.1), (4.7, 5.3), 21.7
         self.normalization, self.spatial = normalization, spatial
 
-    def model(self, **changes: Any) -> batch.Model:
-        return batch.Model(
+    def model(self, **changes: Any) -> batch.BatchModel:
+        return batch.BatchModel(
             self.image, self.weights, self.spatial_sigma, self.bilateral_sigma,
             [self.color_sigma], self.normalization, self.spatial, **changes,
         )  # fmt: skip

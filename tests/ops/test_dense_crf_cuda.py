@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import segfast
-from segfast.ops import _dense_crf_batch as batch
+from segfast.ops import _dense_crf_lattice_op as batch
 from segfast.ops import dense_crf, gaussian_filter, mean_field
-from segfast.ops._dense_crf_cuda import _kept_gaussian
+from segfast.ops._dense_crf_lattice_cuda import _kept_gaussian
 from segfast.testing import assert_as_good_as
 from tests.ops.conftest import make_problem, reference_mean_field
 

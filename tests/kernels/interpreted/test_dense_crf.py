@@ -12,8 +12,8 @@ from torch import Tensor
 from segfast.kernels.dense_crf import reference, triton_configurations
 from segfast.ops import _dense_crf_exact_cuda as cuda
 from segfast.ops import _dense_crf_exact_grad as backward
-from segfast.ops import _dense_crf_triton as launchers
-from segfast.ops._dense_crf_triton import ExactFilter
+from segfast.ops import _dense_crf_exact_triton as launchers
+from segfast.ops._dense_crf_exact_triton import ExactFilter
 from segfast.testing import assert_as_good_as
 from tests.ops import dense_crf_exact_problems as problems
 

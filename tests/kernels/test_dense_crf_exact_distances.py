@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf import triton_configurations as tiles
-from segfast.ops._dense_crf_order import centred_parts, in_order, kd_order
+from segfast.ops._dense_crf_exact_order import centred_parts, in_order, kd_order
 
 ROOT = math.sqrt(math.log2(math.e))
 UNIT = 2.0**-24

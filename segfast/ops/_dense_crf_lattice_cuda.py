@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from segfast.ops._dense_crf_look import Look, Seen, is_recording
 from segfast.ops._dense_crf_terms import in_out_scales, require_reach, separable_gaussian
 
 # As in dense_crf_cuda.h.
@@ -27,6 +28,7 @@ TOO_FAR = 4
 TILE = 64
 MAX_LABELS = {torch.float32: 6136, torch.float64: 3064}
 MOST_ENTRIES = 2**31 - 1
+CHUNK_PIXELS, MOST_CHUNKS = 1024, 256
 
 _LATTICE = "Tensor[] lattice"  # Lattice.tensors()
 _TERMS = "Tensor[] terms, float[] gains"  # Message, one after the other
@@ -47,11 +49,6 @@ _SCHEMAS = {
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"segfast::{_name}", _schema)
-
-
-def is_recording() -> bool:
-    """Whether a CUDA graph is being recorded, which must not wait for anything."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def row_of(labels: int, dtype: torch.dtype) -> int:
@@ -99,11 +96,14 @@ def sorted_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     return keys[:, order], order
 
 
-def build(features: Tensor, capacity: int | None = None, ops: Any = None) -> Lattice:
+def build(
+    features: Tensor, capacity: int | None = None, ops: Any = None, look: Look | None = None
+) -> tuple[Lattice, Seen | None]:
     """The lattices of `features` [B, d, N], d >= 1, B and N not 0.
 
-    Waits once for the number of vertices. Not with `capacity`, which says for how many there is
-    room: results are NaN where it does not suffice, or where keys are wider than 63 bits.
+    Waits once for the number of vertices, and reads `look` along; twice where keys are wider than
+    63 bits. Not with `capacity`, which says for how many vertices there is room: results are NaN
+    where it does not suffice, or where keys are that wide.
 
     Raises:
         ValueError: features reach too far for their dtype (without `capacity`: else NaN).
@@ -116,7 +116,7 @@ def build(features: Tensor, capacity: int | None = None, ops: Any = None) -> Lat
             f"{images} images of {pixels} pixels in {dims} dimensions have {entries} entries on "
             f"the lattice, more than 2^31: pass fewer images at a time"
         )
-    words, finite = 1, True
+    words, finite, seen = 1, True, None
     while True:
         keys, weight, plan, state = ops._crf_embed(features, words)
         keys, order = sorted_keys(keys)
@@ -124,7 +124,10 @@ def build(features: Tensor, capacity: int | None = None, ops: Any = None) -> Lat
         tiles = ops._crf_number(keys, state, dims, room)  # heads, base
         if capacity is not None:
             break
-        found = state.tolist()  # the one wait
+        looks = state.new_empty(0) if look is None else look.numbers
+        numbers = torch.cat([state.double(), looks.double()]).tolist()  # the one wait
+        found, along = [int(x) for x in numbers[: len(state)]], numbers[len(state) :]
+        seen = None if look is None else look.read(along)
         if found[STATUS] & TOO_FAR:
             usable = features[torch.tensor(found[FINITE:], dtype=torch.bool)]
             require_reach(torch.stack(torch.aminmax(usable.transpose(0, 1).flatten(1), dim=1))
@@ -136,7 +139,8 @@ def build(features: Tensor, capacity: int | None = None, ops: Any = None) -> Lat
     linked = ops._crf_link(keys, order, tiles, weight, plan, state, room)
     vertex, pixel, list_weight, neighbours = linked
     heads, base = tiles
-    return Lattice(vertex, weight, pixel, list_weight, neighbours, heads, base, state, finite)
+    lattice = Lattice(vertex, weight, pixel, list_weight, neighbours, heads, base, state, finite)
+    return lattice, seen
 
 
 # ------------------------------------------------------------------------------------------ terms
@@ -276,7 +280,7 @@ def padded(mixing: Tensor, row: int) -> Tensor:
 # ------------------------------------------------------------------------------------- mean field
 
 
-class Engine:
+class BatchEngine:
     """Mean field over a batch, prepared once.
 
     Args:
@@ -358,8 +362,8 @@ class Engine:
             (x, padded(m.t() if m.dim() == 2 else m, self.row))
             for x, m in zip(self.messages, self.mixings, strict=True)
         ]
-        chunk = max(1024, (-(-self.points // 256) + 31) // 32 * 32)  # product_chunk
-        chunks = -(-self.points // chunk)
+        # Sums over pixels in so many parts, by the size alone.
+        chunks = min(MOST_CHUNKS, -(-self.points // CHUNK_PIXELS))
         products = [
             upstream.new_zeros(chunks, *[labels] * max(1, m.dim())) if w else None
             for m, w in zip(self.mixings, wanted, strict=True)

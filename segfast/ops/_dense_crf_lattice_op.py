@@ -1,13 +1,13 @@
-"""The dense CRF operators on CUDA: whole batches by the lattice (`_dense_crf_cuda.py`).
+"""The dense CRF operators on CUDA: whole batches by the lattice (`_dense_crf_lattice_cuda.py`).
 
 With a `capacity` nothing here waits for the device, so that a call can be recorded in a CUDA
-graph. Without one it waits for the number of a lattice's vertices, and to see whether weights are
-zero.
+graph. Without one it waits once for each lattice, for the number of its vertices, and sees then
+whether weights are zero and what there is to warn about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from segfast._native import native
-from segfast.ops._dense_crf_cuda import (
+from segfast.ops._dense_crf_lattice_cuda import (
     MAX_LABELS,
+    BatchEngine,
     ConvMessage,
-    Engine,
-    Lattice,
     LatticeMessage,
     Message,
     build,
-    is_recording,
     row_of,
     update,
 )
+from segfast.ops._dense_crf_look import Look, Seen, is_recording, not_a_number_if, without_say
 from segfast.ops._dense_crf_terms import require_finite_quotients
 
 
@@ -69,7 +68,8 @@ def gaussian_filter(
     ops = torch.ops.segfast if ops is None else ops
     v, f = (x.to(_real(values)).contiguous() for x in (values, features))
     images, channels, pixels = v.shape
-    message = LatticeMessage(build(f, capacity, ops), row_of(channels, v.dtype), normalization, ops)
+    lattice, _ = build(f, capacity, ops)
+    message = LatticeMessage(lattice, row_of(channels, v.dtype), normalization, ops)
     rows = v.new_empty(images * pixels, row_of(channels, v.dtype))
     update(ops, [], logits=v, belief=rows, normalize=False)
     message.send(rows, transpose)
@@ -79,7 +79,7 @@ def gaussian_filter(
 
 
 @dataclass(frozen=True)
-class Model:
+class BatchModel:
     """What refines the logits.
 
     Attributes:
@@ -100,79 +100,91 @@ class Model:
     capacity: int | None = None
 
 
-def _prepare(
-    logits: Tensor, model: Model, iterations: int, wanted: Sequence[bool], ops: Any
-) -> tuple[Engine, list[int]]:
-    """The engine, and the numbers (0 spatial, 1 bilateral) of the kernels that it has.
+@dataclass(frozen=True)
+class _Prepared:
+    """The engine, the numbers (0 spatial, 1 bilateral) of the kernels it has, what was seen.
 
-    A mixing of zeros drops its kernel unless its gradient is wanted.
+    gone: images whose bilateral kernel has weight 0 and no place for a pixel, [B].
     """
+
+    engine: BatchEngine
+    kernels: list[int]
+    seen: Seen | None
+    gone: Tensor
+
+
+def _prepare(
+    logits: Tensor, model: BatchModel, iterations: int, wanted: Sequence[bool], ops: Any
+) -> _Prepared:
+    """A mixing of zeros drops its kernel unless its gradient is wanted or a `capacity` is given."""
     dtype = _real(logits)
     x = logits.to(dtype).flatten(2).contiguous()  # [B, L, N]
+    look = None
+    if model.capacity is None:
+        look = Look(logits, model.image, model.mixings, None)
     if iterations == 0:
-        return Engine(x, [], [], ops), []
+        seen = None if look is None else look.read()
+        return _Prepared(BatchEngine(x, [], [], ops), [], seen, x.new_zeros(1, dtype=torch.bool))
     mixings = [m.to(dtype) for m in model.mixings]
-    drops = model.capacity is None  # to know costs a wait
-    present = torch.stack([m.count_nonzero() for m in mixings]) if drops else None
-
-    def is_there(i: int) -> bool:
-        return wanted[i] or present is None or bool(present[i])
-
+    image = model.image.to(dtype).contiguous()
+    places = ops._crf_features(image, _sigmas(model))
+    features, gone = places, x.new_zeros(1, dtype=torch.bool)
+    if model.capacity is not None or wanted[1]:  # else a kernel without weight is not there
+        features, gone = without_say(places, mixings[1])
+    try:  # built first: the wait is over afterwards
+        lattice, seen = build(features, model.capacity, ops, look)
+    except ValueError:
+        seen = None if look is None else look.read()
+        if seen is None or seen.present[1] or wanted[1]:
+            raise
+        lattice = None
+    there = [seen is None or seen.present[i] or wanted[i] for i in range(2)]
     row = row_of(x.shape[1], dtype)
     shape = (logits.shape[2], logits.shape[3])
     messages: dict[int, Message] = {}
-    if bilateral := _bilateral(model, dtype, lambda: is_there(1), ops):
-        messages[1] = LatticeMessage(bilateral, row, model.normalization, ops)
-    if is_there(0):
+    if there[0]:
         messages[0] = _spatial(x, shape, model, row, ops)
-    kept = sorted(messages)
-    engine = Engine(x, [messages[i] for i in kept], [mixings[i] for i in kept], ops)
-    return engine, kept
+    if there[1] and lattice is not None:
+        if not lattice.finite:
+            require_finite_quotients(image, model.bilateral_sigma, model.color_sigma)
+        messages[1] = LatticeMessage(lattice, row, model.normalization, ops)
+    engine = BatchEngine(x, list(messages.values()), [mixings[i] for i in messages], ops)
+    return _Prepared(engine, list(messages), seen, gone)
 
 
-def _bilateral(
-    model: Model, dtype: torch.dtype, is_there: Callable[[], bool], ops: Any
-) -> Lattice | None:
-    """The lattice; None where the kernel is dropped. Built first: the wait is over afterwards."""
-    image = model.image.to(dtype).contiguous()
+def _sigmas(model: BatchModel) -> list[float]:
+    """x, y, and one for each channel."""
     y, x = model.bilateral_sigma
-    colors = [*model.color_sigma] * (image.shape[1] if len(model.color_sigma) == 1 else 1)
-    try:
-        lattice = build(ops._crf_features(image, [x, y, *colors]), model.capacity, ops)
-    except ValueError:
-        if not is_there():
-            return None
-        raise
-    if not is_there():
-        return None
-    if not lattice.finite:
-        require_finite_quotients(image, model.bilateral_sigma, model.color_sigma)
-    return lattice
+    return [x, y, *model.color_sigma] + [*model.color_sigma] * (
+        model.image.shape[1] - 1 if len(model.color_sigma) == 1 else 0
+    )
 
 
-def _spatial(x: Tensor, shape: tuple[int, int], model: Model, row: int, ops: Any) -> Message:
+def _spatial(x: Tensor, shape: tuple[int, int], model: BatchModel, row: int, ops: Any) -> Message:
     if model.spatial == "conv":
         return ConvMessage(x, shape, model.spatial_sigma, row, model.normalization, ops)
     grid = x.new_empty(len(x), 0, *shape)  # an image without channels
     sigma_y, sigma_x = model.spatial_sigma
-    lattice = build(ops._crf_features(grid, [sigma_x, sigma_y]), model.capacity, ops)
+    lattice, _ = build(ops._crf_features(grid, [sigma_x, sigma_y]), model.capacity, ops)
     return LatticeMessage(lattice, row, model.normalization, ops)
 
 
 def mean_field(
-    logits: Tensor, model: Model, iterations: int, keep_steps: bool = False,
+    logits: Tensor, model: BatchModel, iterations: int, keep_steps: bool = False,
     softmax: bool = False, ops: Any = None,
 ) -> Tensor:  # fmt: skip
-    """logits [B, L, H, W] -> scores [S, B, L, H, W]: see `Engine.run`."""
+    """logits [B, L, H, W] -> scores [S, B, L, H, W]: see `BatchEngine.run`."""
     ops = torch.ops.segfast if ops is None else ops
     require_capacity(model.capacity)
-    engine, _ = _prepare(logits, model, iterations, (False, False), ops)
-    out = engine.run(iterations, keep_steps, softmax)
+    prepared = _prepare(logits, model, iterations, (False, False), ops)
+    if prepared.seen is not None:
+        prepared.seen.warn(model.color_sigma)
+    out = prepared.engine.run(iterations, keep_steps, softmax)
     return out.unflatten(3, logits.shape[2:]).to(logits.dtype)
 
 
 def mean_field_gradients(
-    grad: Tensor, logits: Tensor, model: Model, iterations: int, softmax: bool,
+    grad: Tensor, logits: Tensor, model: BatchModel, iterations: int, softmax: bool,
     wanted: Sequence[bool], ops: Any = None,
 ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
     """From dL/d(what `mean_field` gave), S steps, to the logits and to the `wanted` mixings.
@@ -181,7 +193,8 @@ def mean_field_gradients(
     """
     ops = torch.ops.segfast if ops is None else ops
     require_capacity(model.capacity)
-    engine, kept = _prepare(logits, model, iterations, wanted, ops)
+    prepared = _prepare(logits, model, iterations, wanted, ops)
+    engine, kept = prepared.engine, prepared.kernels
     upstream = grad.to(engine.logits.dtype).flatten(3).contiguous()  # [S, B, L, N]
     total, of_kept = engine.gradients(upstream, iterations, softmax, [wanted[i] for i in kept])
     found: list[Tensor | None] = [
@@ -189,5 +202,6 @@ def mean_field_gradients(
     ]
     for i, part in zip(kept, of_kept, strict=True):
         if part is not None:
+            part = not_a_number_if(prepared.gone, part) if i == 1 else part
             found[i] = part.to(model.mixings[i].dtype)
     return total.unflatten(2, logits.shape[2:]).to(logits.dtype), found

@@ -23,7 +23,7 @@ from segfast.kernels.dense_crf.triton_exact import (
 )
 from segfast.kernels.dense_crf.triton_exact_grad import feature_gradient_kernel
 from segfast.kernels.dense_crf.triton_spatial import convolve_kernel
-from segfast.ops._dense_crf_order import centred_parts, in_order, kd_order
+from segfast.ops._dense_crf_exact_order import centred_parts, in_order, kd_order
 from segfast.ops._triton import index_type, on_device
 
 REACH_BLOCK = 128  # tiles

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segfast.kernels.dense_crf import triton_configurations as tiles
-from segfast.ops._dense_crf_order import centred_parts, in_order, kd_order
+from segfast.ops._dense_crf_exact_order import centred_parts, in_order, kd_order
 
 
 @pytest.mark.parametrize("pixels", [1, 63, 64, 128, 129, 1000, 5000])
