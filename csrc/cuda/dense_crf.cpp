@@ -1,5 +1,5 @@
-// segfast::_crf_*: the kernels of the dense CRF on CUDA, as segfast/ops/_dense_crf_lattice_cuda.py calls
-// them. Sizes are checked here, since kernels trust them; an empty tensor stands for none.
+// segfast::_crf_*: the kernels of the dense CRF on CUDA, as segfast/ops/_dense_crf_lattice_cuda.py
+// calls them. Sizes are checked here, since kernels trust them; an empty tensor stands for none.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -145,7 +145,8 @@ struct TileArrays {
   const uint64_t* heads;
   const int32_t* base;
 
-  TileArrays(const Call& call, const LatticeSize& s, const Tensor& of_heads, const Tensor& of_base) {
+  TileArrays(const Call& call, const LatticeSize& s, const Tensor& of_heads,
+             const Tensor& of_base) {
     const int64_t count = s.images * tiles_per_image(s);
     heads = reinterpret_cast<const uint64_t*>(call.integers<int64_t>(of_heads, count, "heads"));
     base = call.integers<int32_t>(of_base, count, "base");
@@ -322,8 +323,8 @@ void products(const Tensor& a, const Tensor& b, const Tensor& partial, int64_t l
   const Call call(a);
   const int64_t points = a.size(0), chunks = partial.dim() > 0 ? partial.size(0) : 0;
   STD_TORCH_CHECK(chunks >= 1, "partial must have a chunk");
-  const ProductSize s{points,          chunks, static_cast<int>(labels), call.row(labels),
-                      partial.dim() == 2, call.dtype()};
+  const ProductSize s{
+      points, chunks, static_cast<int>(labels), call.row(labels), partial.dim() == 2, call.dtype()};
   STD_TORCH_CHECK(labels >= 1 && a.size(1) == s.row, "a must have rows for ", labels, " labels");
   check_cuda(mixing_gradient_cuda(
       s, call.read(a, points * s.row, "a"), call.read(b, points * s.row, "b"),

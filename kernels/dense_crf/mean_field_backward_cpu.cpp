@@ -233,10 +233,8 @@ template <typename T>
 void update(const MeanFieldBackward<T>& m, int band, int64_t begin, int64_t end, T* memory) {
   const Scratch<T> s = carve(m, memory);
   clear(memory, update_scratch(m));  // the padding stays finite from here on
-  if (m.send) clear_sent(m, band);
-  for (int64_t first = begin; first < end; first += m.width) {
-    update_line(m, band, first, end - first < m.width ? end - first : m.width, s);
-  }
+  for_each_line(m, band, begin, end,
+                [&](int64_t first, int64_t width) { update_line(m, band, first, width, s); });
 }
 
 }  // namespace

@@ -184,6 +184,16 @@ void clear_sent(const Update<T>& u, int band) {
   }
 }
 
+// The pixels [begin, end) of a band, line by line: line(first pixel, how many).
+template <typename T, typename Line>
+SEGFAST_INLINE void for_each_line(const Update<T>& u, int band, int64_t begin, int64_t end,
+                                  const Line& line) {
+  if (u.send) clear_sent(u, band);
+  for (int64_t first = begin; first < end; first += u.width) {
+    line(first, end - first < u.width ? end - first : u.width);
+  }
+}
+
 }  // namespace
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

@@ -99,7 +99,7 @@ def pull_back(
     engine, weights = record.engine, wanted[2] or wanted[3]
     if engine.fused is None:
         logits, mixings = _reference_reverse(record, upstream, moved)
-    elif engine.separate:
+    elif engine.separate or moved:
         logits, mixings = _mixed_reverse(record, upstream, moved, weights)
     else:
         logits, *each = engine.fused.reverse(
@@ -147,10 +147,9 @@ def _reference_reverse(
 def _mixed_reverse(
     record: Record, upstream: Tensor, moved: dict[str, _Moved], weights: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compiled, with messages of the exact method among them."""
+    """Compiled, step by step: messages of the exact method are among them, or terms are moved."""
     engine = record.engine
     assert engine.fused is not None
-    ((mixing, kernel),) = engine.separate
     logits = engine.fused.reverse(
         upstream[-1:], record.belief, engine.logits, None, 0, weights=False
     )[0]  # fmt: skip
@@ -163,8 +162,9 @@ def _mixed_reverse(
             for notes in moved.values():
                 notes.note(g, belief)
         g, *each = engine.fused.reverse(
-            g[None], None, scores, None, 1, planes=[kernel.transpose(g)], mixings=[mixing],
-            start=False, weights=weights,
+            g[None], None, scores, None, 1,
+            planes=[kernel.transpose(g) for _, kernel in engine.separate],
+            mixings=[mixing for mixing, _ in engine.separate], start=False, weights=weights,
         )  # fmt: skip
         for name, part in zip(record.names("lattice", "conv", "exact"), each, strict=False):
             mixings[name] = part if name not in mixings else mixings[name] + part

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf.reference_grad import image_gradients
 from segfast.ops import _dense_crf_exact_cuda, _dense_crf_exact_grad
-from segfast.ops._dense_crf_look import Look, Seen, constants, is_recording
+from segfast.ops._dense_crf_look import Look, Seen, constants, is_recording, without_say
 from segfast.ops._dense_crf_terms import require_finite_quotients
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ def gradients(problem: Problem, grad: Tensor, wanted: Sequence[bool]) -> list[Te
     image, position, color = None, None, None
     if found.features is not None:
         sigmas = [constants(sigma.tolist(), features) for sigma in problem.sigmas[1:]]
-        each = [
-            image_gradients(g, f, *sigmas) for g, f in zip(found.features, features, strict=True)
-        ]
+        places, _ = without_say(features, problem.mixings[1])
+        each = [image_gradients(g, f, *sigmas) for g, f in zip(found.features, places, strict=True)]
         images, positions, colors = zip(*each, strict=True)
         image = torch.stack(images).reshape(problem.image.shape)
         position, color = torch.stack(positions).sum(0), torch.stack(colors).sum(0)

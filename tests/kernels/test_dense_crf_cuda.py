@@ -95,7 +95,7 @@ def test_filter(case: str, transpose: bool) -> None:
 
 def test_vertices_are_those_of_the_reference() -> None:
     for features in FEATURES.values():
-        lattice = cuda.build(features[None].double(), ops=Host())
+        lattice = cuda.build(features[None].double(), ops=Host())[0]
         truth = reference.Lattice(features.double())
         count = truth.num_vertices
         assert lattice.state[:3].tolist()[::2] == [count, 0]
@@ -117,13 +117,13 @@ def test_the_layout_of_the_keys() -> None:
     wide = (random(1, 14, 20) * 1e3).double()
     *_, state = ops._crf_embed(wide, 1)
     assert state.tolist() == [0, 5, 2, 1]  # 14 coordinates of about 18 bits: "too wide"
-    assert cuda.build(wide, ops=ops).state.tolist() == [20 * 15, 5, 0, 1]
+    assert cuda.build(wide, ops=ops)[0].state.tolist() == [20 * 15, 5, 0, 1]
     far = random(1, 2, 10)
     far[0, 1, 3] = 3e6
     with pytest.raises(ValueError, match=r"reach 3e\+06, too far for torch.float32"):
         cuda.build(far, ops=ops)
     assert batch.gaussian_filter(far, far, "none", 100, ops=ops).isnan().all()
-    assert cuda.build(far.double(), ops=ops).finite
+    assert cuda.build(far.double(), ops=ops)[0].finite
     with pytest.raises(ValueError, match=r"more than 2\^31: pass fewer images"):
         cuda.build(far.expand(2**28, 2, 10), ops=ops)
 
@@ -144,7 +144,7 @@ def test_batches_and_orders_give_the_same_bits() -> None:
 def test_capacity() -> None:
     features, values = photo(90, 3)[None], random(1, 2, 90)
     ops = Host()
-    needed = int(cuda.build(features, ops=ops).state[0])
+    needed = int(cuda.build(features, ops=ops)[0].state[0])
     plain = batch.gaussian_filter(values, features, "after", ops=ops)
     for capacity in (needed, needed + 13, 10**9):
         roomy = batch.gaussian_filter(values, features, "after", capacity, ops=ops)

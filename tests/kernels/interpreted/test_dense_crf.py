@@ -14,6 +14,7 @@ from segfast.ops import _dense_crf_exact_cuda as cuda
 from segfast.ops import _dense_crf_exact_grad as backward
 from segfast.ops import _dense_crf_exact_triton as launchers
 from segfast.ops._dense_crf_exact_triton import ExactFilter
+from segfast.ops._dense_crf_options import Options
 from segfast.testing import assert_as_good_as
 from tests.ops import dense_crf_exact_problems as problems
 
@@ -237,9 +238,8 @@ WEIGHTS = (0, 1, 2, 0)
 def test_mean_field(weights: int, normalization: str) -> None:
     """DESIGN's promise: |dQ| <= 1e-5 after one iteration; un-normalised as a brute force."""
     logits, features, mixings, sigma = problems.crf(2, 4, (7, 11), weights)
-    found = cuda.mean_field(
-        logits, features, mixings, sigma.tolist(), 1, normalization, 0.0, False, False
-    )
+    options = Options(1, normalization, "exact", tolerance=0.0)
+    found = cuda.mean_field(logits, features, mixings, sigma.tolist(), options)
     double = [m.double() for m in mixings]
     truth = problems.mean_field(
         logits.double(), features.double(), double, sigma.double(), 1, normalization
@@ -260,9 +260,8 @@ def test_mean_field_gradients(weights: int, normalization: str) -> None:
     keep = weights == 0
     steps = 2 if keep else 1
     grad = torch.randn(steps, *logits.shape, generator=torch.Generator().manual_seed(3))
-    found = backward.mean_field(
-        grad, logits, features, mixings, sigma.tolist(), 2, normalization, 0.0, keep, False
-    )
+    options = Options(2, normalization, "exact", tolerance=0.0, keep_steps=keep)
+    found = backward.mean_field(grad, logits, features, mixings, sigma.tolist(), options)
     expected = []
     for dtype in (torch.float64, torch.float32):
         leaves = [x.to(dtype).requires_grad_() for x in (logits, features, *mixings, sigma)]
@@ -275,11 +274,11 @@ def test_mean_field_gradients(weights: int, normalization: str) -> None:
 
 def test_belief_gradient_and_absent_terms() -> None:
     logits, features, mixings, sigma = problems.crf(1, 3, (5, 6), 0)
-    options = (1, "symmetric", 0.0, False, True)
+    options = Options(1, "symmetric", "exact", tolerance=0.0, softmax=True)
     grad = torch.randn(1, *logits.shape, generator=torch.Generator().manual_seed(3))
     spatial = [mixings[0], torch.tensor(0.0)]
     found = backward.mean_field(
-        grad, logits, features, spatial, sigma.tolist(), *options, of_mixings=(False, False)
+        grad, logits, features, spatial, sigma.tolist(), options, present=(True, False)
     )
     assert found.features is None
     truth, single = (
