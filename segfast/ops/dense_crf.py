@@ -158,7 +158,8 @@ def mean_field(
             faster than a softmax afterwards, and not rounded to half precision before it.
         capacity: room for the vertices of a lattice on CUDA, see :func:`gaussian_filter`; F is
             C + 2. With it, and with sigmas that are numbers, nothing waits for the device after
-            the first call of a size, and nothing warns: CUDA graphs can be recorded.
+            the first call of a size, and nothing warns: CUDA graphs can be recorded. The exact
+            method needs none of it to be recorded.
 
     Returns:
         scores [B, L, H, W] before the softmax (or the belief), in the dtype of ``logits``; with
@@ -167,8 +168,13 @@ def mean_field(
     Differentiable in reverse mode, once: logits, weights and compatibility by every method (the
     lattice by its exact transpose), a float image and the sigmas by the exact method only. On the
     CPU the graph keeps the lattices and the scores of all iterations but the last,
-    [iterations - 1, B, L, H, W] in float32 (float64 for float64); on CUDA, compiled or exported it
-    keeps the inputs, and backward runs forward again.
+    [iterations - 1, B, L, H, W] in float32 (float64 for float64), until backward is done; on CUDA,
+    compiled or exported it keeps the inputs, and backward runs forward again.
+
+    A weight of zeros means no kernel, on every device: not even a NaN in the image passes through
+    it. If it is learned where pixels are not finite, its gradient is NaN. On CUDA a call waits for
+    the device once for each lattice, or once by the exact method; sigmas that are tensors cost a
+    wait each. float64 by the exact method is computed on the CPU.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it. So does an
