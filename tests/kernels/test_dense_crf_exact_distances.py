@@ -57,6 +57,8 @@ def exponents(
     cross = aligned_sum(left[0, i, None].double() * other)
     products = right[0, i, None, :dims].double() * other[:, :dims]
     dot = aligned_sum(torch.cat([products, cross[..., None]], 2)).float()
+    a, b = (centred[0, x, :dims].double() for x in (i, j))
+    assert ((dot - a @ b.T).abs() <= 8.125 * UNIT).all()  # the small ones, the whole
     found = (dot + of_n) + of_m[:, None]
     difference = features[0, :, i, None].double() - features[0, :, None, j].double()
     return found.double(), SHIFT - 0.5 * (ROOT * difference).square().sum(0)
