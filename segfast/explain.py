@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from segfast import ops
+from segfast._look_alike import faker, look_alike
 from segfast.ops._check import describe
 from segfast.ops._dilated_conv_kernels import choose, problem
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Plan, Problem, Strides
@@ -184,37 +185,13 @@ def _recorded(
 ) -> tuple[Convolution, ...]:
     """The convolutions that op runs into, on tensors without numbers."""
     mode, recorder = FakeTensorMode(allow_non_fake_inputs=True), _Recorder(device)
-
-    def fake(x: Tensor) -> Tensor:
-        where = "cpu" if x.is_meta else x.device  # `device` may not be there
-        with mode:
-            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=where)
-
+    fake = faker(mode)
     args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
     if isinstance(op, nn.Module):
-        op = _look_alike(op, fake, {})
+        op = look_alike(op, fake, {})
     with torch.no_grad(), mode, recorder, observed_by(recorder):
         op(*args, **kwargs)
     return tuple(recorder.found)
-
-
-def _look_alike(
-    module: nn.Module, fake: Callable[[Tensor], Tensor], known: dict[Any, Any]
-) -> nn.Module:
-    """The module with other tensors: it stays as it is, and other threads may run it meanwhile.
-
-    Hooks that write tensors into a module (weight and spectral normalisation) write into this one.
-    """
-    if module not in known:
-        known[module] = new = object.__new__(type(module))
-        for name, value in vars(module).items():
-            if name in ("_parameters", "_buffers", "_modules"):
-                value = dict(value)
-            vars(new)[name] = tree_map_only(Tensor, fake, value) if name != "_modules" else value
-        for name, child in new._modules.items():
-            new._modules[name] = child and _look_alike(child, fake, known)
-    found: nn.Module = known[module]
-    return found
 
 
 class _Recorder(TorchDispatchMode):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from segfast.nn._shared import chosen, require_counts, require_map, wide
-from segfast.nn.dilated_conv import DilatedConv2d, SeparableDilatedConv2d
+from segfast.nn.dilated_conv import DilatedConv2d, SeparableDilatedConv2d, all_dilated
 from segfast.ops import _check, atrous_pyramid2d
 
 # Chen et al., "DeepLab", TPAMI 2018, section 4.1.2: ASPP-S and ASPP-L.
@@ -139,7 +139,10 @@ class ASPP(nn.Module):
         if self.training or learns(x, self) or torch.jit.is_tracing():
             return False  # (a trace is of one graph, with gradients or without)
         branches: Any = self.convs
+        atrous = [branch[0] for branch in branches[1:-1]]
+        atrous = [c[0] if isinstance(c, SeparableDilatedConv2d) else c for c in atrous]
         plain = type(self.project[0]) is nn.Conv2d and self.project[0].bias is None
+        plain &= all_dilated(atrous)
         rectified = all(type(branch[-1]) is nn.ReLU for branch in (*branches, self.project[:3]))
         norms = [*(branch[-2] for branch in branches), self.project[1]]
         return plain and rectified and all(map(is_fixed, norms))
@@ -183,7 +186,8 @@ class ASPPv2(nn.Module):
         y = sum_b (W_b *_{r_b} x + b_b)
 
     Chen et al., "DeepLab", TPAMI 2018, section 3.2, as its ResNet-101 has it. The branches are one
-    `segfast.ops.atrous_pyramid2d`: hooks on the submodules are not called.
+    `segfast.ops.atrous_pyramid2d`: hooks on the submodules are not called, unless one of them is
+    no :class:`DilatedConv2d` any more.
 
     Args:
         in_channels: C of x.
@@ -218,6 +222,8 @@ class ASPPv2(nn.Module):
         """x [N, C, H, W] -> y [N, classes, H, W]."""
         convs: list[Any] = list(self.children())
         require_map(x, self.in_channels, convs[0].weight)
+        if not all_dilated(convs):
+            return functools.reduce(torch.add, (conv(x) for conv in convs))
         weights, biases = [c.weight for c in convs], [c.bias for c in convs]
         y = atrous_pyramid2d(x, weights, biases, self.rates)
         return functools.reduce(torch.add, y.chunk(len(convs), 1))

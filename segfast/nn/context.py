@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segfast.nn._shared import chosen, require_map
-from segfast.nn.dilated_conv import DilatedConv2d
+from segfast.nn.dilated_conv import DilatedConv2d, all_dilated
 from segfast.ops import _check, context_module2d
 
 CONTEXT_DILATIONS = {
@@ -54,8 +54,8 @@ class ContextModule(nn.Module):
         x [N, C, H, W] -> y [N, C, H, W]. State: convs.i (weight and bias), the layers in order.
         28,392 parameters (basic, 21 classes) or 6,803,139 (large).
 
-    The layers are one `segfast.ops.context_module2d`, unless the first has the padding: hooks on
-    them are not called.
+    The layers are one `segfast.ops.context_module2d`, unless the first has the padding or one of
+    them is no :class:`DilatedConv2d` any more: hooks on them are not called.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -102,7 +102,7 @@ class ContextModule(nn.Module):
         """x [N, C, H, W] -> y [N, C, H, W]."""
         convs: Any = self.convs
         require_map(x, self.classes, convs[0].weight)
-        if self.padding == "first":
+        if self.padding == "first" or not all_dilated(convs):
             *layers, last = convs
             for conv in layers:
                 x = conv(x).relu_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.fx
@@ -80,6 +80,11 @@ class DilatedConv2d(nn.Conv2d):
         )  # fmt: skip
         new.weight, new.bias = conv.weight, conv.bias
         return new.train(conv.training)
+
+
+def all_dilated(convs: Iterable[nn.Module]) -> bool:
+    """Whether all are as built: what became a torch.nn.Conv2d is computed by itself."""
+    return all(isinstance(conv, DilatedConv2d) for conv in convs)
 
 
 class SeparableDilatedConv2d(nn.Sequential):

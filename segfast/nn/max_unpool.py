@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import torch.fx
 from torch import Tensor, nn
 
 from segfast.ops import max_pool2d, max_pool2d_packed, max_unpool2d
 from segfast.ops._check import IntOrPair, pair
 from segfast.ops._max_unpool_geometry import require_map
 from segfast.ops._max_unpool_op import packed_width
+
+for _name in ("max_pool2d", "max_pool2d_packed", "max_unpool2d"):
+    torch.fx.wrap(_name)  # one node each of what torch.fx traces, as torch.nn's are
 
 
 class MaxPool2d(nn.MaxPool2d):
