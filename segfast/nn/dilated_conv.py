@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.fx
 import torch.nn.functional as F
@@ -69,17 +69,20 @@ class DilatedConv2d(nn.Conv2d):
             raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
         if why := _not_plain(conv):
             raise ValueError(f"conv must be a plain convolution, got one with {why}")
-        return cls._sharing(conv, conv.stride, conv.padding, conv.dilation)
+        return sharing(cls, conv, conv.stride, conv.padding, conv.dilation)
 
-    @classmethod
-    def _sharing(cls, conv: nn.Conv2d, stride: Any, padding: Any, dilation: Any) -> DilatedConv2d:
-        """conv's parameters in another geometry."""
-        new = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, stride, padding, dilation,  # type: ignore[arg-type]
-            conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
-        )  # fmt: skip
-        new.weight, new.bias = conv.weight, conv.bias
-        return new.train(conv.training)
+
+Conv = TypeVar("Conv", bound=nn.Conv2d)
+
+
+def sharing(cls: type[Conv], conv: nn.Conv2d, stride: Any, padding: Any, dilation: Any) -> Conv:
+    """conv's parameters in another class and geometry."""
+    new = cls(
+        conv.in_channels, conv.out_channels, conv.kernel_size, stride, padding, dilation,  # type: ignore[arg-type]
+        conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
+    )  # fmt: skip
+    new.weight, new.bias = conv.weight, conv.bias
+    return new.train(conv.training)
 
 
 def all_dilated(convs: Iterable[nn.Module]) -> bool:
@@ -275,4 +278,4 @@ def _dilated(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
         conv.stride = (1, 1)
         return conv
     padding = tuple(rate * (k // 2) for k in conv.kernel_size)
-    return DilatedConv2d._sharing(conv, 1, padding, rate)
+    return sharing(DilatedConv2d, conv, 1, padding, rate)
