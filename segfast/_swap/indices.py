@@ -67,7 +67,7 @@ def _operator(name: str) -> Callable[..., Any]:
     return lambda self, *args: getattr(self.used("the model reckons with them"), name)(*args)
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "getitem", "len"):
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "getitem"):
     setattr(Token, f"__{_name}__", _operator(f"__{_name}__"))
 
 
@@ -101,8 +101,9 @@ def follow(
         what = what if example is None else "the model does not run on fake tensors"
         return {}, f"{what} ({type(error).__name__}: {error})".split("\n")[0]
     gc.collect()
-    for token in filter(None, (ref() for ref in tokens)):  # held by the results or by the twin
-        token.used("the model returns or keeps them")
+    for reference in tokens:
+        if (token := reference()) is not None:  # held by the results or by the look-alike
+            token.used("the model returns or keeps them")
     del results
     return flows, None
 
