@@ -160,7 +160,7 @@ class _Tracer(torch.fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Token):
-            a = a.used("the model gives them to another module, or returns them")
+            a = a.used("the model returns them, or gives them to something else")
         return super().create_arg(a)
 
 

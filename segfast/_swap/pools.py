@@ -95,10 +95,10 @@ def unlike(module: Any) -> str | None:
 
 def _not_inside(pool: Any, flow: Flow | None, name: Namer) -> str | None:
     """Why the indices of a pool are not seen to end in unpoolings that understand packed ones."""
+    if flow is not None and flow.elsewhere:
+        return flow.elsewhere[0]
     if flow is None or not flow.unpools:
         return "no MaxUnpool2d is seen to take them"
-    if flow.elsewhere:
-        return flow.elsewhere[0]
     for unpool in flow.unpools:
         ours = type(unpool) is MaxUnpool2d
         why = None if ours else not_plain(unpool, nn.MaxUnpool2d) or unlike(unpool)

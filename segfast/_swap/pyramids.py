@@ -117,8 +117,8 @@ def _version3(module: Any) -> tuple[ASPP, Below]:
     _require_parts(module.project, "project", ends)
     with torch.device("meta"):
         new = ASPP(inputs, [1] * (last - 1), outputs, separable)  # the convolutions have the rates
-    below: Below = [(module, new), (module.convs, new.convs), (module.project, new.project)]
     new.project = nn.Sequential(*module.project)
+    below: Below = [(module, new), (module.convs, new.convs), (module.project, new.project)]
     branches: Any = convs
     for i, branch in enumerate(branches):
         head, *tail = branch

@@ -66,6 +66,10 @@ class SwapReport:
                         f"{type(parent._modules.get(name)).__name__}"
                     )
         for site, new, below in self._exchanges:
+            there = set(new.modules())
+            for module in site.module.modules():
+                if module not in there:
+                    module.training = new.training
             for old, copy in [(site.module, new), *below]:
                 for name in old._parameters:
                     old._parameters[name] = copy._parameters[name]

@@ -57,6 +57,7 @@ from segfast.models.segnet import SegNet, SegNetBasic
 from segfast.models.unet import UNet
 from segfast.models.unet_resnet import UNetResNet
 from segfast.ops import _check
+from segfast.swap import swap
 
 __all__ = [
     "FCN",
@@ -126,6 +127,7 @@ def create_model(
     in_channels: int = 3,
     *,
     layout: str | None = None,
+    ops: str = "segfast",
     **options: Any,
 ) -> SegmentationModel:
     """A segmentation network by its name, with fresh parameters.
@@ -135,6 +137,8 @@ def create_model(
         num_classes: L of the scores; None means what the published network has.
         in_channels: C of the images.
         layout: whose wiring is built where published code differs; None means the name's default.
+        ops: "segfast", or "torch": PyTorch's operators in their place (:func:`segfast.swap`), with
+            the same parameters and keys; a dense CRF stays.
         options: arguments of the architecture's class, over what the name fixes.
 
     Returns:
@@ -153,6 +157,7 @@ def create_model(
     entry = _registry.find(_ENTRIES, name)
     layout = entry.layout if layout is None else layout
     _check.require_choice("layout", layout, tuple(entry.layouts))
+    _check.require_choice("ops", ops, ("segfast", "torch"))
     classes = entry.num_classes if num_classes is None else num_classes
     arguments = {**entry.options, "layout": layout, **options}
     try:
@@ -162,6 +167,8 @@ def create_model(
             raise TypeError(f"options of {name!r}: {error}") from None
         raise
     model.layouts, model.layout = entry.layouts, layout
+    if ops == "torch":
+        swap(model, to="torch")
     return model
 
 
