@@ -15,7 +15,7 @@ from torch import nn
 
 from segfast._swap.probe import Probe
 from segfast._swap.verdict import Leave, Swap, Verdict, hooked_below, not_plain
-from segfast.nn import LinearAttention2d
+from segfast.nn import LinearAttention2d, PositionAttention2d
 from segfast.nn.linear_attention import FEATURE_MAPS
 
 PROJECTIONS = ("query_conv", "key_conv", "value_conv")
@@ -24,7 +24,7 @@ MAP = (2, 6, 6)  # images, rows, columns of the probe: square, as the published 
 
 def to_segfast(module: nn.Module) -> Verdict:
     """What computes a linear attention of its map with itself."""
-    if type(module) is LinearAttention2d or not _has_structure(module):
+    if type(module) in (LinearAttention2d, PositionAttention2d) or not _has_structure(module):
         return None
     if why := _unlike(module):
         return Leave(why)
