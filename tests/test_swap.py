@@ -388,6 +388,7 @@ def test_packed_indices_keep_both_ends() -> None:
 # ------------------------------------------------------------------------------ other eyes
 
 
+@torch.no_grad()
 def test_export_and_compile_after_the_swap() -> None:
     model, x = filled(Net(), torch.float32).eval(), maps(2, 3, 33, 29).float()
     before = model(x)

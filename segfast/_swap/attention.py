@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from segfast._swap.probe import Probe
-from segfast._swap.verdict import Leave, Swap, Verdict, hooked_below, not_plain
+from segfast._swap.verdict import Leave, Swap, Verdict, hooked_below, is_plain_parameter, not_plain
 from segfast.nn import LinearAttention2d, PositionAttention2d
 from segfast.nn.linear_attention import FEATURE_MAPS
 
@@ -72,7 +72,7 @@ def _unlike(module: Any) -> str | None:
         plain = (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
         if not plain or tuple(conv.padding) != (0, 0):
             return f"{name} is {conv}"
-    if type(module.gamma) is not nn.Parameter or module.gamma.numel() != 1:
+    if not is_plain_parameter(module.gamma) or module.gamma.numel() != 1:
         return "its gamma is no parameter of one element"
     channels = query.in_channels
     if {key.in_channels, value.in_channels, value.out_channels} != {channels}:

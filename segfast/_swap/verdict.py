@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -63,9 +64,15 @@ def not_plain(module: nn.Module, cls: type[nn.Module]) -> str | None:
     if unknown := held(module) - {"weight", "bias"}:
         return f"it holds what a {cls.__name__} does not: {', '.join(sorted(unknown))}"
     for name, parameter in module._parameters.items():
-        if parameter is not None and type(parameter) is not nn.Parameter:
+        if parameter is not None and not is_plain_parameter(parameter):
             return f"its {name} is of the class {type(parameter).__name__}"
     return None
+
+
+def is_plain_parameter(value: object) -> bool:
+    """One without a class of its own, which may be sharded or quantized."""
+    kinds = (nn.Parameter, FakeTensor)  # a fake parameter is of the class FakeTensor
+    return isinstance(value, nn.Parameter) and type(value) in kinds
 
 
 def held(module: nn.Module) -> set[str]:
