@@ -73,13 +73,12 @@ def test_operators_that_are_called(name: str) -> None:
                 model(torch.empty(image(name).shape))
     assert not calls["segfast"].of_torch()
     assert not calls["torch"].of_segfast()
+    ours, theirs = calls["segfast"].of_segfast(), calls["torch"].of_torch()
+    for kind in ("conv", "max_pool", "max_unpool"):  # (a pyramid's 1 x 1 is one of ours, too)
+        counts = [sum(kind in call for call in found) for found in (theirs, ours)]
+        assert counts[0] == counts[1] or (kind == "conv" and counts[0] < counts[1])
     attentions = sum(isinstance(module, LinearAttention2d) for module in model.modules())
-    of_segfast = calls["segfast"].of_segfast()
-    assert sum("linear_attention_read" in call for call in of_segfast) == attentions
-    ours, theirs = (
-        sum("conv" in call for call, _ in calls[ops].calls) for ops in ("segfast", "torch")
-    )
-    assert ours + 3 * attentions == theirs  # whose projections are convolutions
+    assert sum("linear_attention_read" in call for call in ours) == attentions
 
 
 @pytest.mark.parametrize(
