@@ -135,7 +135,8 @@ class DeepLabV3(SegmentationModel):
         self.classifier: nn.Module = nn.Conv2d(last, num_classes, 1)
         if cascade is None:
             width = wires.width or last // 4
-            rates = rates or wires.rates or pyramid_rates(output_stride)
+            if rates is None:
+                rates = wires.rates or pyramid_rates(output_stride)
             self.classifier = nn.Sequential(
                 ASPP(last, rates, width, image_pooling=image_pooling, **wires.aspp),
                 *(conv_bn_relu(width, width, 3) if wires.refine else ()),

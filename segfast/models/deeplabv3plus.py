@@ -128,7 +128,8 @@ class DeepLabV3Plus(SegmentationModel):
         )
         low, middle, last = (self.backbone.channels[i] for i in self.picks)
         width, joined = wires.width or last // 4, wires.joined or 3 * low // 16
-        rates = rates or wires.rates or pyramid_rates(stride)
+        if rates is None:
+            rates = wires.rates or pyramid_rates(stride)
 
         def layer(channels: int, dropout: float = 0.0) -> nn.Sequential:
             if wires.separable:
@@ -191,7 +192,6 @@ MODELS = (
         "Chen et al., ECCV 2018, on Sandler et al., CVPR 2018; jfzhang95, smp",
         MOBILENET_V2,
         {"backbone": "mobilenet_v2"},
-        metrics={"VOC 2012 val mean IU": 75.32},
     ),
     Entry(
         "deeplabv3plus_xception",

@@ -255,6 +255,7 @@ V2, V3, MOBILE, PLUS = (
         (V3, {"output_stride": 64}, ValueError, "must be one of 8, 16, 32; got 64"),
         (V3, {"backbone": "vgg16"}, ValueError, "backbone must be one of"),
         (V3, {"backbone": "xception"}, ValueError, "layout must be one of jfzhang"),
+        (V3, {"rates": ()}, TypeError, "rates must be integers, got tuple ()"),
         (V3, {"rates": 6}, TypeError, "rates must be integers, got int 6"),
         (MOBILE, {"multi_grid": (1, 2, 4)}, ValueError, "need a residual network"),
         (MOBILE, {"cascade": 5}, ValueError, "need a residual network"),
