@@ -18,6 +18,7 @@ EACH = pytest.mark.parametrize("case", CASES, ids=str)
 NO_RESIDUAL = {"feature_map": "taylor", "residual": False}
 # Tracing is slow and sees no feature maps: tests/ops/test_linear_attention_torch.py has them all.
 TRACED = [c for c in CASES if c.cls is not LinearAttention2d or c.options in ({}, NO_RESIDUAL)]
+SIZES = ({"key_channels": 20}, {"mode": "dot_product", "inner_channels": 5})  # others like these
 # Programs are made of what tracing found: of each module one, and the sub-sampling.
 MADE = ({}, {"sign": "code"}, {"mode": "embedded_gaussian", "sub_sample": True})
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -160,7 +161,11 @@ def test_torch_func(case: Case) -> None:
     assert_same(each.flatten(0, 1), expected)
 
 
-@pytest.mark.parametrize("case", TRACED, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.thorough if c.options in SIZES else ()) for c in TRACED],
+    ids=str,
+)
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_and_exported(case: Case) -> None:
     """One graph, for every size; gradients of the parameters through it."""
