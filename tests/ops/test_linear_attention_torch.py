@@ -26,7 +26,7 @@ def tokens(seed: int = 0, n: int = 6, feature_map: str = "softplus") -> tuple[Te
 @pytest.mark.parametrize(
     "feature_map",
     [
-        # Formulas of all maps are compared elsewhere: here one with a row more of state, one without.
+        # Formulas of all maps are compared elsewhere; the state of taylor has a row more.
         pytest.param(f, marks=() if f in ("softplus", "taylor") else pytest.mark.thorough)
         for f in reference.FEATURE_MAPS
     ],
