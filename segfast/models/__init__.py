@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from segfast.models import (
     _registry,
     abcnet,
@@ -32,6 +34,9 @@ from segfast.models import (
 )
 from segfast.models._base import SegmentationModel
 from segfast.models._checkpoint import load_checkpoint, save_checkpoint
+from segfast.models._convolutional import convolutionalize, shift_and_stitch
+from segfast.models._field import receptive_field
+from segfast.models._info import ModelInfo, describe, macs
 from segfast.models.abcnet import ABCNet
 from segfast.models.crfrnn import CRFRNNFCN8s
 from segfast.models.danet import DANet
@@ -80,6 +85,7 @@ __all__ = [
     "LateFusion",
     "MANet",
     "MAResUNet",
+    "ModelInfo",
     "PSPNet",
     "RefineNet",
     "SegNet",
@@ -88,10 +94,15 @@ __all__ = [
     "UNet",
     "UNetResNet",
     "aggregate",
+    "convolutionalize",
     "create_model",
     "list_models",
     "load_checkpoint",
+    "macs",
+    "model_info",
+    "receptive_field",
     "save_checkpoint",
+    "shift_and_stitch",
 ]
 
 _ENTRIES = _registry.table(
@@ -180,3 +191,35 @@ def list_models(pattern: str = "*") -> list[str]:
         ['fcn_resnet101', 'fcn_resnet50']
     """
     return _registry.matching(_ENTRIES, pattern)
+
+
+def model_info(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    size: tuple[int, int] = (512, 512),
+    **options: Any,
+) -> ModelInfo:
+    """What is known of a model: parameters, multiply-accumulates, receptive field, sources.
+
+    Counted on the meta device: no parameters are made.
+
+    Args:
+        name, num_classes, in_channels, options: as :func:`create_model` takes them.
+        size: (height, width) of the image that multiply-accumulates are counted for.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
+    Example:
+        >>> info = model_info("fcn_resnet50", size=(520, 520))
+        >>> info.parameters, info.output_stride, info.operators
+        (35322218, 8, ('dilated_conv', 'max_unpool'))
+    """
+    entry = _registry.find(_ENTRIES, name)
+    with torch.device("meta"):
+        model, plain = (
+            create_model(name, num_classes, in_channels, ops=ops, **options).eval()
+            for ops in ("segfast", "torch")
+        )
+    return describe(entry, model, plain, size)
