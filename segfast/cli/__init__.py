@@ -1,4 +1,4 @@
-"""The ``segfast`` command: ``crf``, ``demo``, ``bench``, ``info``.
+"""The ``segfast`` command: ``crf``, ``demo``, ``bench``, ``info``, ``models``.
 
 Exit codes: 0 done, 2 something is wrong with what was asked (one line on stderr says what and what
 was expected), 130 interrupted; ``bench`` returns pytest's own code.
@@ -19,6 +19,7 @@ from segfast.cli.crf import add_parser as add_crf
 from segfast.cli.demo import add_parser as add_demo
 from segfast.cli.files import UserError, reason
 from segfast.cli.info import add_parser as add_info
+from segfast.cli.models import add_parser as add_models
 
 __all__ = ["main"]
 
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"segfast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_crf, add_demo, add_bench, add_info):
+    for add in (add_crf, add_demo, add_bench, add_info, add_models):
         add(commands)
     return parser
 

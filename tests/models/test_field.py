@@ -98,6 +98,20 @@ def test_published_networks(name: str, size: float, stride: float) -> None:
     assert receptive_field(model).rows == (size, stride)
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "size"),
+    [
+        ("fcn32s_vgg16", "score_fr", 404),  # the FCN paper's table 1
+        ("fcn32s_alexnet", "score_fr", 355),
+        ("fcn32s_googlenet", "score_fr", 907),
+    ],
+)
+def test_fully_convolutional_classifiers(name: str, layer: str, size: int) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    assert receptive_field(model, layer).rows == (size, 32)
+
+
 def test_field_of_a_layer() -> None:
     with torch.device("meta"):
         model = create_model("fcn_resnet50").train()

@@ -1,0 +1,65 @@
+"""``segfast models``: the architectures by name, and what is known of one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+from typing import Any
+
+from segfast.cli.files import UserError
+from segfast.cli.info import readable
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("models", help="architectures by name, and what is known of one")
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        default="*",
+        help="shell pattern of names, such as 'fcn*'; a whole name tells all about it",
+    )
+    parser.add_argument(
+        "--size",
+        type=image_size,
+        default=(512, 512),
+        metavar="HxW",
+        help="image that one model's multiply-accumulates are counted for (default: 512x512)",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """512x1024 -> (512, 1024)."""
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 512x1024; got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def run(args: argparse.Namespace) -> int:
+    from segfast.models import list_models, model_info
+
+    names = list_models(args.pattern)
+    if not names:
+        raise UserError(f"no model is called {args.pattern!r} (`segfast models` lists them)")
+    if names == [args.pattern]:
+        facts = _facts(model_info(args.pattern, size=args.size))
+        print(json.dumps(facts, indent=2) if args.json else "\n".join(readable(facts)))
+    else:
+        print(json.dumps(names, indent=2) if args.json else "\n".join(names))
+    return 0
+
+
+def _facts(info: Any) -> dict[str, Any]:
+    """Every attribute, in what JSON knows."""
+    facts = dataclasses.asdict(info)
+    field = info.receptive_field.rows
+    height, width = info.size
+    facts["size"] = f"{height} x {width}"
+    facts["receptive_field"] = field.size if math.isfinite(field.size) else "the whole image"
+    facts["output_stride"] = info.output_stride
+    return facts
