@@ -101,9 +101,9 @@ def test_published_networks(name: str, size: float, stride: float) -> None:
 @pytest.mark.parametrize(
     ("name", "layer", "size"),
     [
-        ("fcn32s_vgg16", "score_fr", 404),  # the FCN paper's table 1
-        ("fcn32s_alexnet", "score_fr", 355),
-        ("fcn32s_googlenet", "score_fr", 907),
+        ("fcn32s_vgg16", "head.score_fr", 404),  # the FCN paper's table 1
+        ("fcn32s_alexnet", "head.score_fr", 355),
+        ("fcn32s_googlenet", "head.score_fr", 907),
     ],
 )
 def test_fully_convolutional_classifiers(name: str, layer: str, size: int) -> None:
