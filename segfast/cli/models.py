@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from segfast.cli.files import UserError
@@ -30,6 +31,11 @@ def add_parser(commands: Any) -> None:
         help="image that one model's multiply-accumulates are counted for (default: 512x512)",
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--markdown",
+        action="store_true",
+        help="a table of names, layouts, parameters and sources (docs/models.md has it)",
+    )
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -46,12 +52,31 @@ def run(args: argparse.Namespace) -> int:
     names = list_models(args.pattern)
     if not names:
         raise UserError(f"no model is called {args.pattern!r} (`segfast models` lists them)")
-    if names == [args.pattern]:
+    if args.markdown:
+        print("\n".join(table(names)))
+    elif names == [args.pattern]:
         facts = _facts(model_info(args.pattern, size=args.size))
         print(json.dumps(facts, indent=2) if args.json else "\n".join(readable(facts)))
     else:
         print(json.dumps(names, indent=2) if args.json else "\n".join(names))
     return 0
+
+
+def table(names: Sequence[str]) -> list[str]:
+    """Markdown: a row for each model, as its name builds it."""
+    import torch
+
+    from segfast.models import create_model, model_source
+    from segfast.models._info import parameters
+
+    lines = ["| name | layout (others) | parameters | source |", "|---|---|--:|---|"]
+    for name in names:
+        with torch.device("meta"):
+            model = create_model(name)
+        first, *others = model.layouts
+        layouts = f"{first} ({', '.join(others)})" if others else first
+        lines.append(f"| `{name}` | {layouts} | {parameters(model):,} | {model_source(name)} |")
+    return lines
 
 
 def _facts(info: Any) -> dict[str, Any]:

@@ -100,6 +100,7 @@ __all__ = [
     "load_checkpoint",
     "macs",
     "model_info",
+    "model_source",
     "receptive_field",
     "save_checkpoint",
     "shift_and_stitch",
@@ -223,3 +224,13 @@ def model_info(
             for ops in ("segfast", "torch")
         )
     return describe(entry, model, plain, size)
+
+
+def model_source(name: str) -> str:
+    """Paper, and code whose wiring a model follows.
+
+    Example:
+        >>> model_source("segnet")[:19]
+        'Badrinarayanan, Ken'
+    """
+    return _registry.find(_ENTRIES, name).source
