@@ -90,6 +90,12 @@ def _resized(neighbours: int) -> Rule:
     return rule
 
 
+def _unpool(field: ReceptiveField, arguments: Any, result: Tensor) -> ReceptiveField:
+    """By the stride of the pool that is undone; one that rounds up leaves less than that."""
+    x = arguments[0]
+    return field.map(lambda a, i: a.enlarged(1, round(result.shape[i + 2] / x.shape[i + 2])))
+
+
 def _adaptive_pool(field: ReceptiveField, arguments: Any, result: Tensor) -> ReceptiveField:
     def axis(before: Axis, i: int) -> Axis:
         ratio = arguments[0].shape[i + 2] / result.shape[i + 2]
@@ -118,14 +124,14 @@ RULES: dict[str, Rule] = {
     "aten::mean": _mean,
     "aten::amax": _mean,
     "aten::upsample_nearest2d": _resized(1),
-    "aten::max_unpool2d": _resized(1),
+    "aten::max_unpool2d": _unpool,
     "aten::pixel_shuffle": _resized(1),
     "aten::upsample_bilinear2d": _resized(2),
     "aten::upsample_bicubic2d": _resized(4),
     "segfast::_max_pool2d": _packed_pool,
     "segfast::_max_pool2d_values": _packed_pool,
-    "segfast::_max_unpool2d": _resized(1),
-    "segfast::_max_unpool2d_indices": _resized(1),
+    "segfast::_max_unpool2d": _unpool,
+    "segfast::_max_unpool2d_indices": _unpool,
     **dict.fromkeys(
         ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::sort"), _everywhere
     ),

@@ -112,6 +112,13 @@ def test_fully_convolutional_classifiers(name: str, layer: str, size: int) -> No
     assert receptive_field(model, layer).rows == (size, 32)
 
 
+def test_pools_that_round_up() -> None:
+    """45 rows are pooled to 23 and come back; the listing of SegNet-Basic says 196 all the same."""
+    with torch.device("meta"):
+        model = create_model("segnet_basic")
+    assert receptive_field(model, size=(360, 480)).rows == (196, 1)
+
+
 def test_field_of_a_layer() -> None:
     with torch.device("meta"):
         model = create_model("fcn_resnet50").train()
