@@ -35,6 +35,7 @@ FORBIDDEN = {
     "segfast/nn": ("segfast.models", "segfast.compat", "segfast.cli"),
     "segfast/losses": ("segfast.nn", "segfast.models", "segfast.compat", "segfast.cli"),
     "segfast/models": ("segfast.compat", "segfast.cli"),
+    "segfast/_swap": ("segfast.losses", "segfast.models", "segfast.compat", "segfast.cli"),
     "segfast/compat": ("segfast.models", "segfast.cli"),
 }
 
