@@ -9,6 +9,7 @@ import torch
 from segfast.models import (
     _registry,
     abcnet,
+    attention_to_scale,
     crfrnn,
     danet,
     deconvnet,
@@ -38,6 +39,7 @@ from segfast.models._convolutional import convolutionalize, shift_and_stitch
 from segfast.models._field import receptive_field
 from segfast.models._info import ModelInfo, describe, macs
 from segfast.models.abcnet import ABCNet
+from segfast.models.attention_to_scale import AttentionToScale
 from segfast.models.crfrnn import CRFRNNFCN8s
 from segfast.models.danet import DANet
 from segfast.models.deconvnet import DeconvNet, aggregate
@@ -69,6 +71,7 @@ __all__ = [
     "FPN",
     "LRASPP",
     "ABCNet",
+    "AttentionToScale",
     "CRFRNNFCN8s",
     "DANet",
     "DeconvNet",
@@ -110,6 +113,7 @@ _ENTRIES = _registry.table(
     abcnet.MODELS,
     crfrnn.MODELS,
     danet.MODELS,
+    attention_to_scale.MODELS,
     deconvnet.MODELS,
     deeplabv1.MODELS,
     deeplabv2_resnet.MODELS,

@@ -30,6 +30,8 @@ CAFFE_PSPNET = {"layout": "caffe", "aux": False}
 
 COUNTS = (
     Count("fcdensenet103", 9_322_091),
+    Count("attention_to_scale_vgg16", 20_505_429 + 3072 * 9 * 512 + 512 + 512 * 3 + 3),
+    Count("deeplabv1_resnet101", 42_543_189),
     Count("bayesian_segnet", 29_449_355),
     Count("bayesian_segnet_basic", 1_416_587, {}, "caffe_bayesian_segnet_basic_camvid"),
     Count("danet_resnet101", 66_454_779),
