@@ -187,7 +187,7 @@ class _Scores(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         if isinstance(self.model, SegmentationModel):
-            return self.model.scores(x)["out"]
+            return self.model.scores(self.model.prepared(x))["out"]
         return self.model(x)
 
 
