@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segfast.models import create_model
 from segfast.models._keys import Rules
 from segfast.models.backbones import create_backbone
 from segfast.models.layouts import backbones
-from segfast.nn import ContextModule
 from tests.models.golden import parameters
 from tests.models.listings import Call, Row, assert_row, listing, run
 
@@ -45,21 +44,6 @@ def model(name: str, **options: Any) -> Callable[[], Any]:
     return partial(create_model, name, **options)
 
 
-class LayerByLayer(ContextModule):
-    """The context module is one operator: here hooks see its layers (but for the ReLUs)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv in self.convs:
-            x = conv(x)
-        return x
-
-
-def dilation(name: str) -> Any:
-    net = create_model(name)
-    net.context.__class__ = LayerByLayer
-    return net
-
-
 def pspnet(name: str, num_classes: int) -> Callable[[], Any]:
     return model(name, num_classes=num_classes, layout="caffe", aux=False)
 
@@ -80,10 +64,13 @@ LISTED = (
     Listed("deeplab_largefov_voc12", model("deeplabv1_largefov"), (1, 3, 321, 321)),
     Listed("deeplab_v2_vgg_aspp_l_voc12", model("deeplabv2_vgg16_aspp_l"), (1, 3, 321, 321)),
     Listed("deeplab_vgg128_voc12", model("deeplabv1"), (1, 3, 306, 306)),
+    # PyTorch's operators: there hooks see the layers of the context module, which is one of ours.
     # Images such that, padded, they are 1396 x 1396, 852 x 1640, 900 x 1100 and 900 x 900.
-    Listed("dilation10_cityscapes", partial(dilation, "dilation10_cityscapes"), (1, 3, 1024, 1024)),
-    Listed("dilation7_kitti", partial(dilation, "dilation7_kitti"), (1, 3, 472, 1260)),
-    Listed("dilation8_camvid", partial(dilation, "dilation8_camvid"), (1, 3, 520, 720)),
+    Listed(
+        "dilation10_cityscapes", model("dilation10_cityscapes", ops="torch"), (1, 3, 1024, 1024)
+    ),
+    Listed("dilation7_kitti", model("dilation7_kitti", ops="torch"), (1, 3, 472, 1260)),
+    Listed("dilation8_camvid", model("dilation8_camvid", ops="torch"), (1, 3, 520, 720)),
     Listed("dilation8_pascal_voc", model("dilation8_voc"), (1, 3, 520, 520)),
     Listed("fcn_voc-fcn-alexnet", model("fcn32s_alexnet"), (1, 3, 500, 500)),
     Listed("fcn_voc-fcn16s", model("fcn16s_vgg16"), (1, 3, 500, 500)),
