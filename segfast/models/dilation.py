@@ -70,6 +70,7 @@ class DilationNet(SegmentationModel):
         self.final = gaussian(nn.Conv2d(4096, num_classes, 1), 0.001)
         self.context: nn.Module = nn.Identity()
         if context is not None:
+            _check.require_choice("context", context, ("basic", "large"))
             self.context = ContextModule(num_classes, context, dilations, padding=padding)
         self.upsample = (
             BilinearConvTranspose2d(num_classes, scale_factor=STRIDE, groups=num_classes)

@@ -74,3 +74,13 @@ def test_the_upsampled_network_pads_both_sides_alike() -> None:
         assert model.prepared(x).shape[-2:] == (20 + 372, 33 + 372)
         assert model.scores(model.prepared(x))["out"].shape == (1, 19, 24, 40)
         assert model(x).shape == (1, 19, 20, 33)
+
+
+def test_refusals() -> None:
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match="context must be one of basic, large; got str 'huge'"):
+            create_model("dilation8_voc", context="huge")
+        with pytest.raises(ValueError, match="field_of_view must be one of 128, 4x4, 7x7, large"):
+            create_model("deeplabv1", field_of_view="small")
+        with pytest.raises(ValueError, match="rates must be one of S, L; got str 'M'"):
+            create_model("deeplabv2_vgg16_aspp_s", rates="M")
