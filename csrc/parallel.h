@@ -5,21 +5,38 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
 namespace segfast {
 
 // make_worker() -> callable(item), made once per thread (it may own scratch). Which thread handles
-// an item must not matter.
+// an item must not matter. At most `most` threads.
 template <typename MakeWorker>
-void for_each_item(int64_t items, const MakeWorker& make_worker) {
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), items);
+void for_each_item(int64_t items, const MakeWorker& make_worker, int64_t most = INT64_MAX) {
+  const int64_t threads = std::min<int64_t>({torch::stable::get_num_threads(), items, most});
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const auto work = make_worker();
     for (int64_t item = next++; item < items; item = next++) work(item);
   });
+}
+
+// make_worker() -> callable(item, step): step 0 of all items, then step 1 of all, ... An item takes
+// its steps in order, whichever threads take them.
+template <typename MakeWorker>
+void for_each_step(int64_t items, int64_t steps, const MakeWorker& make_worker) {
+  std::vector<std::atomic<int64_t>> done(items);  // steps of each item
+  const auto worker = [&] {
+    return [&, work = make_worker()](int64_t index) {
+      const int64_t item = index % items, step = index / items;
+      while (done[item].load(std::memory_order_acquire) < step) std::this_thread::yield();
+      work(item, step);
+      done[item].store(step + 1, std::memory_order_release);
+    };
+  };
+  for_each_item(items * steps, worker, items);  // the earliest unfinished step never waits
 }
 
 // make_worker() -> callable(a, b), for every unordered pair of groups, a == b included. Pairs that

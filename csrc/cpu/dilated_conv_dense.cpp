@@ -47,43 +47,103 @@ const void* after(const void* data, int64_t elements, int64_t bytes) {
   return data == nullptr ? nullptr : static_cast<const char*>(data) + elements * bytes;
 }
 
-// All branches side by side. Items are channels [begin, end) of a block of an image's result.
-void convolve(const std::vector<Branch>& branches, const Tensor& source, const DenseFinish& finish,
-              const Tensor& result) {
-  struct Item {
-    const Branch* branch;
-    const char* packed;
-    DenseBlock block;
-    int64_t begin, end;
-  };
-  std::vector<Item> items;  // of one image
-  std::vector<Buffer<char>> packed;
-  int64_t scratch_bytes = 0;
-  for (const Branch& branch : branches) {
-    packed.push_back(pack(branch.conv, branch.weight));
-    scratch_bytes = std::max(scratch_bytes, kernels().conv_scratch(branch.conv));
-    const int64_t channels = result_channels(branch.conv);
-    for (const DenseBlock& block : dense_blocks(branch.conv)) {
+// Channels [begin, end) of a block of an image's result.
+struct Item {
+  const Branch* branch;
+  const char* packed;
+  DenseBlock block;
+  int64_t begin, end, band;
+};
+
+// A block of the source: a step of its channels, as far as a band of rows of the result reads it.
+struct SourceBlock {
+  int64_t channels, rows;
+};
+
+// A pyramid's serves the taps of all branches before the next is read: small enough for the
+// last-level cache. A single convolution's blocks of the result take all channels at once.
+SourceBlock source_block(const std::vector<Branch>& branches, const Tensor& source) {
+  constexpr int64_t kSourceBytes = 4 << 20;
+  const int64_t channels = std::max<int64_t>(1, source.size(1));
+  if (branches.size() == 1) return {channels, INT64_MAX};
+  const int64_t step = std::min(channels, kSourceChannels);
+  const int64_t row = step * source.size(3) * source.element_size();
+  return {step, std::max<int64_t>(1, kSourceBytes / row)};
+}
+
+// The items of an image: band by band, in a band branch by branch.
+std::vector<Item> items_of(const std::vector<Branch>& branches,
+                           const std::vector<Buffer<char>>& packed, int64_t band_rows) {
+  std::vector<Item> items;
+  for (size_t i = 0; i < branches.size(); ++i) {
+    const int64_t channels = result_channels(branches[i].conv);
+    for (const DenseBlock& block : dense_blocks(branches[i].conv)) {
+      const int64_t width = block.columns.end - block.columns.begin;
+      const int64_t band = (block.rows.begin + block.first / width) / band_rows;
       for (int64_t begin = 0; begin < channels; begin += kBlockChannels) {
         const int64_t end = std::min(channels, begin + kBlockChannels);
-        items.push_back({&branch, packed.back().get(), block, begin, end});
+        items.push_back({&branches[i], packed[i].get(), block, begin, end, band});
       }
     }
   }
-  const int64_t count = static_cast<int64_t>(items.size()), bytes = result.element_size();
-  for_each_item(source.size(0) * count, [&] {
-    return [&, scratch = make_buffer<char>(scratch_bytes)](int64_t index) {
-      const auto& [branch, weight, block, begin, end] = items[index % count];
-      const int64_t first = branch->first_channel, n = index / count;
-      const DenseFinish its{after(finish.bias, first, bytes),
-                            after(finish.scale, first, sum_bytes(source)),
-                            after(finish.shift, first, sum_bytes(source)), finish.relu};
-      char* to =
-          const_cast<char*>(image(result, n)) + first * result.size(2) * result.size(3) * bytes;
-      kernels().conv(branch->conv, block, begin, end, image(source, n), weight, its, to,
-                     scratch.get());
-    };
-  });
+  std::stable_sort(items.begin(), items.end(),
+                   [](const Item& a, const Item& b) { return a.band < b.band; });
+  return items;
+}
+
+// All branches side by side.
+void convolve(const std::vector<Branch>& branches, const Tensor& source, const DenseFinish& finish,
+              const Tensor& result) {
+  std::vector<Buffer<char>> packed;
+  int64_t scratch_bytes = 0, sums_bytes = 0;
+  for (const Branch& branch : branches) {
+    packed.push_back(pack(branch.conv, branch.weight));
+    const int64_t most = std::min(result_channels(branch.conv), kBlockChannels);
+    scratch_bytes = std::max(scratch_bytes, kernels().conv_scratch(branch.conv));
+    sums_bytes = std::max(sums_bytes, kernels().conv_sums(branch.conv, most));
+  }
+  const SourceBlock block = source_block(branches, source);
+  const auto items = items_of(branches, packed, block.rows);
+  const int64_t count = static_cast<int64_t>(items.size()), all = source.size(0) * count;
+  const int64_t channels = source.size(1), bytes = result.element_size();
+  const int64_t steps = std::max<int64_t>(1, round_up(channels, block.channels) / block.channels);
+
+  // Items, of all images, whose sums wait for the next step of channels: whole bands.
+  constexpr int64_t kStripBytes = 16 << 20;
+  const auto band_end = [&](int64_t index) {
+    const int64_t band = items[index % count].band;
+    do {
+      ++index;
+    } while (index % count != 0 && items[index % count].band == band);
+    return index;
+  };
+  const auto strip_end = [&](int64_t start) {
+    if (steps == 1) return all;
+    int64_t end = band_end(start);
+    while (end < all && (band_end(end) - start) * sums_bytes <= kStripBytes) end = band_end(end);
+    return end;
+  };
+
+  for (int64_t start = 0, end; start < all; start = end) {
+    end = strip_end(start);
+    const auto sums = make_buffer<char>(steps == 1 ? 1 : (end - start) * sums_bytes);
+    for_each_step(end - start, steps, [&] {
+      return [&, scratch = make_buffer<char>(scratch_bytes),
+              own = make_buffer<char>(steps == 1 ? sums_bytes : 1)](int64_t index, int64_t step) {
+        const Item& item = items[(start + index) % count];
+        const int64_t first = item.branch->first_channel, n = (start + index) / count;
+        const DenseFinish its{after(finish.bias, first, bytes),
+                              after(finish.scale, first, sum_bytes(source)),
+                              after(finish.shift, first, sum_bytes(source)), finish.relu};
+        char* to =
+            const_cast<char*>(image(result, n)) + first * result.size(2) * result.size(3) * bytes;
+        const Range from{step * block.channels, std::min(channels, (step + 1) * block.channels)};
+        kernels().add_conv(item.branch->conv, item.block, item.begin, item.end, from,
+                           image(source, n), item.packed, its, to,
+                           steps == 1 ? own.get() : sums.get() + index * sums_bytes, scratch.get());
+      };
+    });
+  }
 }
 
 const void* data_of(const MaybeTensor& x) { return x ? x->const_data_ptr() : nullptr; }

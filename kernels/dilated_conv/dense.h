@@ -48,6 +48,7 @@ static constexpr int64_t place(const DenseConv& p, const Axis& axis, int64_t tap
 constexpr int64_t kBlockPositions = 96;  // of the result, at most, that are summed in cache
 constexpr int64_t kBlockChannels = 512;  // likewise
 constexpr int64_t kChannelStep = 32;  // packed weights are padded to it: a multiple of all panels
+constexpr int64_t kSourceChannels = 256;  // a step of a sum: a panel of them fits the first level
 
 // Positions [first, first + count) of a rectangle of the result, in the order of memory.
 struct DenseBlock {
@@ -94,13 +95,17 @@ struct DenseKernels {
   // [padded channels, taps, source channels] sums. weight [out, in, taps].
   void (*pack_weight)(const DenseConv& p, const void* weight, int64_t begin, int64_t end,
                       void* packed);
-  // Bytes of scratch that `conv` needs, aligned to a vector.
+  // Bytes of scratch that `add_conv` needs, aligned to a vector.
   int64_t (*conv_scratch)(const DenseConv& p);
-  // Result channels [begin, end) at a block's positions of one image: at most kBlockChannels, begin
-  // a multiple of kChannelStep. source, result: the image's.
-  void (*conv)(const DenseConv& p, const DenseBlock& block, int64_t begin, int64_t end,
-               const void* source, const void* packed, const DenseFinish& finish, void* result,
-               void* scratch);
+  // Bytes of the sums of a block with that many channels, aligned to a vector.
+  int64_t (*conv_sums)(const DenseConv& p, int64_t channels);
+  // sums += source channels `from`, for result channels [begin, end) at a block's positions of one
+  // image: at most kBlockChannels, begin a multiple of kChannelStep; from.begin a multiple of
+  // kSourceChannels. The first channels begin the sums, the last ones write the result: a block
+  // takes them in order, in one call or several. source, result: the image's.
+  void (*add_conv)(const DenseConv& p, const DenseBlock& block, int64_t begin, int64_t end,
+                   Range from, const void* source, const void* packed, const DenseFinish& finish,
+                   void* result, void* sums, void* scratch);
 
   // packed: an image's gradient of output channels [begin, end), begin a multiple of kChannelStep,
   // within [padded channels, positions] sums.

@@ -8,15 +8,15 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int64_t kTerms = 256;  // of a product: a right panel of them fits the first-level cache
+constexpr int64_t kTerms = kSourceChannels;  // of a product, at most
 constexpr int64_t kMostPanels = (kBlockPositions + kRows - 1) / kRows;
 constexpr int64_t kMostPitch = kBlockChannels + 16;
 
 // What a block is computed in.
 template <typename T>
 struct ConvScratch {
-  int64_t pitch;                               // of sums: rows must not meet in the cache
-  T sums[(kBlockPositions + 1) * kMostPitch];  // [positions, channels]; the last row is for nobody
+  T* sums;        // [positions, pitch]; the last row is for nobody
+  int64_t pitch;  // channels and a gap: rows must not meet in the cache
   T panels[kMostPanels * (kTerms * kRows + kPanelSlack)];
   int64_t row[kBlockPositions], column[kBlockPositions];  // of every position of the block
   int64_t results[kBlockPositions];                       // their places in a plane of the result
@@ -31,9 +31,11 @@ struct ConvScratch {
   int64_t tap_count;
 };
 
+constexpr int64_t sums_pitch(int64_t channels) { return round_up(channels, kChannelStep) + 16; }
+
 template <typename T>
 void locate(const DenseConv& p, const DenseBlock& b, int64_t channels, ConvScratch<T>* s) {
-  s->pitch = round_up(channels, kChannelStep) + 16;
+  s->pitch = sums_pitch(channels);
   const int64_t width = b.columns.end - b.columns.begin;
   int64_t row = b.rows.begin + b.first / width, column = b.columns.begin + b.first % width;
   for (int64_t n = 0; n < b.count; ++n) {
@@ -125,13 +127,24 @@ void add_channels(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_
 }
 
 template <typename S, typename T>
-void add_block(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end, const S* source,
-               const T* packed, ConvScratch<T>* s) {
-  const int64_t channels = source_channels(p);
+void add_block(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end, Range from,
+               const S* source, const T* packed, ConvScratch<T>* s) {
   // Channels outside, taps inside: neighbouring taps read the same lines of the source.
-  for (int64_t first = 0; first < channels; first += kTerms) {
-    const int64_t terms = channels - first < kTerms ? channels - first : kTerms;
+  for (int64_t first = from.begin; first < from.end; first += kTerms) {
+    const int64_t terms = from.end - first < kTerms ? from.end - first : kTerms;
     add_channels(p, b, begin, end, first, terms, source, packed, s);
+  }
+}
+
+template <typename S, typename T>
+void begin_sums(const DenseBlock& b, int64_t begin, int64_t end, const S* given,
+                const ConvScratch<T>& s) {
+  T bias[kMostPitch];
+  for (int64_t o = 0; o < s.pitch; ++o) {
+    bias[o] = o < end - begin && given != nullptr ? widen(given[begin + o]) : T(0);
+  }
+  for (int64_t n = 0; n <= b.count; ++n) {
+    for (int64_t o = 0; o < s.pitch; ++o) s.sums[n * s.pitch + o] = bias[o];
   }
 }
 
@@ -150,25 +163,17 @@ struct Factors {
 };
 
 template <typename S, typename T>
-void conv_of(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end, const S* source,
-             const T* packed, const DenseFinish& finish, S* result, ConvScratch<T>* s) {
+void finish_block(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end,
+                  const DenseFinish& finish, S* result, ConvScratch<T>* s) {
   constexpr int W = kLanes<T>;
   const int64_t channels = end - begin;
   const int64_t plane = result_size(p, p.conv.rows) * result_size(p, p.conv.columns);
-  T bias[kMostPitch], scale[kMostPitch], shift[kMostPitch];
-  const S* given = static_cast<const S*>(finish.bias);
-  locate(p, b, channels, s);
+  T scale[kMostPitch], shift[kMostPitch];
   for (int64_t o = 0; o < s->pitch; ++o) {
     const bool there = o < channels;
-    bias[o] = there && given != nullptr ? widen(given[begin + o]) : T(0);
     if (finish.scale) scale[o] = there ? static_cast<const T*>(finish.scale)[begin + o] : T(0);
     if (finish.shift) shift[o] = there ? static_cast<const T*>(finish.shift)[begin + o] : T(0);
   }
-  for (int64_t n = 0; n <= b.count; ++n) {
-    for (int64_t o = 0; o < s->pitch; ++o) s->sums[n * s->pitch + o] = bias[o];
-  }
-  add_block(p, b, begin, end, source, packed, s);
-
   const Factors<T> factors{finish.scale ? scale : nullptr, finish.shift ? shift : nullptr,
                            finish.relu};
   for (int64_t o = 0; o < channels; o += W) {
@@ -198,6 +203,17 @@ void conv_of(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end
       }
     }
   }
+}
+
+template <typename S, typename T>
+void add_conv_of(const DenseConv& p, const DenseBlock& b, int64_t begin, int64_t end, Range from,
+                 const S* source, const T* packed, const DenseFinish& finish, S* result, T* sums,
+                 ConvScratch<T>* s) {
+  s->sums = sums;
+  locate(p, b, end - begin, s);
+  if (from.begin == 0) begin_sums(b, begin, end, static_cast<const S*>(finish.bias), *s);
+  add_block(p, b, begin, end, from, source, packed, s);
+  if (from.end == source_channels(p)) finish_block(p, b, begin, end, finish, result, s);
 }
 
 }  // namespace

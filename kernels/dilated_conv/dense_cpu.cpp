@@ -19,14 +19,20 @@ int64_t conv_scratch(const DenseConv& p) {
   return p.conv.dtype == Dtype::f64 ? sizeof(ConvScratch<double>) : sizeof(ConvScratch<float>);
 }
 
-void conv(const DenseConv& p, const DenseBlock& block, int64_t begin, int64_t end,
-          const void* source, const void* packed, const DenseFinish& finish, void* result,
-          void* scratch) {
+int64_t conv_sums(const DenseConv& p, int64_t channels) {
+  const int64_t count = (kBlockPositions + 1) * sums_pitch(channels);
+  return count * (p.conv.dtype == Dtype::f64 ? 8 : 4);
+}
+
+void add_conv(const DenseConv& p, const DenseBlock& block, int64_t begin, int64_t end, Range from,
+              const void* source, const void* packed, const DenseFinish& finish, void* result,
+              void* sums, void* scratch) {
   by_dtype(p.conv.dtype, [&](auto element, auto sum) {
     using S = decltype(element);
     using T = decltype(sum);
-    conv_of(p, block, begin, end, static_cast<const S*>(source), static_cast<const T*>(packed),
-            finish, static_cast<S*>(result), static_cast<ConvScratch<T>*>(scratch));
+    add_conv_of(p, block, begin, end, from, static_cast<const S*>(source),
+                static_cast<const T*>(packed), finish, static_cast<S*>(result),
+                static_cast<T*>(sums), static_cast<ConvScratch<T>*>(scratch));
   });
 }
 
@@ -65,8 +71,8 @@ void merge_weight(const DenseConv& p, const WeightBlock& block, const void* part
 
 }  // namespace
 
-extern const DenseKernels dense_kernels = {pack_weight,    conv_scratch, conv,        pack_grad,
-                                           weight_scratch, add_weight,   merge_weight};
+extern const DenseKernels dense_kernels = {pack_weight, conv_scratch,   conv_sums,  add_conv,
+                                           pack_grad,   weight_scratch, add_weight, merge_weight};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

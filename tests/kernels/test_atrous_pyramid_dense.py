@@ -73,6 +73,27 @@ def test_threads_change_no_bit_of_a_pyramid(compiled_kernels: None) -> None:
     assert all(torch.equal(results[0], result) for result in results[1:])
 
 
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize(
+    ("shape", "outputs", "kernel"),
+    [((1, 300, 300, 24), 512, 1), ((2, 100, 60, 400), 4, 3)],
+    ids=["steps, strips of one band", "bands"],
+)
+def test_a_branch_has_the_same_bits_by_itself(
+    shape: tuple[int, ...], outputs: int, kernel: int, compiled_kernels: None
+) -> None:
+    x, size = torch.randn(shape, generator=torch.Generator().manual_seed(2)), shape[2:]
+    weights = [torch.randn(outputs, shape[1], kernel, kernel) for _ in range(2)]
+    torch.set_num_threads(3)
+    y = torch.ops.segfast._atrous_pyramid_dense(x, weights, None, (1, 5), None, None, False)
+    torch.set_num_threads(2)
+    for weight, rate, branch in zip(weights, (1, 5), y.chunk(2, 1), strict=True):
+        padding = rate * (kernel // 2)
+        geometry = (1, 1, padding, padding, rate, rate, 1)
+        alone = torch.ops.segfast._dilated_conv_dense(x, weight, None, *size, *geometry)
+        assert torch.equal(branch, alone)
+
+
 def test_pyramid_keeps_nan(compiled_kernels: None) -> None:
     x, bias, scale, shift, *weights = pyramid_problem(4, torch.float32)
     x[0, 1, 3, 3] = torch.nan
