@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -41,7 +45,7 @@ class Convolution:
 
     @property
     def saved(self) -> float:
-        """The share of the multiplications that is by padding."""
+        """The share of the multiplications that is by padding: PyTorch's kernels save none."""
         return _share(self.multiplications, self.live_multiplications)
 
     def __str__(self) -> str:
@@ -58,12 +62,14 @@ class Convolution:
         for direction, plan in self.kernels.items():
             served.setdefault(plan, []).append(direction)
         kind = "transposed by" if self.transposed else "by"
+        ours = self.kernels["forward"].kernel not in ("torch", "winograd")
         head = f"{list(self.x)} {kind} {list(self.weight)} -> {list(self.y)}"
         return "\n".join(
             [
                 ", ".join([head, *named]),
                 f"  {self.multiplications:,} multiplications, {self.live_multiplications:,} without"
-                f" padding: {self.saved:.1%} saved; rectangles: {self.rectangles}",
+                f" padding: {self.saved:.1%} {'saved' if ours else 'less'}; rectangles: "
+                f"{self.rectangles}",
                 *(
                     f"  {', '.join(directions)}: {plan.kernel} ({plan.why})"
                     for plan, directions in served.items()
@@ -97,7 +103,7 @@ class Explanation:
             saved = _share(self.multiplications, self.live_multiplications)
             lines.append(
                 f"{len(self.convolutions)} convolutions: {self.multiplications:,} multiplications,"
-                f" {self.live_multiplications:,} without padding: {saved:.1%} saved"
+                f" {self.live_multiplications:,} without padding: {saved:.1%} less"
             )
         lines += [f"{i}. {conv}" for i, conv in enumerate(self.convolutions, 1)]
         if "torch" in self.served_by.split(", ") and self.convolutions:
@@ -115,7 +121,8 @@ def explain(
 
     Nothing is computed and no memory of results is taken: only shapes, dtypes and memory formats
     are looked at. The multiplications of two-dimensional convolutions are counted, those of
-    PyTorch's among them; saved is the share of products with padding.
+    PyTorch's among them, with padding and without: what is less without is saved where a kernel of
+    ours that leaves padding out serves.
 
     Args:
         op: an operator of `segfast.ops`, or a module that convolves: any `torch.nn.Module` in
@@ -132,6 +139,7 @@ def explain(
 
     Raises:
         TypeError: op is something else.
+        ValueError: device is something else; what op computes depends on numbers in a tensor.
         TypeError, ValueError: as op does, for arguments that it would refuse.
 
     Example:
@@ -161,7 +169,10 @@ def explain(
 def _kind(op: Any, arguments: Any, device: str | None) -> str:
     """The kind of device of the first tensor."""
     if device is not None:
-        return torch.device(device).type
+        kind = device.type if isinstance(device, torch.device) else str(device).partition(":")[0]
+        if kind not in ("cpu", "cuda"):
+            raise ValueError(f"device must be 'cpu' or 'cuda', got {describe(device)}")
+        return kind
     leaves = [*tree_flatten(arguments)[0], *(op.parameters() if isinstance(op, nn.Module) else ())]
     kinds = [leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)]
     return kinds[0] if kinds and kinds[0] != "meta" else "cpu"
@@ -189,8 +200,14 @@ def _recorded(
     args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
     if isinstance(op, nn.Module):
         op = look_alike(op, fake, {})
-    with torch.no_grad(), mode, recorder, observed_by(recorder):
-        op(*args, **kwargs)
+    try:
+        with torch.no_grad(), mode, recorder, observed_by(recorder):
+            op(*args, **kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ValueError(
+            "op must not depend on numbers in a tensor, which explain does not compute: it calls "
+            f"{error.func}"
+        ) from error
     return tuple(recorder.found)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from segfast._op_battery import op_battery
+from segfast.ops._layout import dtype_name
 
 if TYPE_CHECKING:
     import pytest
@@ -148,7 +149,7 @@ def dtypes(*choices: torch.dtype) -> pytest.MarkDecorator:
     import pytest
 
     chosen = choices or (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-    names = [str(dtype).removeprefix("torch.") for dtype in chosen]
+    names = [dtype_name(dtype) for dtype in chosen]
     return pytest.mark.parametrize("dtype", chosen, ids=names)
 
 

@@ -30,20 +30,11 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def require_counts(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Integers >= 1, at least one of them, as a tuple."""
-    if not isinstance(values, (tuple, list)) or not values:
-        raise TypeError(f"{name} must be integers, got {_check.describe(values)}")
-    for value in values:
-        _check.require_count(name, value, 1)
-    return tuple(values)
-
-
 def chosen(
     name: str, value: str | Sequence[int], presets: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, ...]:
     """Integers >= 1, given or by the name of a preset."""
     if not isinstance(value, str):
-        return require_counts(name, value)
+        return _check.require_counts(name, value)
     _check.require_choice(name, value, tuple(presets))
     return presets[value]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segfast.nn._shared import chosen, require_counts, require_map, wide
+from segfast.nn._shared import chosen, require_map, wide
 from segfast.nn.dilated_conv import DilatedConv2d, SeparableDilatedConv2d, all_dilated
 from segfast.ops import _check, atrous_pyramid2d
 
@@ -42,6 +42,7 @@ class ASPP(nn.Module):
         image_pooling: whether there is the branch of mean(x).
         pooled_first: in the projection's input it comes before the others, as in mmseg.
         projection: kernel size of P; 3 in mmseg.
+        device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
         x [N, C, H, W] -> y [N, out_channels, H, W]. In training N > 1, or the normalisation of the
@@ -70,40 +71,44 @@ class ASPP(nn.Module):
         image_pooling: bool = True,
         pooled_first: bool = False,
         projection: int = 1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check.require_count("in_channels", in_channels, 1)
-        _check.require_count("out_channels", out_channels, 1)
-        require_counts("rates", rates)
+        in_channels = _check.require_count("in_channels", in_channels, 1)
+        out_channels = _check.require_count("out_channels", out_channels, 1)
+        rates = _check.require_counts("rates", rates)
         if separable not in (True, False, "act"):
             raise TypeError(f"separable must be True, False or 'act', got {separable!r}")
         _check.require_bool("image_pooling", image_pooling)
         _check.require_bool("pooled_first", pooled_first)
-        _check.require_count("projection", projection, 1)
+        projection = _check.require_count("projection", projection, 1)
         if projection % 2 == 0:
             raise ValueError(f"projection must be odd, got {projection}")
         self.in_channels = in_channels
         self.image_pooling, self.pooled_first = image_pooling, pooled_first
+        factory: Any = {"device": device, "dtype": dtype}
 
         def atrous(rate: int) -> nn.Module:
             kind = SeparableDilatedConv2d if separable else DilatedConv2d
-            inner: Any = {"batch_norm": True, "activation": "relu"} if separable == "act" else {}
-            return kind(
-                in_channels, out_channels, 3, padding=rate, dilation=rate, bias=False, **inner
-            )
+            options = {"padding": rate, "dilation": rate, "bias": False, **factory}
+            if separable == "act":
+                options |= {"batch_norm": True, "activation": "relu"}
+            return kind(in_channels, out_channels, 3, **options)
 
         def pointwise(channels: int) -> nn.Module:
-            return nn.Conv2d(channels, out_channels, 1, bias=False)
+            return nn.Conv2d(channels, out_channels, 1, bias=False, **factory)
 
         def normalized(conv: nn.Module) -> tuple[nn.Module, ...]:
-            return conv, nn.BatchNorm2d(out_channels), nn.ReLU()
+            return conv, nn.BatchNorm2d(out_channels, **factory), nn.ReLU()
 
         branches = [normalized(conv) for conv in (pointwise(in_channels), *map(atrous, rates))]
         if image_pooling:
             branches.append((nn.AdaptiveAvgPool2d(1), *normalized(pointwise(in_channels))))
         self.convs = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
         width = len(branches) * out_channels
-        project = nn.Conv2d(width, out_channels, projection, padding=projection // 2, bias=False)
+        options = {"padding": projection // 2, "bias": False, **factory}
+        project = nn.Conv2d(width, out_channels, projection, **options)
         self.project = nn.Sequential(*normalized(project), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,6 +198,7 @@ class ASPPv2(nn.Module):
         in_channels: C of x.
         classes: channels of y.
         rates: "L" (6, 12, 18, 24), "S" (2, 4, 8, 12), or the rates.
+        device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
         x [N, C, H, W] -> y [N, classes, H, W]. State as published: c0, c1, ... (weight and bias);
@@ -207,13 +213,22 @@ class ASPPv2(nn.Module):
         torch.Size([1, 21, 41, 41])
     """
 
-    def __init__(self, in_channels: int, classes: int, rates: str | Sequence[int] = "L") -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        rates: str | Sequence[int] = "L",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        _check.require_count("in_channels", in_channels, 1)
-        _check.require_count("classes", classes, 1)
+        in_channels = _check.require_count("in_channels", in_channels, 1)
+        classes = _check.require_count("classes", classes, 1)
         self.in_channels, self.rates = in_channels, chosen("rates", rates, ASPP_RATES)
         for i, rate in enumerate(self.rates):
-            conv = DilatedConv2d(in_channels, classes, 3, padding=rate, dilation=rate)
+            conv = DilatedConv2d(
+                in_channels, classes, 3, padding=rate, dilation=rate, device=device, dtype=dtype
+            )
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             self.add_module(f"c{i}", conv)

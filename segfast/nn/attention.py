@@ -7,6 +7,7 @@ not.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +29,24 @@ class ProjectedAttention2d(nn.Module):
     starts as zero.
     """
 
-    def __init__(self, channels: int, key_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        key_channels: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        _check.require_count("channels", channels, 1)
+        factory: Any = {"device": device, "dtype": dtype}
+        channels = _check.require_count("channels", channels, 1)
         if key_channels is None:
             key_channels = max(channels // 8, 1)
-        _check.require_count("key_channels", key_channels, 1)
+        key_channels = _check.require_count("key_channels", key_channels, 1)
         self.channels, self.key_channels = channels, key_channels
-        self.query_conv = nn.Conv2d(channels, key_channels, 1)
-        self.key_conv = nn.Conv2d(channels, key_channels, 1)
-        self.value_conv = nn.Conv2d(channels, channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.query_conv = nn.Conv2d(channels, key_channels, 1, **factory)
+        self.key_conv = nn.Conv2d(channels, key_channels, 1, **factory)
+        self.value_conv = nn.Conv2d(channels, channels, 1, **factory)
+        self.gamma = nn.Parameter(torch.zeros(1, **factory))
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -58,6 +66,7 @@ class PositionAttention2d(ProjectedAttention2d):
     Args:
         channels: C of x.
         key_channels: of queries and keys; None means channels // 8, as published.
+        device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
         x [B, C, H, W] -> y [B, C, H, W], any H and W. Parameters: query_conv, key_conv, value_conv
@@ -93,6 +102,7 @@ class ChannelAttention2d(nn.Module):
 
     Args:
         sign: "code" (s = -1, the default) or "paper" (s = 1).
+        device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
         x [B, C, H, W] -> y [B, C, H, W] in the dtype of x, any C, H, W. Parameter: gamma [1], which
@@ -107,11 +117,13 @@ class ChannelAttention2d(nn.Module):
         torch.Size([1, 64, 12, 20])
     """
 
-    def __init__(self, sign: str = "code") -> None:
+    def __init__(
+        self, sign: str = "code", device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         _check.require_choice("sign", sign, tuple(SIGNS))
         self.sign = sign
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> y [B, C, H, W]."""
@@ -147,6 +159,7 @@ class NonLocal2d(nn.Module):
             paper prints it. Of the embedded Gaussian only.
         sub_sample: max-pool phi and g by 2 x 2, a quarter of the work (section 3.3).
         batch_norm: after W_z, which then has no bias.
+        device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
         x [B, C, H, W] -> y [B, C, H, W], any H and W (from 2 with `sub_sample`). State as
@@ -172,28 +185,31 @@ class NonLocal2d(nn.Module):
         use_scale: bool = True,
         sub_sample: bool = False,
         batch_norm: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check.require_count("channels", channels, 1)
+        factory: Any = {"device": device, "dtype": dtype}
+        channels = _check.require_count("channels", channels, 1)
         if inner_channels is None:
             inner_channels = max(channels // 2, 1)
-        _check.require_count("inner_channels", inner_channels, 1)
+        inner_channels = _check.require_count("inner_channels", inner_channels, 1)
         _check.require_choice("mode", mode, MODES)
         self.channels, self.inner_channels = channels, inner_channels
         self.mode, self.use_scale = mode, use_scale
         self.sub_sample, self.batch_norm = sub_sample, batch_norm
-        self.theta = self._projection(pooled=False)
-        self.phi = self._projection(pooled=sub_sample)
-        self.g = self._projection(pooled=sub_sample)
-        last = nn.Conv2d(inner_channels, channels, 1, bias=not batch_norm)
+        self.theta = self._projection(False, factory)
+        self.phi = self._projection(sub_sample, factory)
+        self.g = self._projection(sub_sample, factory)
+        last = nn.Conv2d(inner_channels, channels, 1, bias=not batch_norm, **factory)
         self.conv_out = nn.Sequential(OrderedDict(conv=last))
         if batch_norm:
-            self.conv_out.add_module("bn", nn.BatchNorm2d(channels))
+            self.conv_out.add_module("bn", nn.BatchNorm2d(channels, **factory))
         for p in self.conv_out[-1].parameters():
             nn.init.zeros_(p)
 
-    def _projection(self, pooled: bool) -> nn.Module:
-        conv = nn.Conv2d(self.channels, self.inner_channels, 1)
+    def _projection(self, pooled: bool, factory: Any) -> nn.Module:
+        conv = nn.Conv2d(self.channels, self.inner_channels, 1, **factory)
         nn.init.normal_(conv.weight, std=0.01)  # as released
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         named = nn.Sequential(OrderedDict(conv=conv))

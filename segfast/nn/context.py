@@ -49,6 +49,7 @@ class ContextModule(nn.Module):
         padding: "each" layer, by its rate, or all of it before the "first", as their network for
             PASCAL VOC has it: then no layer sees zeros in place of what the one before made of
             them.
+        device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
         x [N, C, H, W] -> y [N, C, H, W]. State: convs.i (weight and bias), the layers in order.
@@ -75,9 +76,11 @@ class ContextModule(nn.Module):
         initialization: str = "identity",
         noise: float = 0.01,
         padding: str = "each",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check.require_count("classes", classes, 1)
+        classes = _check.require_count("classes", classes, 1)
         _check.require_choice("size", size, SIZES)
         _check.require_choice("initialization", initialization, INITIALIZATIONS)
         _check.require_choice("padding", padding, PADDINGS)
@@ -89,7 +92,7 @@ class ContextModule(nn.Module):
         kernels = [3] * len(rates) + [1]
         margins = [*rates, 0] if padding == "each" else [sum(rates)] + [0] * len(rates)
         self.convs = nn.ModuleList(
-            DilatedConv2d(c, o, k, padding=margin, dilation=rate)
+            DilatedConv2d(c, o, k, padding=margin, dilation=rate, device=device, dtype=dtype)
             for (c, o), k, margin, rate in zip(
                 itertools.pairwise(widths), kernels, margins, self.dilations, strict=True
             )

@@ -66,6 +66,7 @@ class CRFRNN(nn.Module):
         training_iterations, iterations: mean-field updates in training mode, in evaluation mode.
         method, spatial, tolerance: see `segfast.ops.mean_field`; ``spatial="lattice"`` filters the
             spatial kernel as the published code does, "conv" (the default) exactly.
+        device, dtype: of the layer's own parameters, as `torch.nn`'s modules have them.
 
     Parameters, by their published names, all [L, L]:
         spatial_ker_weights: W_s, 3 on the diagonal.
@@ -104,13 +105,15 @@ class CRFRNN(nn.Module):
         method: str = "lattice",
         spatial: str = "conv",
         tolerance: float = 1e-7,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {_check.describe(model)}")
-        _check.require_count("labels", labels, 1)
-        _check.require_count("training_iterations", training_iterations)
-        _check.require_count("iterations", iterations)
+        labels = _check.require_count("labels", labels, 1)
+        training_iterations = _check.require_count("training_iterations", training_iterations)
+        iterations = _check.require_count("iterations", iterations)
         require_sigmas(spatial_sigma, bilateral_sigma, color_sigma)
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)
@@ -122,9 +125,10 @@ class CRFRNN(nn.Module):
         self.color_sigma = color_sigma
         self.training_iterations, self.iterations = training_iterations, iterations
         self.method, self.spatial, self.tolerance = method, spatial, tolerance
-        self.spatial_ker_weights = nn.Parameter(spatial_weight * torch.eye(labels))  # [L, L]
-        self.bilateral_ker_weights = nn.Parameter(bilateral_weight * torch.eye(labels))  # [L, L]
-        self.compatibility_matrix = nn.Parameter(torch.eye(labels))  # [L, L]
+        eye = torch.eye(labels, device=device, dtype=dtype)  # [L, L]
+        self.spatial_ker_weights = nn.Parameter(spatial_weight * eye)
+        self.bilateral_ker_weights = nn.Parameter(bilateral_weight * eye)
+        self.compatibility_matrix = nn.Parameter(eye.clone())
         self.model = model
 
     def forward(self, x: Any, image: Tensor | None = None) -> Any:

@@ -143,7 +143,7 @@ class DenseCRF(nn.Module):
     ) -> None:
         super().__init__()
         require_sigmas(spatial_sigma, bilateral_sigma, color_sigma)
-        _check.require_count("iterations", iterations)
+        iterations = _check.require_count("iterations", iterations)
         _check.require_choice("normalization", normalization, NORMALIZATIONS)
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)

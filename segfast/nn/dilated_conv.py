@@ -6,12 +6,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from segfast.nn._shared import require_counts
 from segfast.ops import _check, dilated_conv2d
 from segfast.ops._check import IntOrPair
 
@@ -24,10 +24,12 @@ class DilatedConv2d(nn.Conv2d):
         y[o, p] = bias[o] + sum_{c, t} weight[o, c, t] x[c, p s - b + t r]
 
     Arguments, defaults, initialisation and state are those of `torch.nn.Conv2d`: weights of one
-    load into the other. A `padding_mode` other than "zeros" pads first, as there.
+    load into the other. A `padding_mode` other than "zeros" pads first, as there. In what
+    `torch.jit.script` compiles, PyTorch's convolution serves.
 
     Shape:
-        x [N, C, H, W] or [C, H, W] -> y [N, O, Ho, Wo] or [O, Ho, Wo], in the memory format of x.
+        x [N, C, H, W] or [C, H, W] -> y [N, O, Ho, Wo] or [O, Ho, Wo], in the memory format that
+        `segfast.ops.dilated_conv2d` says.
 
     Raises:
         TypeError, ValueError: as `torch.nn.Conv2d`, at construction; as
@@ -42,6 +44,12 @@ class DilatedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x -> y."""
+        if torch.jit.is_scripting():  # which knows no Python
+            return self._conv_forward(x, self.weight, self.bias)
+        return self._dilated(x)
+
+    @torch.jit.unused
+    def _dilated(self, x: Tensor) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)
@@ -105,6 +113,7 @@ class SeparableDilatedConv2d(nn.Sequential):
         bias: of the 1 x 1 convolution; the depthwise one has none.
         batch_norm: between the two.
         activation: None or "relu", between the two, after the batch normalisation.
+        device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
         x [N, C, H, W] or, without batch norm, [C, H, W] -> y [N, O, Ho, Wo] or [O, Ho, Wo].
@@ -133,32 +142,35 @@ class SeparableDilatedConv2d(nn.Sequential):
         bias: bool = False,
         batch_norm: bool = False,
         activation: str | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        _check.require_count("in_channels", in_channels, 1)
-        _check.require_count("out_channels", out_channels, 1)
-        _check.pair("kernel_size", kernel_size, 1)
+        in_channels = _check.require_count("in_channels", in_channels, 1)
+        out_channels = _check.require_count("out_channels", out_channels, 1)
+        kernel_size = _check.pair("kernel_size", kernel_size, 1)
         steps = _check.pair("stride", stride, 1)
         if isinstance(padding, str):
             _check.require_choice("padding", padding, ("same", "valid"))
             if padding == "same" and steps != (1, 1):
                 raise ValueError(f"padding='same' needs stride 1, got {steps}")
         else:
-            _check.pair("padding", padding, 0)
-        _check.pair("dilation", dilation, 1)
+            padding = _check.pair("padding", padding, 0)
+        dilation = _check.pair("dilation", dilation, 1)
         _check.require_bool("bias", bias)
         _check.require_bool("batch_norm", batch_norm)
         if activation is not None:
             _check.require_choice("activation", activation, ("relu",))
+        factory: Any = {"device": device, "dtype": dtype}
         parts = OrderedDict[str, nn.Module]()
         parts["0"] = DilatedConv2d(
-            in_channels, in_channels, kernel_size, stride, padding, dilation,  # type: ignore[arg-type]
-            groups=in_channels, bias=False,
+            in_channels, in_channels, kernel_size, steps, padding, dilation,
+            groups=in_channels, bias=False, **factory,
         )  # fmt: skip
         if batch_norm:
-            parts["bn"] = nn.BatchNorm2d(in_channels)
+            parts["bn"] = nn.BatchNorm2d(in_channels, **factory)
         if activation is not None:
             parts["relu"] = nn.ReLU()
-        parts["1"] = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        parts["1"] = nn.Conv2d(in_channels, out_channels, 1, bias=bias, **factory)
         super().__init__(parts)
 
 
@@ -182,8 +194,8 @@ def multi_grid(rate: int, units: Sequence[int] = (1, 2, 4)) -> tuple[int, ...]:
         >>> multi_grid(2)
         (2, 4, 8)
     """
-    _check.require_count("rate", rate, 1)
-    return tuple(rate * unit for unit in require_counts("units", units))
+    rate = _check.require_count("rate", rate, 1)
+    return tuple(rate * unit for unit in _check.require_counts("units", units))
 
 
 def dilate_stage(stage: nn.Module, rates: Sequence[int]) -> nn.Module:
@@ -212,7 +224,7 @@ def dilate_stage(stage: nn.Module, rates: Sequence[int]) -> nn.Module:
         torch.Size([1, 8, 33, 33])
     """
     blocks = [(name, block) for name, block in stage._modules.items() if block is not None]
-    rates = require_counts("rates", rates)
+    rates = _check.require_counts("rates", rates)
     if len(rates) != len(blocks):
         raise ValueError(f"rates must be {len(blocks)}, one for each block; got {len(rates)}")
     places = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from segfast.nn._shared import require_map
@@ -37,6 +40,7 @@ class LinearAttention2d(ProjectedAttention2d):
         feature_map: "softplus", "taylor", "relu" or "elu" (elu + 1).
         eps: added to every component of the sum of keys, as published.
         residual: False leaves x + away.
+        device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
         x [B, C, H, W] -> y [B, C, H, W] in the dtype of x, any H and W. Parameters as published:
@@ -61,8 +65,10 @@ class LinearAttention2d(ProjectedAttention2d):
         feature_map: str = "softplus",
         eps: float = 1e-6,
         residual: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(channels, key_channels)
+        super().__init__(channels, key_channels, device, dtype)
         _check.require_choice("feature_map", feature_map, FEATURE_MAPS)
         self.feature_map, self.residual = feature_map, residual
         self.eps = _check.not_negative("eps", eps)

@@ -7,6 +7,7 @@ does, so that a decoder can change one for another.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,7 @@ class _Interpolate2d(nn.Module):
 
     def __init__(self, scale_factor: int = 2) -> None:
         super().__init__()
-        _check.require_count("scale_factor", scale_factor, 1)
-        self.scale_factor = scale_factor
+        self.scale_factor = _check.require_count("scale_factor", scale_factor, 1)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """x [N, C, H, W] -> [N, C, H * scale_factor, W * scale_factor] or `output_size`."""
@@ -115,7 +115,7 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
         in_channels, out_channels: `out_channels` None means `in_channels`; with other numbers the
             channels without a partner start as zero.
         scale_factor: s.
-        groups, bias: those of `torch.nn.ConvTranspose2d`; FCN has no bias.
+        groups, bias, device, dtype: those of `torch.nn.ConvTranspose2d`; FCN has no bias.
         kernel_size, padding: k and another padding; None means those above. FCN has padding 0 and
             crops.
 
@@ -144,12 +144,14 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
         *,
         kernel_size: int | None = None,
         padding: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        _check.require_count("scale_factor", scale_factor, 1)
+        scale_factor = _check.require_count("scale_factor", scale_factor, 1)
         if kernel_size is not None:
-            _check.require_count("kernel_size", kernel_size, 1)
+            kernel_size = _check.require_count("kernel_size", kernel_size, 1)
         if padding is not None:
-            _check.require_count("padding", padding)
+            padding = _check.require_count("padding", padding)
         self.scale_factor = scale_factor
         super().__init__(
             in_channels,
@@ -159,6 +161,8 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
             padding=scale_factor // 2 if padding is None else padding,
             groups=groups,
             bias=bias,
+            device=device,
+            dtype=dtype,
         )
 
     def reset_parameters(self) -> None:

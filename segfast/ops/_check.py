@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,35 +56,63 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {describe(value)}")
 
 
-def require_count(name: str, value: object, minimum: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+def integer(value: Any) -> int | None:
+    """What counts as an integer (NumPy's do), as Python's or a symbol; None: it is none.
+
+    Booleans are none, nor are tensors: their numbers may change, and may lie on a GPU.
+    """
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, (bool, Tensor)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def require_count(name: str, value: object, minimum: int = 0) -> int:
+    """The integer."""
+    if (count := integer(value)) is None:
         raise TypeError(f"{name} must be an integer, got {describe(value)}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    if value >= 2**31:
-        raise ValueError(f"{name} must be below 2^31, got {value}")
+    if count < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {count}")
+    if count >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, got {count}")
+    return count
+
+
+SEQUENCES = (tuple, list, range)
+
+
+def require_counts(name: str, values: Any, minimum: int = 1) -> tuple[int, ...]:
+    """At least one integer, as a tuple."""
+    if not isinstance(values, SEQUENCES):
+        raise TypeError(f"{name} must be a list of integers, got {describe(values)}")
+    if not values:
+        raise ValueError(f"{name} must hold at least one integer, got {describe(values)}")
+    return tuple([require_count(name, value, minimum) for value in values])
 
 
 def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
     """Twice an integer, or the two (the one) of a sequence."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        pair = (value, value)
-    elif isinstance(value, (tuple, list)) and len(value) in (1, 2):
-        pair = (value[0], value[-1])
+    if isinstance(value, (tuple, list)) and len(value) in (1, 2):
+        both = value[0], value[-1]
+    elif (number := integer(value)) is not None:
+        both = number, number
     else:
         raise TypeError(f"{name} must be an integer or two of them, got {describe(value)}")
-    require_count(name, pair[0], minimum)
-    require_count(name, pair[1], minimum)
-    return pair
+    return require_count(name, both[0], minimum), require_count(name, both[1], minimum)
 
 
 def not_negative(name: str, value: object) -> float:
     """A finite number >= 0 as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = value if isinstance(value, float) else integer(value)
+    if number is None:
         raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if not 0 <= value <= LARGEST:
+    if not 0 <= number <= LARGEST:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
-    return float(value)
+    return float(number)
 
 
 def positive_floats(name: str, value: object, count: int) -> list[float]:
@@ -92,7 +121,7 @@ def positive_floats(name: str, value: object, count: int) -> list[float]:
     if len(values) != 1 and len(values) != count:  # `in` does not trace where count is symbolic
         raise ValueError(f"{name} must be one number or {count} of them, got {describe(value)}")
     for number in values:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        if not isinstance(number, float) and integer(number) is None:
             raise TypeError(f"{name} must be a number or {count} of them, got {describe(value)}")
         if not 0 < number <= LARGEST:  # math.isfinite does not trace
             raise ValueError(f"{name} must be positive and finite, got {describe(value)}")

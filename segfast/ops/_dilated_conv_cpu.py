@@ -16,13 +16,14 @@ from segfast._native import native
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._function import compiled
 
-FAMILIES = ("direct", "dense", "winograd")
+NAMES = ("_dilated_conv", "_dilated_conv_grad_input", "_dilated_conv_grad_weight")
+FAMILIES = {"direct": NAMES, "dense": NAMES, "winograd": NAMES[:2]}  # what each implements
 
 
 def define(schemas: dict[str, str]) -> None:
-    for name, schema in schemas.items():
-        for family in FAMILIES:
-            plain = schema.replace("SymInt", "int")
+    for family, names in FAMILIES.items():
+        for name in names:
+            plain = schemas[name].replace("SymInt", "int")
             torch.library.define(f"segfast::{operator_of(family, name)}", plain)
 
 
@@ -46,15 +47,15 @@ def available(winograd: bool) -> list[str]:
 
 
 class Family:
-    """The three operators of a family, as _dilated_conv_kernels.py calls them."""
+    """The operators of a family, as _dilated_conv_kernels.py calls them."""
 
     def __init__(self, family: str) -> None:
         self.family = family
 
     @functools.cached_property
     def operators(self) -> list[Any]:
-        names = ("_dilated_conv", "_dilated_conv_grad_input", "_dilated_conv_grad_weight")
-        found = (getattr(torch.ops.segfast, operator_of(self.family, name)) for name in names)
+        names = (operator_of(self.family, name) for name in FAMILIES[self.family])
+        found = (getattr(torch.ops.segfast, name) for name in names)
         return [operator.default for operator in found]
 
     def forward(

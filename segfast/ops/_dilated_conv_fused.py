@@ -8,6 +8,7 @@ where a gradient, a compiler or torch.func looks on, they are composed of convol
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from segfast.ops._dilated_conv_kernels import available, choose, problem
 from segfast.ops._dilated_conv_plan import Plan, Problem, candidates
 from segfast.ops._dilated_conv_prepared import look_up
 from segfast.ops._function import Remembered, compiled, needs_graph, observer, watched
-from segfast.ops._layout import dense
+from segfast.ops._layout import dtype_name, gapless
 
 PYRAMID = "_atrous_pyramid_dense"
 torch.library.define(
@@ -83,7 +84,7 @@ def pyramid(
             return _observed(_kernel_of_pyramid, x, branches)
         return _kernel_of_pyramid(autocast(x), branches)
 
-    if not (_is_list(weights) and _is_list(rates) and (biases is None or _is_list(biases))):
+    if not (_lists(weights, biases) and isinstance(rates, _check.SEQUENCES)):
         decide(False)  # raises
     tensors = (x, scale, shift, *weights, *(biases or ()))
     kernel = look_up(
@@ -94,12 +95,13 @@ def pyramid(
     sums = torch.promote_types(x.dtype, torch.float32)
     scale, shift = (None if f is None else f.to(sums).contiguous() for f in (scale, shift))
     x, weights, biases = _cast(x, weights, biases)
-    arguments = _side_by_side(x, weights, biases), list(rates), scale, shift, activation is not None
+    bias, steps = _side_by_side(x, weights, biases), [operator.index(rate) for rate in rates]
+    arguments = bias, steps, scale, shift, activation is not None
     if kernel == "triton":
         y: Tensor = launchers().pyramid(x, weights, *arguments)
-        return dense(y, like=x)
+        return gapless(y, like=x)
     contiguous = [weight.contiguous() for weight in weights]
-    y = getattr(torch.ops.segfast, PYRAMID)(dense(x), contiguous, *arguments)
+    y = getattr(torch.ops.segfast, PYRAMID)(gapless(x), contiguous, *arguments)
     return y
 
 
@@ -120,14 +122,14 @@ def context_module(
             return _observed(_kernel_of_context, x, layers, _launches)
         return _kernel_of_context(autocast(x), layers)
 
-    if not (_is_list(weights) and _is_list(dilations) and (biases is None or _is_list(biases))):
+    if not (_lists(weights, biases) and isinstance(dilations, _check.SEQUENCES)):
         decide(False)  # raises
     tensors = (x, *weights, *(biases or ()))
     kernel = look_up(_CONTEXTS, decide, tensors, (len(weights), biases is None, tuple(dilations)))
     if kernel == _COMPOSED or needs_graph(*tensors) or watched():
         return None
-    arguments = _cast(x, weights, biases)
-    return dense(launchers().context_module(*arguments, list(dilations)), like=arguments[0])
+    arguments, rates = _cast(x, weights, biases), [operator.index(rate) for rate in dilations]
+    return gapless(launchers().context_module(*arguments, rates), like=arguments[0])
 
 
 def _observed(
@@ -149,14 +151,15 @@ def _launches(x: Tensor, layers: list[Branch]) -> str:
         Layer(w.shape[1], w.shape[0], (w.shape[2], w.shape[3]), rate, bias is not None)
         for w, bias, rate in layers
     ]
-    size, dtype = (x.shape[2], x.shape[3]), str(x.dtype).removeprefix("torch.")
+    size, dtype = (x.shape[2], x.shape[3]), dtype_name(x.dtype)
     choice = choose_launches(chain, x.shape[0], size, dtype, chip(torch.device("cuda")))
     number = "one launch for all layers" if choice.configuration else "a launch for each layer"
     return f"{number}: {choice.why}"
 
 
-def _is_list(values: Any) -> bool:
-    return isinstance(values, (list, tuple))
+def _lists(weights: Any, biases: Any) -> bool:
+    lists = (tuple, list)
+    return isinstance(weights, lists) and (biases is None or isinstance(biases, lists))
 
 
 def _kernel_of_pyramid(x: Tensor, branches: list[Branch], device: str | None = None) -> str:

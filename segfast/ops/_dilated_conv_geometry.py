@@ -58,11 +58,11 @@ NAMES = ("x", "weight", "bias")
 
 def require_channels(
     given: Given, groups: int, *, transposed: bool = False, names: tuple[str, ...] = NAMES
-) -> None:
-    """Dimensions, channels, dtypes and devices of a convolution in two dimensions."""
+) -> int:
+    """Dimensions, channels, dtypes and devices of a convolution in two dimensions; the groups."""
+    groups = _check.require_count("groups", groups, 1)
     x, weight, bias = given
     contract = "[C, O / groups, kh, kw]" if transposed else "[O, C / groups, kh, kw]"
-    _check.require_count("groups", groups, 1)
     if len(x.shape) not in (3, 4):
         raise ValueError(f"{names[0]} must be {MAP}, got {x}")
     if len(weight.shape) != 4 or min(weight.shape) < 1:
@@ -90,6 +90,7 @@ def require_channels(
             raise ValueError(f"{name} is on {fact.device}, expected {x.device}, where x is")
         if fact.cast != x.cast:
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}; got {fact.dtype}")
+    return groups
 
 
 class Resolved(NamedTuple):
@@ -104,7 +105,7 @@ def resolve(
     given: Given, stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair, groups: int
 ) -> Resolved:
     """A convolution."""
-    require_channels(given, groups)
+    groups = require_channels(given, groups)
     x, weight, _ = given
     size, kernel = _last_two(x), _last_two(weight)
     steps, rates = pair("stride", stride, 1), pair("dilation", dilation, 1)
@@ -131,7 +132,7 @@ def resolve_transposed(
     dilation: IntOrPair,
 ) -> Resolved:  # fmt: skip
     """A transposed convolution: x is as the output of the convolution."""
-    require_channels(given, groups, transposed=True)
+    groups = require_channels(given, groups, transposed=True)
     x, weight, _ = given
     size, kernel = _last_two(x), _last_two(weight)
     steps, rates = pair("stride", stride, 1), pair("dilation", dilation, 1)
@@ -175,8 +176,8 @@ Branch = tuple[Tensor, Tensor | None, int]  # weight, bias, atrous rate
 def require_branches(x: Any, weights: Any, biases: Any, rates: Any) -> list[Branch]:
     """Convolutions of x that keep its size."""
     branches = _zipped("rates", weights, biases, rates)
-    for i, (weight, bias, _) in enumerate(branches):
-        _require_same_sized(facts("x", x, "[N, C, H, W]"), weight, bias, rates[i], "x", i)
+    for i, (weight, bias, rate) in enumerate(branches):
+        _require_same_sized(facts("x", x, "[N, C, H, W]"), weight, bias, rate, "x", i)
     return branches
 
 
@@ -184,9 +185,9 @@ def require_layers(x: Any, weights: Any, biases: Any, dilations: Any) -> list[Br
     """Convolutions after one another that keep the size of x."""
     layers = _zipped("dilations", weights, biases, dilations)
     current = facts("x", x, "[N, C, H, W]")
-    for i, (weight, bias, _) in enumerate(layers):
+    for i, (weight, bias, rate) in enumerate(layers):
         name = f"the map after layer {i - 1}" if i else "x"
-        _require_same_sized(current, weight, bias, dilations[i], name, i)
+        _require_same_sized(current, weight, bias, rate, name, i)
         n, _, height, width = current.shape
         current = current._replace(shape=(n, weight.shape[0], height, width))
     return layers
@@ -204,16 +205,16 @@ def require_channel_factors(x: Tensor, channels: int, **factors: Any) -> None:
 
 
 def _zipped(name: str, weights: Any, biases: Any, rates: Any) -> list[Branch]:
-    if not isinstance(weights, (tuple, list)) or not weights:
-        raise TypeError(f"weights must be a list of tensors, got {_check.describe(weights)}")
+    for what, values in {"weights": weights, "biases": [] if biases is None else biases}.items():
+        if not isinstance(values, (tuple, list)):
+            raise TypeError(f"{what} must be a list of tensors, got {_check.describe(values)}")
+    if not weights:
+        raise ValueError(f"weights must hold at least one tensor, got {_check.describe(weights)}")
+    rates = _check.require_counts(name, rates)
     biases = [None] * len(weights) if biases is None else biases
     for what, values in {"biases": biases, name: rates}.items():
-        if not isinstance(values, (tuple, list)):
-            raise TypeError(f"{what} must be a list, got {_check.describe(values)}")
         if len(values) != len(weights):
             raise ValueError(f"{what} must be {len(weights)}, as weights are; got {len(values)}")
-    for rate in rates:
-        _check.require_count(name, rate, 1)
     return list(zip(weights, biases, rates, strict=True))
 
 

@@ -18,7 +18,7 @@ from segfast.ops import _dilated_conv_cpu, _dilated_conv_cuda, _dilated_conv_tor
 from segfast.ops._dilated_conv_plan import Direction, Plan, Problem, Strides, plan
 from segfast.ops._dilated_conv_winograd import Setting, winograd_setting
 from segfast.ops._function import Remembered
-from segfast.ops._layout import channels_last, dense
+from segfast.ops._layout import channels_last, dtype_name, gapless
 
 
 def problem(x: Tensor, weight_shape: Sequence[int], geometry: Geometry, groups: int) -> Problem:
@@ -26,11 +26,6 @@ def problem(x: Tensor, weight_shape: Sequence[int], geometry: Geometry, groups: 
     device, name, (rows, channels, *_) = x.device.type, dtype_name(x.dtype), weight_shape
     outputs = rows // groups
     return Problem(device, name, channels_last(x), x.shape[0], groups, channels, outputs, geometry)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """torch.float32 -> "float32" """
-    return str(dtype).removeprefix("torch.")
 
 
 def available(device: str) -> frozenset[str]:
@@ -103,7 +98,7 @@ def _conv(x: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
     if _keeps_format(kernel, x) and weight.is_contiguous():
         return lambda x, weight, bias: compute(x, weight, bias, geometry, strides)
     return lambda x, weight, bias: _owned(
-        dense(compute(dense(x), weight.contiguous(), bias, geometry, strides), like=x)
+        gapless(compute(gapless(x), weight.contiguous(), bias, geometry, strides), like=x)
     )
 
 
@@ -117,7 +112,7 @@ def _grad_input(grad: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
     if _keeps_format(kernel, grad) and weight.is_contiguous():
         return lambda grad, weight: compute(grad, weight, geometry, strides)
     return lambda grad, weight: _owned(
-        dense(compute(dense(grad), weight.contiguous(), geometry, strides), like=grad)
+        gapless(compute(gapless(grad), weight.contiguous(), geometry, strides), like=grad)
     )
 
 
@@ -129,13 +124,15 @@ def _grad_weight(grad: Tensor, x: Tensor, rest: tuple[int, ...]) -> Serve:
     geometry = strides.geometry(x.shape[-2:], grad.shape[-2:], size)
     kernel = choose("grad_weight", problem(x, shape, geometry, strides.groups)).kernel
     compute = KERNELS[kernel].grad_weight
-    return lambda grad, x: compute(dense(grad, like=x), dense(x), geometry, strides).contiguous()
+    return lambda grad, x: compute(
+        gapless(grad, like=x), gapless(x), geometry, strides
+    ).contiguous()
 
 
 def _keeps_format(kernel: str, x: Tensor) -> bool:
     """Whether a kernel takes x as it is, and gives its result in the format of x."""
     usual = x.is_contiguous() != channels_last(x)  # sizes of 1 leave both open
-    return kernel in _dilated_conv_cpu.FAMILIES and usual and dense(x) is x
+    return kernel in _dilated_conv_cpu.FAMILIES and usual and gapless(x) is x
 
 
 def _owned(y: Tensor) -> Tensor:

@@ -14,19 +14,20 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from segfast.ops import _check
 from segfast.ops._autocast import autocast_dtype
 from segfast.ops._dilated_conv_geometry import MAP, Resolved, given, resolve, resolve_transposed
 from segfast.ops._dilated_conv_kernels import (
     Serve,
     choose,
     conv_for,
-    dtype_name,
     grad_input_for,
     problem,
 )
 from segfast.ops._dilated_conv_plan import DIRECTIONS
 from segfast.ops._dilated_conv_winograd import winograd_setting
-from segfast.ops._function import Remembered, observer, tracing
+from segfast.ops._function import Remembered, kinds, observer, tracing
+from segfast.ops._layout import dtype_name
 
 Answer = TypeVar("Answer")
 PLAIN = (Tensor, torch.nn.Parameter)  # of other classes, the operators themselves are called
@@ -47,9 +48,8 @@ def look_up(
     found = key = setting = None
     if not (torch.compiler.is_compiling() or tracing()):  # where sizes are symbols
         setting = winograd_setting()
-        types = tuple([_type(argument) for argument in arguments])
         try:
-            key = _key(tensors, [arguments, types, setting.allowed])
+            key = _key(tensors, [arguments, kinds(arguments), setting.allowed])
             found = memory.get(key)
         except (TypeError, RuntimeError):  # lists have no hash, sparse tensors no strides
             key = None
@@ -74,10 +74,6 @@ def _key(tensors: Sequence[Tensor | None], facts: list[Any]) -> tuple[Any, ...] 
     return tuple(facts)
 
 
-def _type(argument: Any) -> Any:
-    return tuple(map(type, argument)) if isinstance(argument, tuple) else type(argument)
-
-
 # ------------------------------------------------------------------------------ convolutions
 
 
@@ -85,6 +81,7 @@ class Prepared(NamedTuple):
     """What a call comes to."""
 
     rest: tuple[int, ...]  # the last arguments of the raw operator
+    plain: tuple[Any, ...]  # and of PyTorch's function
     torch_always: bool  # PyTorch serves the result and all its derivatives
     torch_result: bool  # PyTorch serves the result
     cast: torch.dtype | None  # of the tensors, where they are not what the raw operator takes
@@ -134,13 +131,21 @@ def _prepare(
 ) -> Prepared:  # fmt: skip
     facts = given(x, weight, bias, MAP, kind.weight)
     outputs, strides, geometry = kind.resolve(facts, *arguments)
+    plain = tuple(map(_plain, arguments))
     rest, dtype = (*outputs, *strides), facts.x.cast
     as_given = x.dim() == 4 and all(f is None or f.dtype == dtype for f in facts)
     to = None if as_given else dtype
     if torch.compiler.is_compiling() or observer():  # decided inside the raw operators
-        return Prepared(rest, False, False, to, None)
+        return Prepared(rest, plain, False, False, to, None)
     maps = x if x.dim() == 4 else x[None]
     asked = problem(maps, weight.shape, geometry, strides.groups)._replace(dtype=dtype_name(dtype))
     by_torch = [choose(direction, asked).kernel == "torch" for direction in DIRECTIONS]
     serve = kind.serve_for(x, weight, rest) if plain and as_given else None
-    return Prepared(rest, all(by_torch), by_torch[kind.direction], to, serve)
+    return Prepared(rest, plain, all(by_torch), by_torch[kind.direction], to, serve)
+
+
+def _plain(argument: Any) -> Any:
+    """NumPy's integers as Python's."""
+    if isinstance(argument, (tuple, list)):
+        return tuple(map(_plain, argument))
+    return argument if isinstance(argument, str) else _check.integer(argument)

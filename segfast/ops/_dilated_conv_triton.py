@@ -27,10 +27,10 @@ from segfast.ops._dilated_conv_triton_context import one_launch
 from segfast.ops._dilated_conv_triton_depthwise import depthwise, depthwise_grad_weight
 from segfast.ops._dilated_conv_triton_tables import (
     DOT_DTYPES,
-    dtype_name,
     require_no_capture,
     upload,
 )
+from segfast.ops._layout import dtype_name
 from segfast.ops._triton import index_type, multiprocessors, on_device
 
 # ------------------------------------------------------------------------------ tables
@@ -124,7 +124,7 @@ def _dense(
     y = x.new_empty((batch, out_height, out_width, sum(b.channels for b in branches)))
     if not y.numel():
         return y
-    launch = _launch(triton_work.dense, x.device, branches, batch, channels, dtype_name(x))
+    launch = _launch(triton_work.dense, x.device, branches, batch, channels, dtype_name(x.dtype))
     partial, c = _partial(launch, x), launch.work.configuration
     epilogue = [None if f is None else f.contiguous() for f in (bias, scale, shift)]
     options = {
@@ -165,7 +165,7 @@ def _dense_grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Str
     taps = rows.taps * columns.taps
     out = x.new_empty((outputs, taps, channels))
     launch = _launch(
-        triton_work.grad_weight, x.device, geometry, batch, (outputs, channels), dtype_name(x)
+        triton_work.grad_weight, x.device, geometry, batch, (outputs, channels), dtype_name(x.dtype)
     )
     partial = _partial(launch, x)
     with on_device(x):

@@ -18,11 +18,10 @@ from segfast.kernels.dilated_conv.triton_work import padded
 from segfast.ops._dilated_conv_chip import chip
 from segfast.ops._dilated_conv_triton_tables import (
     DOT_DTYPES,
-    dtype_name,
     require_no_capture,
     upload,
 )
-from segfast.ops._layout import channels_last, dense
+from segfast.ops._layout import channels_last, dtype_name, gapless
 from segfast.ops._triton import on_device
 
 
@@ -65,14 +64,14 @@ def one_launch(
         if bias is not None:
             parameters.append(bias)
     (batch, channels, *size), device = x.shape, x.device
-    facts = (dtype_name(x), batch, (size[0], size[1]), tuple(layers), configuration)
+    facts = (dtype_name(x.dtype), batch, (size[0], size[1]), tuple(layers), configuration)
     if (launch := _launch(device, *facts)) is None:
         return None
     work, c = launch.work, launch.work.configuration
     rows = work.layers
     positions = batch * size[0] * size[1]
     inputs, outputs = rows[0][_INPUTS], rows[-1][_OUTPUTS]
-    x = dense(x)
+    x = gapless(x)
     y = x.new_empty((batch, *size, outputs))
     with on_device(x):
         context_kernel[(1 if triton.knobs.runtime.interpret else work.programs,)](

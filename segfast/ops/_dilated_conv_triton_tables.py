@@ -18,10 +18,6 @@ DOT_DTYPES = {
 }
 
 
-def dtype_name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
 def require_no_capture(device: torch.device) -> None:
     """Before a table is made that is to be kept."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():

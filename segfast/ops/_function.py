@@ -107,7 +107,11 @@ def forward_of(operator: Any, python: Callable[..., Any] | None = None) -> Any:
 
 
 class Remembered(dict[Any, Answer]):
-    """Answers by what was asked; all are forgotten when they are too many."""
+    """Answers by what was asked; all are forgotten when they are too many.
+
+    Small maps take less time than checks and decisions. `remembered` keeps those of a function of
+    plain values, `_dilated_conv_prepared.look_up` those about tensors and settings.
+    """
 
     MOST = 4096
 
@@ -118,22 +122,24 @@ class Remembered(dict[Any, Answer]):
         return answer
 
 
-def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Its answers kept: a network asks for the same few, and small maps take less time than it."""
+def kinds(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Their types, as part of a key: 2 == 2.0 == True."""
+    return tuple([tuple(map(type, a)) if isinstance(a, tuple) else type(a) for a in arguments])
 
-    @functools.lru_cache(1024, typed=True)  # 2 == 2.0 == True; typed does not look into tuples
-    def cached(types: tuple[Any, ...], *arguments: Any) -> Answer:
-        return function(*arguments)
+
+def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Its answers, which are true, kept: a network asks for the same few."""
+    memory: Remembered[Answer] = Remembered()
 
     @functools.wraps(function)
     def answer(*arguments: Any) -> Answer:
         if torch.compiler.is_compiling():
             return function(*arguments)
-        types = [tuple(map(type, a)) for a in arguments if isinstance(a, tuple)]
+        key = arguments, kinds(arguments)
         try:
-            return cached(tuple(types), *arguments)
-        except TypeError:  # lists and symbolic sizes have no hash; what is wrong is refused again
+            found = memory.get(key)
+        except TypeError:  # lists and symbolic sizes have no hash
             return function(*arguments)
+        return found or memory.keep(key, function(*arguments))
 
-    answer.forget = cached.cache_clear  # type: ignore[attr-defined]
     return answer

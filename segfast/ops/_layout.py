@@ -1,4 +1,4 @@
-"""Memory formats of maps [N, C, H, W]: which one, and tensors without gaps in it."""
+"""Memory formats of maps [N, C, H, W]: which one, tensors without gaps in it; names of dtypes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> "float32" """
+    return str(dtype).removeprefix("torch.")
+
+
 def channels_last(x: Tensor) -> bool:
     """Whether PyTorch's operators would give their result for x in channels_last."""
     return x.stride(1) == 1 and torch._prims_common.suggest_memory_format(x) == torch.channels_last
 
 
-def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+def gapless(x: Tensor, like: Tensor | None = None) -> Tensor:
     """x without gaps, in its own memory format or in that of `like`; x itself where it is so."""
     if like is None:
         like = x

@@ -17,6 +17,7 @@ from segfast.kernels.linear_attention import reference, triton_configurations
 from segfast.kernels.linear_attention.triton_configurations import Configuration
 from segfast.kernels.linear_attention.triton_read import read_backward_kernel, read_kernel
 from segfast.kernels.linear_attention.triton_state import state_kernel, sum_splits_kernel
+from segfast.ops._layout import dtype_name
 from segfast.ops._triton import on_device
 
 SUM_BLOCK = 256
@@ -31,7 +32,7 @@ DOT_DTYPES = {
 
 def configuration(kernel: str, x: Tensor, rows: int) -> Configuration | None:
     capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
-    dtype = str(x.dtype).removeprefix("torch.")
+    dtype = dtype_name(x.dtype)
     return triton_configurations.choose(kernel, dtype, rows, capability)
 
 

@@ -97,9 +97,7 @@ def _last_two(name: str, size: Sequence[int]) -> Pair:
     """(H, W) of a sequence (H, W) or of a whole shape (C, H, W) or (N, C, H, W)."""
     if not isinstance(size, (tuple, list)) or not 2 <= len(size) <= 4:
         raise ValueError(f"{name} must be (H, W) or a whole shape, got {_check.describe(size)}")
-    _check.require_count(name, size[-2])
-    _check.require_count(name, size[-1])
-    return size[-2], size[-1]
+    return _check.require_count(name, size[-2]), _check.require_count(name, size[-1])
 
 
 def require_map(name: str, x: Tensor) -> None:

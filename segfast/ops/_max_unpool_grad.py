@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from segfast.kernels.max_unpool.reference import Windows
 from segfast.ops._function import call, forward_of
-from segfast.ops._max_unpool_op import dense
+from segfast.ops._max_unpool_op import gapless
 
 _ops = torch.ops.segfast
 
@@ -47,7 +47,7 @@ class MaxPool(Function):
         if grad_y is None:
             return None, *ctx.others
         (packed,) = ctx.saved_tensors
-        grad_y = dense(grad_y, packed)
+        grad_y = gapless(grad_y, packed)
         return call(MaxPoolBackward, grad_y, packed, *ctx.windows, *ctx.input_size), *ctx.others
 
 
@@ -66,7 +66,7 @@ class MaxPoolValues(Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         _, packed = call(MaxPool, x.detach(), *ctx.windows, *ctx.output_size)
-        grad_y = dense(grad_y, packed)
+        grad_y = gapless(grad_y, packed)
         return call(MaxPoolBackward, grad_y, packed, *ctx.windows, *x.shape[2:]), *ctx.others
 
 
@@ -82,8 +82,8 @@ class MaxPoolBackward(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
-        grad = dense(grad)
-        packed = dense(packed, grad)
+        grad = gapless(grad)
+        packed = gapless(packed, grad)
         return call(MaxGather, grad, packed, *ctx.windows, ctx.width, False), *ctx.others
 
 
@@ -95,8 +95,8 @@ class MaxUnpool(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
-        grad = dense(grad)
-        packed = dense(packed, grad)
+        grad = gapless(grad)
+        packed = gapless(packed, grad)
         return call(MaxGather, grad, packed, *ctx.windows, ctx.width, True), *ctx.others
 
 
@@ -114,7 +114,7 @@ class MaxGather(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         adjoint = MaxUnpool if ctx.winners else MaxPoolBackward
-        grad = dense(grad, packed)
+        grad = gapless(grad, packed)
         return call(adjoint, grad, packed, *ctx.windows, *ctx.size), *ctx.others
 
 
@@ -129,8 +129,8 @@ class MaxUnpoolIndices(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
-        grad = dense(grad)
-        return call(MaxGatherIndices, grad, dense(indices, grad), True), None, None, None
+        grad = gapless(grad)
+        return call(MaxGatherIndices, grad, gapless(indices, grad), True), None, None, None
 
 
 class MaxGatherIndices(Function):
@@ -148,7 +148,7 @@ class MaxGatherIndices(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
-        return call(MaxUnpoolIndices, dense(grad, indices), indices, *ctx.size), None, None
+        return call(MaxUnpoolIndices, gapless(grad, indices), indices, *ctx.size), None, None
 
 
 for _name, _function in {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segfast.kernels.max_unpool import reference
 from segfast.kernels.max_unpool.reference import Windows
-from segfast.ops._layout import channels_last, dense
+from segfast.ops._layout import channels_last, gapless
 from segfast.ops._register import batch, serve
 
 Size = Sequence[int]
@@ -95,5 +95,5 @@ def _fake_of(name: str) -> Callable[..., Any]:
 
 for _name in SCHEMAS:
     serve(_name, _by_reference(_name))
-    batch(_name, dense)
+    batch(_name, gapless)
     torch.library.register_fake(f"segfast::{_name}", _fake_of(_name))

@@ -201,7 +201,7 @@ def mean_field(
     _check.require_choice("normalization", normalization, NORMALIZATIONS)
     _check.require_choice("method", method, METHODS)
     _check.require_choice("spatial", spatial, SPATIAL)
-    _check.require_count("iterations", iterations)
+    iterations = _check.require_count("iterations", iterations)
     color_sigma = _dense_crf_check.color_sigma_of(color_sigma, image, MEAN_FIELD_COLOR_SIGMA)
     sigma_tensor = _dense_crf_check.sigma_tensor
     sigmas = (

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segfast._native import native
-from segfast.ops import _check, _dilated_conv_cuda, _dilated_conv_fused
+from segfast.ops import _check, _dilated_conv_cpu, _dilated_conv_cuda, _dilated_conv_fused
 from segfast.ops._check import IntOrPair
 from segfast.ops._dilated_conv_geometry import MAP1
 from segfast.ops._dilated_conv_grad import Conv, GradInput
@@ -55,8 +55,9 @@ def dilated_conv2d(
         groups: how many groups of channels do not mix; C for a depthwise convolution.
 
     Returns:
-        y [N, O, Ho, Wo] (or [O, Ho, Wo]) in the memory format of x. Sums are in float32 or wider.
-        Under autocast, inputs are cast first, as `F.conv2d` does.
+        y [N, O, Ho, Wo] (or [O, Ho, Wo]) in the memory format of x; where PyTorch serves and no
+        gradient is wanted, in the one that PyTorch chooses (channels_last if weight is, too). Sums
+        are in float32 or wider. Under autocast, inputs are cast first, as `F.conv2d` does.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -70,7 +71,7 @@ def dilated_conv2d(
     found = prepare(CONV, x, weight, bias, stride, padding, dilation, groups)
     learns = needs_graph(x, weight, bias)
     if found.torch_always or (found.torch_result and not learns) or tracing():
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return F.conv2d(x, weight, bias, *found.plain)
     if found.serve is not None and not learns and not watched():
         return found.serve(x, weight, bias)
     maps, weight, bias = cast(found.cast, x, weight, bias)
@@ -156,11 +157,10 @@ def dilated_conv_transpose2d(
         >>> segfast.ops.dilated_conv_transpose2d(x, w, stride=2, padding=1).shape
         torch.Size([1, 8, 24, 30])
     """
-    rest = stride, padding, output_padding, groups, dilation
-    found = prepare(TRANSPOSED, x, weight, bias, *rest)
+    found = prepare(TRANSPOSED, x, weight, bias, stride, padding, output_padding, groups, dilation)
     learns = needs_graph(x, weight, bias)
     if found.torch_always or (found.torch_result and not learns) or tracing():
-        return F.conv_transpose2d(x, weight, bias, *rest)
+        return F.conv_transpose2d(x, weight, bias, *found.plain)
     if found.serve is not None and not learns and not watched():
         y = found.serve(x, weight)
         return y if bias is None else y.add_(bias[:, None, None])
@@ -198,8 +198,8 @@ def atrous_pyramid2d(
         activation: None or "relu".
 
     Returns:
-        y [N, O_1 + O_2 + ..., H, W], the branches in their order, in the memory format and dtype
-        of x (after autocast).
+        y [N, O_1 + O_2 + ..., H, W], the branches in their order, in the dtype of x (after
+        autocast) and its memory format, but for what :func:`dilated_conv2d` says.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -245,7 +245,8 @@ def context_module2d(
         dilations: the atrous rate of every layer.
 
     Returns:
-        y [N, C_n, H, W], not rectified, in the memory format of x.
+        y [N, C_n, H, W], not rectified, in the memory format of x, but for what
+        :func:`dilated_conv2d` says.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -267,8 +268,10 @@ def context_module2d(
 def served_by() -> dict[str, str]:
     """Device -> the kernels that serve there."""
     cpu = "PyTorch"
-    kernels = [k for k in ("direct", "dense", "winograd") if k in available("cpu")]
+    kernels = _dilated_conv_cpu.families()
     if (module := native()) is not None and kernels:
+        if "winograd" in kernels and "winograd" not in available("cpu"):
+            kernels[kernels.index("winograd")] = "winograd (off: segfast.allow_winograd)"
         cpu = f"{', '.join(kernels)}: C++ ({module.instruction_set()}); the rest: PyTorch"
     return {"cpu": cpu, "cuda": _dilated_conv_cuda.served_by()}
 
@@ -276,6 +279,6 @@ def served_by() -> dict[str, str]:
 def _single(name: str, value: Any) -> Any:
     if isinstance(value, (tuple, list)) and len(value) == 1:
         return _single(name, value[0])
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if (number := _check.integer(value)) is None:
         raise TypeError(f"{name} must be an integer or (integer,), got {_check.describe(value)}")
-    return value
+    return number

@@ -24,7 +24,7 @@ from torch import Tensor
 from segfast._native import native
 from segfast.ops import _check
 from segfast.ops._function import call, compiled
-from segfast.ops._layout import dense
+from segfast.ops._layout import gapless
 from segfast.ops._max_unpool_geometry import (
     IntOrPair,
     pooled_size,
@@ -173,8 +173,8 @@ def max_unpool2d(
     if indices.device != y.device:
         raise ValueError(f"indices must be on the device of y, {y.device}, got {indices.device}")
     maps, where = (y, indices) if y.dim() == 4 else (y[None], indices[None])
-    maps = dense(maps)
-    where = dense(where, maps)
+    maps = gapless(maps)
+    where = gapless(where, maps)
     if indices.dtype == torch.uint8:
         x = call(MaxUnpool, maps, where, *windows, *size)
     else:
@@ -220,7 +220,7 @@ def unpack_indices(
     require_integers("packed", packed, torch.uint8)
     row = packed_width(pooled[1], windows.kernel)
     require_shape("packed", packed, (*packed.shape[:-2], pooled[0], row))
-    maps = dense(packed if packed.dim() == 4 else packed[None])
+    maps = gapless(packed if packed.dim() == 4 else packed[None])
     indices = torch.ops.segfast._max_unpack(maps, *windows, *size, pooled[1])
     return indices if packed.dim() == 4 else indices[0]
 
@@ -264,7 +264,7 @@ def pack_indices(
     )
     require_integers("indices", indices, torch.int64)
     require_shape("indices", indices, (*indices.shape[:-2], *pooled))
-    maps = dense(indices if indices.dim() == 4 else indices[None])
+    maps = gapless(indices if indices.dim() == 4 else indices[None])
     packed = torch.ops.segfast._max_pack(maps, *windows, *size)
     return packed if indices.dim() == 4 else packed[0]
 
@@ -290,4 +290,4 @@ def _pool(
     windows, _, pooled = pooled_size(
         x.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode
     )
-    return dense(x if x.dim() == 4 else x[None]), (*windows, *pooled)
+    return gapless(x if x.dim() == 4 else x[None]), (*windows, *pooled)
