@@ -1,6 +1,6 @@
 """Dilated convolutions, ASPP and the context module against PyTorch: time, memory, who served.
 
-    pytest benchmarks/dilated_conv.py --benchmark-json=dilated_conv.json     # all, 10 minutes
+    pytest benchmarks/dilated_conv.py --benchmark-json=dilated_conv.json     # all, 12 minutes
     pytest benchmarks/dilated_conv.py -k small                               # seconds
     pytest benchmarks/dilated_conv.py -k cuda                                # on a GPU
     python -m benchmarks.report dilated_conv.json                            # table and plot
@@ -9,8 +9,8 @@ Each test is one workload at one thread count. Correctness comes first: a provid
 from float64 than PyTorch's arithmetic explains fails the test before anything is timed. Then all
 run interleaved. "aspp" rows are the dilated branches of DeepLab's module at once, 2048 to 256
 channels each; "layer4" rows single convolutions of ResNet's last stage, "segfast-winograd" the same
-with segfast.allow_winograd; "depthwise" rows those of
-separable networks, in both memory formats; "context" the dilated context module of 21 classes.
+with segfast.allow_winograd; "depthwise" rows those of separable networks, in both memory formats;
+"context" the dilated context module of 21 classes; "batch8" rows the same for eight images.
 """
 
 from __future__ import annotations

@@ -306,3 +306,44 @@ def test_modules_stay_as_they_are(normalized: Any) -> None:
     assert observers[1] is None
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert type(module.weight) is weight
+
+
+class Looks(nn.Module):
+    """Depends on a number in a map."""
+
+    def __init__(self, look: Any) -> None:
+        super().__init__()
+        self.conv, self.look = nn.Conv2d(4, 4, 3), look
+
+    def forward(self, x: Tensor) -> Any:
+        return self.look(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("look", "operator"),
+    [(lambda y: y.sum().item(), "_local_scalar_dense"), (lambda y: y.nonzero(), "nonzero")],
+    ids=["item", "nonzero"],
+)
+def test_what_depends_on_numbers_is_refused(look: Any, operator: str) -> None:
+    message = rf"^op must not depend on numbers in a tensor.*it calls aten\.{operator}\.default"
+    with pytest.raises(ValueError, match=message):
+        explain(Looks(look), meta(1, 4, 9, 9))
+    assert observer() is None
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "", 0, torch.device("meta")], ids=str)
+def test_devices_that_are_refused(device: Any) -> None:
+    with pytest.raises(ValueError, match=r"^device must be 'cpu' or 'cuda', got "):
+        explain(ops.dilated_conv2d, meta(1, 4, 9, 9), meta(4, 4, 3, 3), device=device)
+    for same in ("cuda", "cuda:1", torch.device("cuda")):
+        args = ops.dilated_conv2d, meta(1, 4, 9, 9), meta(4, 4, 3, 3)
+        assert explain(*args, device=same).device == "cuda"  # type: ignore[arg-type]
+
+
+def test_only_what_is_left_out_is_saved(compiled_kernels: None) -> None:
+    def first(rate: int) -> str:
+        x, w = meta(1, 64, 33, 33), meta(64, 64, 3, 3)
+        return str(explain(ops.dilated_conv2d, x, w, padding=rate, dilation=rate))
+
+    assert "without padding: 42.6% saved; rectangles: 9\n  forward, grad_in" in first(12)
+    assert "without padding: 4.0% less; rectangles: 9\n  forward, grad_input: torch" in first(1)

@@ -15,8 +15,8 @@ import heapq
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# The plan leaves dense float32 to cuDNN until it is measured on a GPU; tiles for it are here so that
-# it can be: they are tested and compiled as the others are, for one launch of all layers, too.
+# The plan leaves dense float32 to cuDNN until it is measured on a GPU. Its tiles, for one launch of
+# all layers, too, are tested and compiled as the others are, so that it can be.
 DTYPES = ("bfloat16", "float16", "float32")
 OLDEST = (8, 0)  # compute capability
 SUM_ROWS = 16  # rows of a tile that a program of the second kernel sums

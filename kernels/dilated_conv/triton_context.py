@@ -12,20 +12,16 @@ import triton.language as tl
 
 from .triton_context_work import LAYER
 from .triton_dense import DENSE_COLUMNS, multiply
-from .triton_tiles import FIRST, find_row, find_tile, position, store
+from .triton_tiles import FIRST, columns, find_row, find_tile, position, store
 
-TILES = tl.constexpr(LAYER.index("tiles"))
-INPUTS = tl.constexpr(LAYER.index("inputs"))
-OUTPUTS = tl.constexpr(LAYER.index("outputs"))
-LIVE_INPUTS = tl.constexpr(LAYER.index("live_inputs"))
-LIVE_OUTPUTS = tl.constexpr(LAYER.index("live_outputs"))
-LAYER_TAPS = tl.constexpr(LAYER.index("taps"))
-WEIGHTS = tl.constexpr(LAYER.index("weights"))
-PACKED = tl.constexpr(LAYER.index("packed"))
-PARAMETER = tl.constexpr(LAYER.index("weight"))
-INPUT_STEP = tl.constexpr(LAYER.index("input_step"))
-TAP_STEP = tl.constexpr(LAYER.index("tap_step"))
-BIAS = tl.constexpr(LAYER.index("bias"))
+(
+    TILES, INPUTS, OUTPUTS, LIVE_INPUTS, LIVE_OUTPUTS, LAYER_TAPS, WEIGHTS, PACKED, PARAMETER,
+    INPUT_STEP, TAP_STEP, BIAS
+) = columns(
+    LAYER,
+    "tiles inputs outputs live_inputs live_outputs taps weights packed weight input_step "
+    "tap_step bias",
+)  # fmt: skip
 LAYER_COLUMNS = tl.constexpr(len(LAYER))
 
 

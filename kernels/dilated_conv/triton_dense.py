@@ -16,25 +16,34 @@ is one product for each tap, over its live positions.
 import triton
 import triton.language as tl
 
-from .triton_tiles import AREA, SLOT, WIDTH, M, N, find_tile, keep, position, store, stretch
+from .triton_tiles import (
+    AREA,
+    SLOT,
+    WIDTH,
+    M,
+    N,
+    columns,
+    find_tile,
+    keep,
+    position,
+    store,
+    stretch,
+)
 from .triton_work import DENSE, GRAD_WEIGHT
 
-INPUT = tl.constexpr(DENSE.index("input"))
-TAPS = tl.constexpr(DENSE.index("taps"))
-TAP_COLUMNS = tl.constexpr(DENSE.index("tap_columns"))
-ROW_RATE = tl.constexpr(DENSE.index("row_rate"))
-COLUMN_RATE = tl.constexpr(DENSE.index("column_rate"))
-WEIGHT = tl.constexpr(DENSE.index("weight"))
-WEIGHT_ROW = tl.constexpr(DENSE.index("weight_row"))
-WEIGHT_COLUMN = tl.constexpr(DENSE.index("weight_column"))
-WEIGHT_CHANNEL = tl.constexpr(DENSE.index("weight_channel"))
+(
+    INPUT, TAPS, TAP_COLUMNS, ROW_RATE, COLUMN_RATE, WEIGHT, WEIGHT_ROW, WEIGHT_COLUMN,
+    WEIGHT_CHANNEL
+) = columns(
+    DENSE,
+    "input taps tap_columns row_rate column_rate weight weight_row weight_column weight_channel",
+)  # fmt: skip
 DENSE_COLUMNS = tl.constexpr(len(DENSE))
 
-TAP_INPUT = tl.constexpr(GRAD_WEIGHT.index("input"))
-TAP_OUTPUT = tl.constexpr(GRAD_WEIGHT.index("output"))
-POSITIONS = tl.constexpr(GRAD_WEIGHT.index("positions"))
-LIVE_AREA = tl.constexpr(GRAD_WEIGHT.index("live_area"))
-LIVE_WIDTH = tl.constexpr(GRAD_WEIGHT.index("live_width"))
+TAP_INPUT, TAP_OUTPUT, POSITIONS, LIVE_AREA, LIVE_WIDTH = columns(
+    GRAD_WEIGHT,
+    "input output positions live_area live_width",
+)  # fmt: skip
 GRAD_WEIGHT_COLUMNS = tl.constexpr(len(GRAD_WEIGHT))
 
 

@@ -10,15 +10,16 @@ import triton.language as tl
 
 from .triton_work import COMMON
 
-FIRST = tl.constexpr(COMMON.index("first"))
-SLOT = tl.constexpr(COMMON.index("slot"))
-PIECES = tl.constexpr(COMMON.index("pieces"))
-M = tl.constexpr(COMMON.index("m"))
-N = tl.constexpr(COMMON.index("n"))
-AREA = tl.constexpr(COMMON.index("area"))
-WIDTH = tl.constexpr(COMMON.index("width"))
-OUT = tl.constexpr(COMMON.index("out"))
-CHANNEL = tl.constexpr(COMMON.index("channel"))
+
+def columns(table: tuple[str, ...], names: str) -> tuple[tl.constexpr, ...]:
+    """Where a row of a table has the columns of these names, for kernels."""
+    return tuple(tl.constexpr(table.index(name)) for name in names.split())
+
+
+FIRST, SLOT, PIECES, M, N, AREA, WIDTH, OUT, CHANNEL = columns(
+    COMMON,
+    "first slot pieces m n area width out channel",
+)  # fmt: skip
 
 
 @triton.jit

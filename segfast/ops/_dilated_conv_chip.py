@@ -13,10 +13,10 @@ def chip(device: torch.device) -> Chip:
     """An H100's where there is no GPU; without an index, the current device's."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return H100
-    return _facts(torch.cuda.current_device() if device.index is None else device.index)
+    return facts_of(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @functools.cache
-def _facts(index: int) -> Chip:
+def facts_of(index: int) -> Chip:
     facts = torch.cuda.get_device_properties(index)
     return Chip(facts.multi_processor_count, facts.L2_cache_size, (facts.major, facts.minor))

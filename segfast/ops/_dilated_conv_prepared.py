@@ -26,7 +26,7 @@ from segfast.ops._dilated_conv_kernels import (
 )
 from segfast.ops._dilated_conv_plan import DIRECTIONS
 from segfast.ops._dilated_conv_winograd import winograd_setting
-from segfast.ops._function import Remembered, kinds, observer, tracing
+from segfast.ops._function import Remembered, kinds, lasting, observer, tracing
 from segfast.ops._layout import dtype_name
 
 Answer = TypeVar("Answer")
@@ -49,7 +49,7 @@ def look_up(
     if not (torch.compiler.is_compiling() or tracing()):  # where sizes are symbols
         setting = winograd_setting()
         try:
-            key = _key(tensors, [arguments, kinds(arguments), setting.allowed])
+            key = _key(tensors, [arguments, types := kinds(arguments), setting.allowed])
             found = memory.get(key)
         except (TypeError, RuntimeError):  # lists have no hash, sparse tensors no strides
             key = None
@@ -57,6 +57,8 @@ def look_up(
         return decide(False)
     if found:
         return found
+    if not lasting(types):
+        return decide(False)
     answer = decide(True)  # not remembered where the setting changed meanwhile
     return memory.keep(key, answer) if winograd_setting() == setting else answer
 

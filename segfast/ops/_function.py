@@ -127,6 +127,11 @@ def kinds(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple([tuple(map(type, a)) if isinstance(a, tuple) else type(a) for a in arguments])
 
 
+def lasting(types: tuple[Any, ...]) -> bool:
+    """Whether all are Python's own: torch.compile cannot look at a memory with NumPy's in it."""
+    return all(lasting(t) if isinstance(t, tuple) else t.__module__ == "builtins" for t in types)
+
+
 def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Its answers, which are true, kept: a network asks for the same few."""
     memory: Remembered[Answer] = Remembered()
@@ -135,11 +140,14 @@ def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
     def answer(*arguments: Any) -> Answer:
         if torch.compiler.is_compiling():
             return function(*arguments)
-        key = arguments, kinds(arguments)
+        key = arguments, (types := kinds(arguments))
         try:
             found = memory.get(key)
         except TypeError:  # lists and symbolic sizes have no hash
             return function(*arguments)
-        return found or memory.keep(key, function(*arguments))
+        if found:
+            return found
+        result = function(*arguments)
+        return memory.keep(key, result) if lasting(types) else result
 
     return answer

@@ -8,7 +8,6 @@ import mmap
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 
 import segfast.ops  # noqa: F401  (defines the operators)
 from segfast._native import native
+from tests.kernels.pages import in_a_process
 
 HERE = Path(__file__).parent
 COMPILER = os.environ.get("CXX", "g++")
@@ -23,8 +23,8 @@ CHANNELS = 256  # of a block of the input: kSourceChannels of kernels/dilated_co
 SIDE, BLOCKS, RATES = 16, 3, (1, 3, 6)
 
 
-def orders(library: str) -> dict[str, list[int]]:
-    """The blocks that one convolution, and the pyramid, read, in their order."""
+def print_orders(library: str) -> None:
+    """The blocks that the pyramid, and one convolution, read, in their order."""
     native()  # registers the kernels
     torch.set_num_threads(1)
     reads, part = ctypes.CDLL(library), CHANNELS * SIDE**2 * 4
@@ -56,10 +56,9 @@ def orders(library: str) -> dict[str, list[int]]:
         y = compute()
         found[compute.__name__] = list(into[: reads.stop()])
         assert torch.equal(y, expected)
-    return found
+    print(json.dumps(found))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls mprotect")
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler")
 def test_every_block_of_the_input_serves_all_branches_at_once(
     compiled_kernels: None, tmp_path: Path
@@ -67,12 +66,7 @@ def test_every_block_of_the_input_serves_all_branches_at_once(
     library = str(tmp_path / "page_reads.so")
     source = str(HERE / "page_reads.cpp")
     subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
-    program = f"import json; from {__name__} import orders; print(json.dumps(orders({library!r})))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=HERE.parents[1], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(in_a_process(__name__, f"print_orders({library!r})"))
     assert found["pyramid"] == list(range(BLOCKS))
     # One convolution reads all of them for each of its blocks of 96 positions: what counts counts.
     assert found["convolution"] == 3 * list(range(BLOCKS))

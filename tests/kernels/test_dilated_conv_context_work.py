@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,8 @@ from segfast.kernels.dilated_conv.triton_context_work import (
     work,
 )
 from segfast.kernels.dilated_conv.triton_work import DENSE, NEVER
+from segfast.ops import _dilated_conv_chip
+from segfast.ops._dilated_conv_chip import chip
 
 RATES = (1, 1, 2, 4, 8, 16, 1)
 
@@ -42,6 +46,26 @@ def test_the_module_of_21_classes_is_one_launch() -> None:
         assert "stay in the L2 cache" in chosen.why
         assert chosen.configuration == CONTEXT[BF16][0]  # others pad 21 channels to 64
     assert choose(BASIC, 1, (64, 64), "float32", H100).configuration in CONTEXT["float32"]
+
+
+def test_facts_are_those_of_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Facts(NamedTuple):
+        multi_processor_count: int
+        L2_cache_size: int = 1
+        major: int = 9
+        minor: int = 0
+
+    current = 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Facts(100 + index))
+    _dilated_conv_chip.facts_of.cache_clear()
+    assert chip(torch.device("cuda")).multiprocessors == 100
+    current = 3
+    assert chip(torch.device("cuda")).multiprocessors == 103
+    assert chip(torch.device("cuda", 1)).multiprocessors == 101
+    assert chip(torch.device("cpu")) == H100
+    _dilated_conv_chip.facts_of.cache_clear()
 
 
 def test_what_does_not_fit_is_not() -> None:

@@ -5,14 +5,9 @@ Inputs lie between NaN: what is read beside them shows.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +19,7 @@ from segfast import _native
 from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.testing import assert_as_good_as, dtypes, poison_empty
+from tests.kernels.pages import at_the_end, in_a_process
 
 Pair = tuple[int, int]
 NAMES = ("y", "grad_x", "grad_weight")
@@ -211,17 +207,6 @@ def test_threads_change_no_bit(instruction_set: str, problem: Problem) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
-def at_the_end(x: Tensor) -> Tensor:
-    """The same tensor before a page that must not be touched."""
-    size, page = x.numel() * x.element_size(), mmap.PAGESIZE
-    whole = -(-size // page) * page
-    memory = mmap.mmap(-1, whole + page)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + whole), page, 0) == 0
-    flat = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=whole - size)
-    return flat.view(x.shape).copy_(x)
-
-
 def read_to_the_end() -> None:
     for isa in _native.instruction_sets():
         with _native.use_instruction_set(isa):
@@ -230,12 +215,8 @@ def read_to_the_end() -> None:
                     problem.computed(*(at_the_end(t) for t in problem.tensors(dtype)))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls mprotect")
 def test_nothing_is_read_behind_the_tensors(compiled_kernels: None) -> None:
-    program = f"from {__name__} import read_to_the_end; read_to_the_end()"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    in_a_process(__name__, "read_to_the_end()")
 
 
 def test_refusals(compiled_kernels: None) -> None:

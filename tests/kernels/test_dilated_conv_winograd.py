@@ -7,10 +7,7 @@ with the magnitudes of all numbers, of the matrices, too (kernels/dilated_conv/R
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +18,9 @@ import segfast.ops  # noqa: F401  (defines the operators)
 from segfast import _native
 from segfast.kernels.dilated_conv import reference
 from segfast.testing import assert_as_good_as, poison_empty
+from tests.kernels.pages import at_the_end, in_a_process
 from tests.kernels.test_dilated_conv_dense import (
     Problem,
-    at_the_end,
     guarded,
     instruction_set,  # noqa: F401  (a fixture)
     same_size,
@@ -224,12 +221,8 @@ def read_to_the_end() -> None:
                 both(problem, *(at_the_end(t) for t in problem.tensors(torch.float32)))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls mprotect")
 def test_nothing_is_read_behind_the_tensors(compiled_kernels: None) -> None:
-    program = f"from {__name__} import read_to_the_end; read_to_the_end()"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    in_a_process(__name__, "read_to_the_end()")
 
 
 def test_refusals(compiled_kernels: None) -> None:

@@ -324,8 +324,8 @@ def test_autocast(separable: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"rates": 6}, TypeError, "^rates must be integers, got int 6"),
-        ({"rates": ()}, TypeError, "^rates must be integers"),
+        ({"rates": 6}, TypeError, "^rates must be a list of integers, got int 6"),
+        ({"rates": ()}, ValueError, "^rates must hold at least one integer, got tuple"),
         ({"rates": (6, 0)}, ValueError, "^rates must be at least 1, got 0"),
         ({"rates": (6, 1.5)}, TypeError, "^rates must be an integer, got float 1.5"),
         ({"out_channels": 0}, ValueError, "^out_channels must be at least 1, got 0"),

@@ -344,7 +344,7 @@ def test_a_convolution_may_be_a_block() -> None:
     ("block", "rates", "error", "message"),
     [
         (nn.Conv2d(4, 4, 3), (1, 2), ValueError, "^rates must be 1, one for each block; got 2"),
-        (nn.Conv2d(4, 4, 3), 2, TypeError, "^rates must be integers, got int 2"),
+        (nn.Conv2d(4, 4, 3), 2, TypeError, "^rates must be a list of integers, got int 2"),
         (nn.Conv2d(4, 4, 3), (0,), ValueError, "^rates must be at least 1, got 0"),
         (nn.Conv2d(4, 4, (2, 3)), (2,), ValueError, r"^0 has an even kernel, \(2, 3\)"),
         (nn.MaxPool2d(2), (2,), ValueError, "^0 has a stride and is no convolution: MaxPool2d"),
@@ -402,3 +402,11 @@ def test_one_node_of_a_symbolic_trace() -> None:
     dilate_stage(net, [2, 4])
     x = torch.randn(1, 4, 9, 9)
     assert torch.equal(torch.fx.symbolic_trace(net)(x), net(x))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_scripts(mode: str) -> None:
+    """By PyTorch's convolution."""
+    conv = build(DilatedConv2d, kernel_size=3, padding=2, dilation=2, padding_mode=mode)
+    x = filled_input((2, 6, 9, 9))
+    assert_same_sums(torch.jit.script(conv)(x), conv(x), positive(conv)(x.abs()), TERMS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -57,3 +58,71 @@ def test_what_is_remembered_covers_no_other_call() -> None:
         assert ops.dilated_conv2d(x, weight, None, 1, 0, pair).dtype == torch.bfloat16
     assert torch.equal(ops.dilated_conv2d(x, weight, None, 1, 0, pair), expected)
     assert torch.equal(ops.dilated_conv2d(x[..., ::2], weight), expected[..., ::2])
+
+
+PLANES = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+LAST = PLANES.to(memory_format=torch.channels_last)
+K = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+INTEGERS: dict[str, Callable[[Any, Any], Any]] = {  # two numbers, by turns alone and in sequences
+    "dilated_conv2d": lambda a, b: ops.dilated_conv2d(PLANES, K, None, a, b, (b, a), a),
+    "by PyTorch": lambda a, b: ops.dilated_conv2d(LAST, K, None, [a, b], b, (b,), a),
+    "dilated_conv1d": lambda a, b: ops.dilated_conv1d(
+        PLANES[0, :, 0], K[:, :, 0], None, a, [b], (b,)
+    ),
+    "dilated_conv_transpose2d": lambda a, b: ops.dilated_conv_transpose2d(
+        PLANES, K, None, b, a, (a, a), a, a
+    ),
+    "atrous_pyramid2d": lambda a, b: ops.atrous_pyramid2d(PLANES, [K, K], None, (a, b)),
+    "context_module2d": lambda a, b: ops.context_module2d(PLANES, [K, K], None, [a, b]),
+    "max_pool2d": lambda a, b: ops.max_pool2d(PLANES, b, (b, a), a, a),
+    "max_unpool2d": lambda a, b: ops.max_unpool2d(
+        *ops.max_pool2d_packed(PLANES, b), b, output_size=(b * 4 + a, b * 4 + a)
+    ),
+    "mean_field": lambda a, b: ops.mean_field(
+        PLANES, PLANES[:, :3], iterations=b, spatial_sigma=(a, b), color_sigma=b
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array])
+@pytest.mark.parametrize("call", INTEGERS)
+def test_integers_of_numpy(call: str, kind: Callable[[int], Any]) -> None:
+    expected = INTEGERS[call](1, 2)
+    for _ in range(2):  # what is remembered, too
+        assert torch.equal(INTEGERS[call](kind(1), kind(2)), expected)
+
+
+def test_compiled_after_integers_of_numpy() -> None:
+    """torch.compile looks at what is remembered, and takes a number of NumPy for an array."""
+    call = INTEGERS["dilated_conv2d"]
+    expected = call(np.int64(1), np.int64(3))
+    torch._dynamo.reset()
+    found = torch.compile(lambda: call(1, 3), backend="eager", fullgraph=True)()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("bad", [True, np.True_, 1.0, np.float64(1), "1", torch.tensor(1)], ids=str)
+def test_what_is_no_integer(bad: Any) -> None:
+    """A tensor is none: its number may change, and may lie on a GPU."""
+    for call in (
+        lambda: ops.dilated_conv2d(PLANES, K, None, 1, 0, bad),
+        lambda: ops.atrous_pyramid2d(PLANES, [K], None, [bad]),
+        lambda: ops.max_pool2d(PLANES, 2, bad),
+    ):
+        with pytest.raises(TypeError, match=r"^(dilation|rates|stride) must be an integer.*, got "):
+            call()
+
+
+def test_lists_of_rates() -> None:
+    pyramid = ops.atrous_pyramid2d
+    assert torch.equal(
+        pyramid(PLANES, [K] * 3, None, range(1, 6, 2)), pyramid(PLANES, [K] * 3, None, (1, 3, 5))
+    )
+    with pytest.raises(ValueError, match=r"^rates must hold at least one integer, got list \[\]"):
+        pyramid(PLANES, [K], None, [])
+    with pytest.raises(ValueError, match=r"^weights must hold at least one tensor, got list \[\]"):
+        pyramid(PLANES, [], None, [])
+    with pytest.raises(TypeError, match=r"^dilations must be a list of integers, got int 2"):
+        ops.context_module2d(PLANES, [K], None, 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^biases must be a list of tensors, got int 2"):
+        pyramid(PLANES, [K], 2, [1])  # type: ignore[arg-type]

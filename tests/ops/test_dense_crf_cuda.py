@@ -16,19 +16,10 @@ from segfast.ops import _dense_crf_lattice_op as batch
 from segfast.ops import dense_crf, gaussian_filter, mean_field
 from segfast.ops._dense_crf_lattice_cuda import _kept_gaussian
 from segfast.testing import assert_as_good_as
+from tests.ops import gpu
 from tests.ops.conftest import make_problem, reference_mean_field
 
-
-def why_not() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return None if batch.available() else "the CUDA kernels were not built"
-
-
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-]
+pytestmark = gpu.marks(batch.available(), "the CUDA kernels were not built")
 
 # No round numbers: pixels on faces of the lattice fall to either side, as rounding decides.
 SIGMAS: dict[str, Any] = {

@@ -5,7 +5,6 @@ The kernels' own tests, which need no GPU: tests/kernels/test_triton.py.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -18,19 +17,10 @@ from segfast.ops._dense_crf_exact_cuda import launchers
 from segfast.ops.dense_crf import served_by
 from segfast.testing import assert_as_good_as
 from tests.ops import dense_crf_exact_problems as problems
+from tests.ops import gpu
 from tests.ops.conftest import make_problem, reference_mean_field
 
-
-def why_not() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return None if find_spec("triton") else "triton is not installed"
-
-
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-]
+pytestmark = gpu.TRITON
 DEVICE = "cuda"
 
 

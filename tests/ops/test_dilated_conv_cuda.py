@@ -6,7 +6,6 @@ The kernels' own tests, which need no GPU: tests/kernels/test_triton.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -26,19 +25,10 @@ from segfast.ops._dilated_conv_cuda import launchers, served_by
 from segfast.ops._dilated_conv_kernels import choose, problem
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Strides
 from segfast.testing import assert_as_good_as, dtypes
+from tests.ops import gpu
 from tests.ops.dilated_conv_cases import Case, check, random_cases
 
-
-def why_not() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return None if find_spec("triton") else "triton is not installed"
-
-
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-]
+pytestmark = gpu.TRITON
 DEVICE = "cuda"
 
 
@@ -369,7 +359,7 @@ def test_compiled_by_inductor(mode: str) -> None:
     torch.testing.assert_close(found, step(x, weight, bias))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@gpu.TWO
 def test_another_device_than_the_current_one() -> None:
     case = same(1, (24, 24), (20, 20), 6)
     x, weight, bias, _ = inputs(case, torch.bfloat16)

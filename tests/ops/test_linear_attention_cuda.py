@@ -5,8 +5,6 @@ The kernels' own tests, which need no GPU: tests/kernels/test_triton.py.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,19 +14,10 @@ from segfast.kernels.linear_attention.reference import FEATURE_MAPS
 from segfast.ops import linear_attention, linear_attention2d
 from segfast.ops._linear_attention_cuda import served_by
 from segfast.testing import assert_as_good_as, dtypes
+from tests.ops import gpu
 from tests.ops.linear_attention_problems import OPERATORS, Problem, by_reference, check, make
 
-
-def why_not() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return None if find_spec("triton") else "triton is not installed"
-
-
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-]
+pytestmark = gpu.TRITON
 
 # B, D, E, N: every tile of the table; aligned and odd; one of everything; blocks and splits.
 SHAPES = (
@@ -202,7 +191,7 @@ def test_compiled_by_inductor() -> None:
     torch.testing.assert_close(torch.compile(step, fullgraph=True)(*given), step(*given))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@gpu.TWO
 def test_another_device_than_the_current_one() -> None:
     problem = make((2, 8, 64, 300), "softplus")
     (state,) = run("state", problem)

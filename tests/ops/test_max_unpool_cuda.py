@@ -22,21 +22,12 @@ from segfast.ops import (
     unpack_indices,
 )
 from segfast.ops._max_unpool_geometry import windows_of
+from tests.ops import gpu
 from tests.ops.max_unpool_cases import DTYPES, LAYOUTS, Pool, distinct, identical, laid_out, maps
 
-
-def why_not() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    module = _native.native()
-    built = module is not None and module.build_info()["cuda_architectures"]
-    return None if built else "the CUDA kernels were not built"
-
-
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-]
+module = _native.native()
+built = module is not None and bool(module.build_info()["cuda_architectures"])
+pytestmark = gpu.marks(built, "the CUDA kernels were not built")
 
 POOLS = (
     Pool(2),
@@ -206,7 +197,7 @@ def test_compiled_by_inductor() -> None:
     torch.testing.assert_close(torch.compile(step, fullgraph=True)(x), step(x))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@gpu.TWO
 def test_another_device_than_the_current_one() -> None:
     x = maps((2, 3, 16, 18)).to("cuda:1")
     y, packed = max_pool2d_packed(x, 2)
