@@ -61,8 +61,10 @@ def integer(value: Any) -> int | None:
 
     Booleans are none, nor are tensors: their numbers may change, and may lie on a GPU.
     """
-    if type(value) is int or isinstance(value, torch.SymInt):
+    if type(value) is int:
         return value
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
     if isinstance(value, (bool, Tensor)):
         return None
     try:

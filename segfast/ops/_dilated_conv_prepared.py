@@ -83,7 +83,7 @@ class Prepared(NamedTuple):
     """What a call comes to."""
 
     rest: tuple[int, ...]  # the last arguments of the raw operator
-    plain: tuple[Any, ...]  # and of PyTorch's function
+    for_torch: tuple[Any, ...]  # and of PyTorch's function
     torch_always: bool  # PyTorch serves the result and all its derivatives
     torch_result: bool  # PyTorch serves the result
     cast: torch.dtype | None  # of the tensors, where they are not what the raw operator takes
@@ -133,21 +133,21 @@ def _prepare(
 ) -> Prepared:  # fmt: skip
     facts = given(x, weight, bias, MAP, kind.weight)
     outputs, strides, geometry = kind.resolve(facts, *arguments)
-    plain = tuple(map(_plain, arguments))
+    for_torch = tuple(map(_without_numpy, arguments))
     rest, dtype = (*outputs, *strides), facts.x.cast
     as_given = x.dim() == 4 and all(f is None or f.dtype == dtype for f in facts)
     to = None if as_given else dtype
     if torch.compiler.is_compiling() or observer():  # decided inside the raw operators
-        return Prepared(rest, plain, False, False, to, None)
+        return Prepared(rest, for_torch, False, False, to, None)
     maps = x if x.dim() == 4 else x[None]
     asked = problem(maps, weight.shape, geometry, strides.groups)._replace(dtype=dtype_name(dtype))
     by_torch = [choose(direction, asked).kernel == "torch" for direction in DIRECTIONS]
     serve = kind.serve_for(x, weight, rest) if plain and as_given else None
-    return Prepared(rest, plain, all(by_torch), by_torch[kind.direction], to, serve)
+    return Prepared(rest, for_torch, all(by_torch), by_torch[kind.direction], to, serve)
 
 
-def _plain(argument: Any) -> Any:
-    """NumPy's integers as Python's."""
+def _without_numpy(argument: Any) -> Any:
+    """Integers as Python's."""
     if isinstance(argument, (tuple, list)):
-        return tuple(map(_plain, argument))
+        return tuple(map(_without_numpy, argument))
     return argument if isinstance(argument, str) else _check.integer(argument)

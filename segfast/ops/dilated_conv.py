@@ -71,7 +71,7 @@ def dilated_conv2d(
     found = prepare(CONV, x, weight, bias, stride, padding, dilation, groups)
     learns = needs_graph(x, weight, bias)
     if found.torch_always or (found.torch_result and not learns) or tracing():
-        return F.conv2d(x, weight, bias, *found.plain)
+        return F.conv2d(x, weight, bias, *found.for_torch)
     if found.serve is not None and not learns and not watched():
         return found.serve(x, weight, bias)
     maps, weight, bias = cast(found.cast, x, weight, bias)
@@ -160,7 +160,7 @@ def dilated_conv_transpose2d(
     found = prepare(TRANSPOSED, x, weight, bias, stride, padding, output_padding, groups, dilation)
     learns = needs_graph(x, weight, bias)
     if found.torch_always or (found.torch_result and not learns) or tracing():
-        return F.conv_transpose2d(x, weight, bias, *found.plain)
+        return F.conv_transpose2d(x, weight, bias, *found.for_torch)
     if found.serve is not None and not learns and not watched():
         y = found.serve(x, weight)
         return y if bias is None else y.add_(bias[:, None, None])

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from segfast.models._layers import conv2d
 from segfast.nn import MaxPool2d
-from segfast.nn._shared import require_counts
 from segfast.ops import _check
 
 # depth -> (bottlenecks, blocks of the four stages). He et al., "Deep Residual Learning for Image
@@ -141,7 +140,7 @@ class ResNet(nn.Module):
             raise ValueError(f"output_stride must be one of {allowed}; got {output_stride}")
         _check.require_choice("wiring", wiring, tuple(WIRINGS))
         bottlenecks, blocks = RESNETS[depth]
-        if multi_grid and len(require_counts("multi_grid", multi_grid)) != blocks[-1]:
+        if multi_grid and len(_check.require_counts("multi_grid", multi_grid)) != blocks[-1]:
             raise ValueError(f"multi_grid must have {blocks[-1]} rates, got {multi_grid}")
         wires = WIRINGS[wiring]
         self.stem = None if len(wires.stem) == 1 else _deep_stem(in_channels, wires.stem)
