@@ -1,6 +1,6 @@
 """Dilated convolutions, ASPP and the context module against PyTorch: time, memory, who served.
 
-    pytest benchmarks/dilated_conv.py --benchmark-json=dilated_conv.json     # all, 12 minutes
+    pytest benchmarks/dilated_conv.py --benchmark-json=dilated_conv.json     # all, 15 minutes
     pytest benchmarks/dilated_conv.py -k small                               # seconds
     pytest benchmarks/dilated_conv.py -k cuda                                # on a GPU
     python -m benchmarks.report dilated_conv.json                            # table and plot
