@@ -17,7 +17,6 @@ from segfast.models._layers import FCNHead, conv_bn_relu, require_several_values
 from segfast.models._registry import Entry
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.pspnet import LAYOUTS
-from segfast.nn._shared import require_counts
 from segfast.ops import _check
 
 POOLS: dict[str, type[nn.Module]] = {
@@ -54,7 +53,7 @@ class PyramidPooling(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
-        bins = require_counts("bins", bins)
+        bins = _check.require_counts("bins", bins)
         _check.require_choice("pool", pool, tuple(POOLS))
         _check.require_bool("reduce", reduce)
         if reduce and in_channels < len(bins):

@@ -18,7 +18,6 @@ from segfast.models._layers import conv_bn_relu
 from segfast.models._registry import Entry
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.unet_resnet import LAYOUTS
-from segfast.nn._shared import require_counts
 from segfast.ops import _check
 
 
@@ -54,7 +53,7 @@ class UNetResNet(SegmentationModel):
     ) -> None:
         super().__init__(num_classes, in_channels)
         _check.require_choice("layout", layout, tuple(LAYOUTS))
-        widths = require_counts("widths", widths)
+        widths = _check.require_counts("widths", widths)
         if len(widths) != 5:
             raise ValueError(f"widths must be five integers, got {widths}")
         self.backbone = ResNet(depth, in_channels)

@@ -84,7 +84,7 @@ def test_caffe_pspnet_keys() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: PSPNet(bins=()), "bins must be integers"),
+        (lambda: PSPNet(bins=()), "bins must hold at least one integer"),
         (lambda: PSPNet(pool="sum"), "pool must be one of average, max"),
         (lambda: PSPNet(layout="torchvision"), "layout must be one of semseg, caffe, mmseg"),
         (lambda: PyramidPooling(2, (1, 2, 3)), "bins must be at most 2"),

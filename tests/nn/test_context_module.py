@@ -208,7 +208,7 @@ def test_description() -> None:
         ({"size": "medium"}, ValueError, "^size must be one of basic, large; got str 'medium'"),
         ({"dilations": "voc"}, ValueError, "^dilations must be one of pascal, camvid, citysc"),
         ({"dilations": (1, 0)}, ValueError, "^dilations must be at least 1, got 0"),
-        ({"dilations": 2}, TypeError, "^dilations must be integers, got int 2"),
+        ({"dilations": 2}, TypeError, "^dilations must be a list of integers, got int 2"),
         ({"padding": "same"}, ValueError, "^padding must be one of each, first"),
         ({"initialization": "zero"}, ValueError, "^initialization must be one of identity, rand"),
         ({"noise": -1}, ValueError, "^noise must be finite and not negative, got -1"),
