@@ -164,17 +164,19 @@ METRICS: dict[int, dict[str, float]] = {
         "VOC 2012 val mean IU, output stride 8, multi-grid (1, 2, 4)": 78.51,
     },
 }
+# deeplab-pytorch has bottlenecks alone; its unit rates are those of three blocks.
+BASIC = {name: rules for name, rules in LAYOUTS.items() if name != "deeplab-pytorch"}
 MODELS = (
     *(
         Entry(
             f"deeplabv3_resnet{depth}",
             DeepLabV3,
             SOURCE,
-            LAYOUTS,
+            layouts,
             {"backbone": f"resnet{depth}"},
             metrics=METRICS.get(depth, {}),
         )
-        for depth in (18, 34, 50, 101)
+        for depth, layouts in ((18, BASIC), (34, BASIC), (50, LAYOUTS), (101, LAYOUTS))
     ),
     Entry(
         "deeplabv3_mobilenet_v3_large",

@@ -10,13 +10,13 @@ x -> 3 x 3 -> dense block -> (x, new) ----------------------> (up, skip) -> dens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
-from segfast.models._layers import conv2d
+from segfast.models._layers import conv2d, require_several_values
 from segfast.models._monte_carlo import Prediction, monte_carlo
 from segfast.models._registry import Entry
 from segfast.models.layouts.fcdensenet import LAYOUTS
@@ -94,6 +94,7 @@ class FCDenseNet(SegmentationModel):
 
     Shape:
         x [N, C, H, W] with H, W >= 32 -> [N, L, H, W]; so is the auxiliary "log_variance".
+        In training N > 1 where H, W < 64.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -149,6 +150,8 @@ class FCDenseNet(SegmentationModel):
         for block, shrink in zip(self.down, self.shrink, strict=True):
             skips.append(torch.cat([x, block(x)], 1))
             x = shrink(skips[-1])
+        first: Any = self.bottom[0]
+        require_several_values(x, first[0], "the bottom block's maps")
         new = self.bottom(x)
         for block, enlarge in zip(self.up, self.enlarge, strict=True):
             skip = skips.pop()
