@@ -1,9 +1,10 @@
-"""Where in the image the scores of a strided network are."""
+"""Where in the image the scores of a strided network are, and what lies beyond its border."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,3 +30,17 @@ def spread(y: Tensor, stride: int, size: Sequence[int], first: int = 0) -> Tenso
     y = F.interpolate(y, (height, width), mode="bilinear", align_corners=True)
     below, right = (n - first - have for n, have in zip(size, (height, width), strict=True))
     return F.pad(y, (first, right, first, below), mode="replicate")  # negative: cut off
+
+
+def reflected(x: Tensor, dim: int, before: int, behind: int) -> Tensor:
+    """Padded along an axis by reflection about the first and the last element, any number of times.
+
+    Example:
+        >>> import torch
+        >>> reflected(torch.tensor([1, 2, 3]), 0, 3, 1)
+        tensor([2, 3, 2, 1, 2, 3, 2])
+    """
+    length = x.shape[dim]
+    period = max(2 * (length - 1), 1)
+    i = torch.arange(-before, length + behind, device=x.device).remainder(period)
+    return x.index_select(dim, torch.minimum(i, period - i))

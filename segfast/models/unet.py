@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
 from segfast.models._layers import conv_bn_relu
+from segfast.models._placement import reflected
 from segfast.models._registry import Entry
 from segfast.models.layouts.unet import LAYOUTS
 from segfast.nn import MaxPool2d
@@ -164,7 +165,7 @@ class UNet(SegmentationModel):
     def prepared(self, x: Tensor) -> Tensor:
         """x [N, C, H, W], mirrored as far as convolutions without padding need it."""
         for dim in (2, 3) if self.wires.valid else ():
-            x = mirrored(x, dim, MARGIN, MARGIN + (-x.shape[dim] - 2 * MARGIN - 4) % 16)
+            x = reflected(x, dim, MARGIN, MARGIN + (-x.shape[dim] - 2 * MARGIN - 4) % 16)
         return x
 
     def at_input_size(self, y: Tensor, size: Any) -> Tensor:
@@ -200,14 +201,6 @@ def centred(x: Tensor, size: torch.Size) -> Tensor:
     if not any(before + after):
         return x
     return F.pad(x, (before[1], after[1], before[0], after[0]))
-
-
-def mirrored(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """x with what lies beyond its ends reflected, as often as needed; the ends are not repeated."""
-    size = x.shape[dim]
-    period = max(2 * (size - 1), 1)
-    at = torch.arange(-before, size + after, device=x.device) % period
-    return x.index_select(dim, torch.where(at < size, at, period - at))
 
 
 def _require_valid_size(x: Tensor) -> None:

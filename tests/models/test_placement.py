@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from segfast.models import create_model
-from segfast.models._placement import spread
-from segfast.models.dilation import reflected
+from segfast.models._placement import reflected, spread
 
 
 def interpolated(y: Tensor, stride: int, size: tuple[int, int], first: int) -> Tensor:

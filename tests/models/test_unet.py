@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from segfast.models import create_model
-from segfast.models.unet import UNet, centred, mirrored
+from segfast.models._placement import reflected
+from segfast.models.unet import UNet, centred
 
 
 def net(**options: object) -> UNet:
@@ -49,10 +50,10 @@ def test_tiles_overlap_without_seams() -> None:
     torch.testing.assert_close(tile, whole[..., 16:20, 32:36])
 
 
-def test_mirrored_repeats() -> None:
+def test_reflected_repeats() -> None:
     x = torch.arange(3.0)[None, None, None]
-    assert mirrored(x, 3, 4, 5).flatten().tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1]
-    assert mirrored(x[..., :1], 3, 2, 1).flatten().tolist() == [0, 0, 0, 0]
+    assert reflected(x, 3, 4, 5).flatten().tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1]
+    assert reflected(x[..., :1], 3, 2, 1).flatten().tolist() == [0, 0, 0, 0]
 
 
 def test_centred() -> None:
