@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segfast.models._keys import Rules
+from segfast.models._keys import OURS, Rules
 from segfast.nn._shared import require_map
 from segfast.ops import _check
 
@@ -26,11 +27,12 @@ class SegmentationModel(nn.Module):
         align_corners: of the final bilinear resize: as the layout published it.
 
     Attributes:
-        layouts, layout: published key names that `load_checkpoint` knows, and whose wiring this is.
+        layouts, layout: published key names that `load_checkpoint` knows, and whose wiring this is;
+            of a network that `create_model` did not build, none but our own.
     """
 
-    layouts: Mapping[str, Rules]
-    layout: str
+    layouts: Mapping[str, Rules] = MappingProxyType({})
+    layout: str = OURS
 
     def __init__(self, num_classes: int, in_channels: int, align_corners: bool = False) -> None:
         super().__init__()

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from segfast.models import _sources
 from segfast.models._base import SegmentationModel
-from segfast.models._keys import AS_IT_IS, Rules
+from segfast.models._keys import AS_IT_IS, OURS, Rules
 from segfast.ops import _check
-
-OURS = "segfast"  # the layout of our own keys
 
 
 class Fit(NamedTuple):
@@ -50,7 +48,8 @@ def load_checkpoint(
             running code from it. Files above 8 GiB are refused.
         layout: whose keys these are, one of `model.layouts`, or "segfast" for our own; "auto"
             tries our own and that of the model. Keys that fit another layout only are refused:
-            their weights belong into another wiring.
+            their weights belong into another wiring. So is a file of :func:`save_checkpoint` from
+            a model of another layout.
         strict: False loads what fits, and warns of each key that does not.
 
     Returns:
@@ -73,6 +72,13 @@ def load_checkpoint(
     layouts: dict[str, Rules] = {OURS: AS_IT_IS, **model.layouts}
     _check.require_choice("layout", layout, ("auto", *layouts))
     state = _sources.read(source)
+    saved = _sources.saved_layout(source)
+    if layout == "auto" and saved != model.layout and saved in model.layouts:
+        raise ValueError(
+            f"source was saved from a model wired as {saved!r}, this one is wired as "
+            f"{model.layout!r}: build it with layout={saved!r}, or say layout={OURS!r} here if "
+            f"the wiring is right"
+        )
     tried = (OURS, model.layout) if layout == "auto" else (layout,)
     best = _best(model, state, {name: layouts[name] for name in tried})
     if best.problems and layout == "auto":

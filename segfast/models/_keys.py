@@ -67,3 +67,4 @@ class Rules:
 
 
 AS_IT_IS = Rules()
+OURS = "segfast"  # the layout of our own keys

@@ -36,9 +36,7 @@ def read(source: Mapping[str, Any] | str | os.PathLike[str]) -> State:
         raise TypeError(
             f"source must be a path or a mapping of keys to tensors, got {_check.describe(source)}"
         )
-    path = Path(source)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = _file(source)
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -50,6 +48,24 @@ def read(source: Mapping[str, Any] | str | os.PathLike[str]) -> State:
     if path.suffix == ".caffemodel":
         return _caffemodel.read(path)
     return _tensors(_unpickled(path), str(path))
+
+
+def saved_layout(source: object) -> str | None:
+    """Whose wiring a readable file of `save_checkpoint` has; None of any other source."""
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    path = _file(source)
+    if path.suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("layout")
+
+
+def _file(source: str | os.PathLike[str]) -> Path:
+    path = Path(source)
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def _safetensors(path: Path) -> State:

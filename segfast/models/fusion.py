@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
-from segfast.models._checkpoint import OURS
-from segfast.models._keys import AS_IT_IS
 from segfast.ops import _check
 
 
@@ -40,9 +37,6 @@ class LateFusion(SegmentationModel):
         torch.Size([1, 40, 32, 48])
     """
 
-    layouts = MappingProxyType({OURS: AS_IT_IS})
-    layout = OURS
-
     def __init__(
         self, models: Sequence[SegmentationModel], weights: Sequence[float] | None = None
     ) -> None:
@@ -54,12 +48,14 @@ class LateFusion(SegmentationModel):
         classes = {model.num_classes for model in models}
         if len(classes) > 1:
             raise ValueError(f"models must have the same num_classes, got {sorted(classes)}")
-        weights = [1.0] * len(models) if weights is None else list(weights)
+        weights = [1.0] * len(models) if weights is None else weights
+        if not isinstance(weights, (list, tuple)) or not all(_is_number(w) for w in weights):
+            raise TypeError(f"weights must be numbers, got {_check.describe(weights)}")
         if len(weights) != len(models):
             raise ValueError(f"weights must be {len(models)}, one per model; got {len(weights)}")
         super().__init__(classes.pop(), sum(model.in_channels for model in models))
         self.models = nn.ModuleList(models)
-        self.weights = weights
+        self.weights = tuple(weights)
         self.widths = [model.in_channels for model in models]
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
@@ -68,3 +64,7 @@ class LateFusion(SegmentationModel):
         first, *others = (w * part for w, part in zip(self.weights, parts, strict=True))
         found = {"out": sum(others, first)}
         return {**found, **{str(i): part for i, part in enumerate(parts)}} if aux else found
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)

@@ -90,6 +90,11 @@ def test_own_file(source: Net, tmp_path: Path) -> None:
     model = Net()
     load_checkpoint(model, path)
     assert_same(model, source)
+    other = Net()
+    other.layout = "other"
+    with pytest.raises(ValueError, match=r"^source was saved from a model wired as 'published'"):
+        load_checkpoint(other, path)
+    assert_same(load_checkpoint(other, path, layout="segfast"), source)  # type: ignore[arg-type]
     (tmp_path / "folder").mkdir()
     path.rename(tmp_path / "folder" / "model.safetensors")
     load_checkpoint(Net(), str(tmp_path / "folder"))
