@@ -28,7 +28,7 @@ def aleatoric_cross_entropy(
 
     Args:
         scores: f, [N, L, H, W], floating.
-        log_variance: log sigma^2, of the same shape and dtype.
+        log_variance: log sigma^2, of the same shape.
         target: y, int64 [N, H, W], labels below L or `ignore_index`.
         samples: T.
         ignore_index: pixels that do not count.

@@ -133,8 +133,18 @@ RULES: dict[str, Rule] = {
     "segfast::_max_unpool2d": _unpool,
     "segfast::_max_unpool2d_indices": _unpool,
     **dict.fromkeys(
-        ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::sort"), _everywhere
+        (
+            "segfast::gaussian_filter",
+            "segfast::mean_field",
+            "aten::mm",
+            "aten::bmm",
+            "aten::addmm",
+            "aten::baddbmm",
+            "aten::sort",
+        ),
+        _everywhere,
     ),
+    **dict.fromkeys(("segfast::gaussian_filter", "segfast::mean_field"), _everywhere),
     **dict.fromkeys(
         (f"segfast::_linear_attention{part}" for part in ("", "_state", "_read")), _everywhere
     ),
@@ -226,7 +236,7 @@ def receptive_field(
 
     exactly for convolutions and pools. What enlarges adds its neighbours (a transposed convolution
     ceil(kernel / stride), bilinear 2): the largest field of any phase. A pool of the whole image,
-    a product of positions or attention sees everything.
+    a product of positions, attention or a dense CRF sees everything.
 
     Args:
         model: any module that takes one image; of a :class:`SegmentationModel` the scores are

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from segfast.nn import DilatedConv2d, SeparableDilatedConv2d
+from segfast.ops import _check
 
 
 def conv2d(
@@ -90,6 +91,15 @@ def msra(module: nn.Module) -> None:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
+
+
+def image_scales(scales: Sequence[float]) -> list[float]:
+    """Scales of an image: positive numbers, one at least, no two alike."""
+    if not isinstance(scales, (tuple, list)) or not scales:
+        raise TypeError(f"scales must be numbers, got {_check.describe(scales)}")
+    if len(set(scales)) < len(scales):
+        raise ValueError(f"scales must differ, got {scales}")
+    return _check.positive_floats("scales", scales, len(scales))
 
 
 def require_several_values(x: Tensor, norm: Any, what: str) -> None:

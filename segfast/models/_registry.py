@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ class Entry:
             the default.
         options: what the name fixes of the arguments of `build`; callers may override it.
         num_classes: what the published network has.
-        metrics: reported figures, as published: "VOC 2012 test mean IU" -> 62.2.
+        metrics: reported figures, as published: "VOC 2012 test, mean IU" -> 62.2.
     """
 
     name: str
@@ -53,7 +54,11 @@ def table(*groups: tuple[Entry, ...]) -> dict[str, Entry]:
 
 def find(entries: Mapping[str, Entry], name: str) -> Entry:
     """The entry of that name, or a ValueError that names the nearest ones."""
-    _check.require_choice("name", name, tuple(entries))
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {_check.describe(name)}")
+    if name not in entries:
+        near = ", ".join(difflib.get_close_matches(name, entries, 5, 0.5)) or "none is near"
+        raise ValueError(f"name must be one of list_models() ({near}), got {name!r}")
     return entries[name]
 
 

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
-from segfast.models._layers import conv_bn_relu
+from segfast.models._layers import conv_bn_relu, require_several_values
 from segfast.models._registry import Entry
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.abcnet import LAYOUTS
 from segfast.nn import LinearAttention2d
+from segfast.ops import _check
 
 
 class AttentionEnhancement(nn.Module):
@@ -82,12 +83,9 @@ class ContextPath(nn.Module):
 
     def forward(self, e2: Tensor, e3: Tensor, e4: Tensor) -> tuple[Tensor, Tensor]:
         """ResNet's maps of strides 8, 16, 32 -> contexts [N, C', h, w] of strides 8 and 16."""
-        if len(e4) == 1 and self.conv_avg[1].training:
-            raise ValueError(
-                "x must be [N, C, H, W] with N > 1 in training: the normalisation of the image's "
-                "mean needs more than 1 value per channel, got 1 image"
-            )
-        y = self.arm32(e4) + self.conv_avg(e4.mean((2, 3), keepdim=True))
+        mean = e4.mean((2, 3), keepdim=True)
+        require_several_values(mean, self.conv_avg[1], "the means of whole images")
+        y = self.arm32(e4) + self.conv_avg(mean)
         d = self.conv_head32(F.interpolate(y, e3.shape[2:]))  # nearest: pixels repeated
         c = self.conv_head16(F.interpolate(self.arm16(e3) + d, e2.shape[2:]))
         return c, d
@@ -126,7 +124,11 @@ class ABCNet(SegmentationModel):
         layout: "lironui" or "geoseg": the same.
 
     Shape:
-        x [N, C, H, W] -> [N, L, H, W]. In training N > 1, for the mean of each image is normalised.
+        x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are "aux16" and "aux32". In training
+        N > 1, for the mean of each image is normalised.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -146,7 +148,8 @@ class ABCNet(SegmentationModel):
         layout: str = "lironui",
     ) -> None:
         super().__init__(num_classes, in_channels)
-        del layout  # there is one wiring
+        _check.require_choice("layout", layout, tuple(LAYOUTS))
+        _check.require_bool("aux", aux)
         width = 128
         self.backbone = ResNet(depth, in_channels)
         *_, third, fourth = self.backbone.channels

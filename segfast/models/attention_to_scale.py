@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segfast.models._base import resize
-from segfast.models._layers import conv2d, gaussian
+from segfast.models._layers import conv2d, gaussian, image_scales
 from segfast.models._registry import Entry
 from segfast.models.deeplabv1 import FIELDS_OF_VIEW, DeepLabV1
 from segfast.models.layouts.deeplabv1 import LAYOUTS
@@ -32,8 +32,12 @@ class AttentionToScale(DeepLabV1):
         merge: "attention" (the paper's), "average" or "max" of the scales' scores.
         layout: "caffe": keys of DeepLab-LargeFOV; those of the attention are ours.
 
-    With `return_aux` there are the scores of every scale, "scale_1", "scale_0.75" and so on, each
-    trained with a loss of its own.
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are those of every scale, "scale_1",
+        "scale_0.75" and so on, each trained with a loss of its own.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
         >>> import torch
@@ -52,7 +56,7 @@ class AttentionToScale(DeepLabV1):
         layout: str = "caffe",
     ) -> None:
         super().__init__(num_classes, in_channels, layout=layout)
-        self.scales = _check.positive_floats("scales", scales, len(scales))
+        self.scales = image_scales(scales)
         if max(self.scales) != 1:
             raise ValueError(f"scales must be at most 1, one of them 1; got {scales}")
         _check.require_choice("merge", merge, MERGES)

@@ -39,18 +39,18 @@ class Branch(nn.Module):
         return self.conv_out(self.attention(self.conv_in(x)))
 
 
-class Wires(NamedTuple):
+class Wiring(NamedTuple):
     """Where published networks differ."""
 
     backbone: str
-    multi_grid: Sequence[int]  # of bottlenecks
+    multi_grid: Sequence[int]  # of layer4's three blocks
     align_corners: bool
     aux: bool  # a head on layer3
 
 
-WIRES = {
-    "official": Wires("torchvision", (1, 2, 4), True, False),
-    "mmseg": Wires("mmseg", (), False, True),
+WIRINGS = {
+    "official": Wiring("torchvision", (1, 2, 4), True, False),
+    "mmseg": Wiring("mmseg", (), False, True),
 }
 ATTENTIONS = {"both": ("position", "channel"), "position": ("position",), "channel": ("channel",)}
 
@@ -93,11 +93,11 @@ class DANet(SegmentationModel):
         output_stride: int = 8,
         layout: str = "official",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(WIRES))
+        _check.require_choice("layout", layout, tuple(WIRINGS))
         _check.require_choice("attention", attention, tuple(ATTENTIONS))
-        wires = WIRES[layout]
+        wires = WIRINGS[layout]
         super().__init__(num_classes, in_channels, wires.align_corners)
-        grid = wires.multi_grid if depth > 18 else ()  # three blocks in layer4
+        grid = () if depth == 18 else wires.multi_grid  # whose layer4 has two blocks
         self.backbone = ResNet(depth, in_channels, output_stride, grid, wiring=wires.backbone)
         *_, third, fourth = self.backbone.channels
         self.branches = nn.ModuleDict(

@@ -44,7 +44,8 @@ class DeconvNet(SegmentationModel):
         single image must be larger than 224 on one side, or normalisations have one value.
 
     Raises:
-        ValueError: x is too small.
+        TypeError, ValueError: an argument breaks its contract, or x is too small; the message
+            names it.
 
     Example:
         >>> import torch
@@ -133,7 +134,7 @@ def aggregate(
     """
     maps = list(score_maps)
     corners = boxes.tolist() if isinstance(boxes, Tensor) else list(boxes)
-    height, width = _check.pair("size", tuple(size), 1)
+    height, width = _check.pair("size", size, 1)
     _check.require_choice("mode", mode, tuple(REDUCTIONS))
     if not maps or any(y.dim() != 3 or len(y) != len(maps[0]) for y in maps):
         raise ValueError("score_maps must be one or more of [L, h, w], with one L")
@@ -167,6 +168,6 @@ MODELS = (
         DeconvNet,
         "Noh, Hong and Han, ICCV 2015; their Caffe network",
         LAYOUTS,
-        metrics={"VOC 2012 test mean IU with FCN-8s and CRF": 72.5},
+        metrics={"VOC 2012 test, mean IU with FCN-8s and CRF": 72.5},
     ),
 )

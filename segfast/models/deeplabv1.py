@@ -59,7 +59,12 @@ class DeepLabV1(SegmentationModel):
         multi_scale: MSc, section 4.2.
         layout: "caffe".
 
-    `scores` are at output stride 8; with `multi_scale` at the size of the image.
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W]; `scores` are at output stride 8, with `multi_scale` at the
+        size of the image.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
         >>> import torch
@@ -139,8 +144,8 @@ def scale(channels: int, num_classes: int) -> nn.Sequential:
 
 
 _SOURCE = "Chen et al., ICLR 2015; their Caffe networks"
-_VAL, _CRF = "VOC 2012 val mean IU", "VOC 2012 val mean IU with CRF"
-_TEST = "VOC 2012 test mean IU with CRF"
+_VAL, _CRF = "VOC 2012 val, mean IU", "VOC 2012 val, mean IU with CRF"
+_TEST = "VOC 2012 test, mean IU with CRF"
 
 MODELS = tuple(
     Entry(name, DeepLabV1, _SOURCE, LAYOUTS, options, metrics=metrics)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel, resize
-from segfast.models._layers import gaussian
+from segfast.models._layers import gaussian, image_scales
 from segfast.models._registry import Entry
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.deeplabv2_resnet import LAYOUTS
@@ -66,9 +66,7 @@ class DeepLabV2ResNet(SegmentationModel):
     ) -> None:
         super().__init__(num_classes, in_channels, align_corners)
         _check.require_choice("layout", layout, tuple(LAYOUTS))
-        if not isinstance(scales, (tuple, list)) or not scales:
-            raise TypeError(f"scales must be numbers, got {_check.describe(scales)}")
-        self.scales = _check.positive_floats("scales", scales, len(scales))
+        self.scales = image_scales(scales)
         self.backbone = ResNet(depth, in_channels, output_stride, wiring=layout)
         features = self.backbone.channels[-1]
         self.classifier: nn.Module = (
@@ -107,8 +105,8 @@ MODELS = (
         "Chen et al., TPAMI 2018; kazuto1011/deeplab-pytorch",
         LAYOUTS,
         metrics={
-            "VOC 2012 val mean IU, three scales": 76.35,
-            "VOC 2012 val mean IU, three scales, with CRF": 77.69,
+            "VOC 2012 val, mean IU, three scales": 76.35,
+            "VOC 2012 val, mean IU, three scales, with CRF": 77.69,
         },
     ),
 )

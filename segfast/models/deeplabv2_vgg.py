@@ -31,6 +31,12 @@ class DeepLabV2VGG16(SegmentationModel):
         rates: of the fc6: "L" (6, 12, 18, 24), "S" (2, 4, 8, 12), or the rates.
         layout: "caffe".
 
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W], resized from output stride 8.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
     Example:
         >>> import torch
         >>> model = DeepLabV2VGG16(num_classes=2, rates="S").eval()
@@ -69,7 +75,7 @@ MODELS = tuple(
         "Chen et al., TPAMI 2018; their Caffe network",
         LAYOUTS,
         {"rates": rates},
-        metrics={"VOC 2012 val mean IU": iou, "VOC 2012 val mean IU with CRF": with_crf},
+        metrics={"VOC 2012 val, mean IU": iou, "VOC 2012 val, mean IU with CRF": with_crf},
     )
     for rates, iou, with_crf in (("L", 68.96, 71.57), ("S", 66.98, 69.73))
 )

@@ -127,6 +127,8 @@ class DeepLabV3(SegmentationModel):
         super().__init__(num_classes, in_channels, align_corners)
         if cascade not in (None, 4, 5, 6, 7):
             raise ValueError(f"cascade must be None, 4, 5, 6 or 7, got {cascade!r}")
+        if cascade is not None and rates is not None:
+            raise ValueError(f"rates are of the pyramid, which a cascade has not; got {rates!r}")
         copies = 0 if cascade is None else cascade - 4
         self.backbone, self.picks = create_dilated(
             backbone, in_channels, output_stride, layout, multi_grid, wires.multi_grid, copies
@@ -143,6 +145,7 @@ class DeepLabV3(SegmentationModel):
                 nn.Conv2d(width, num_classes, 1),
             )
         has_aux = wires.aux if aux is None else aux
+        _check.require_bool("aux", has_aux)
         self.aux_classifier = FCNHead(middle, num_classes) if has_aux else None
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
@@ -160,8 +163,8 @@ METRICS: dict[int, dict[str, float]] = {
     50: {"COCO val 2017, VOC labels, mean IU (torchvision)": 66.4},
     101: {
         "COCO val 2017, VOC labels, mean IU (torchvision)": 67.4,
-        "VOC 2012 val mean IU, output stride 16, multi-grid (1, 2, 4)": 77.21,
-        "VOC 2012 val mean IU, output stride 8, multi-grid (1, 2, 4)": 78.51,
+        "VOC 2012 val, mean IU, output stride 16, multi-grid (1, 2, 4)": 77.21,
+        "VOC 2012 val, mean IU, output stride 8, multi-grid (1, 2, 4)": 78.51,
     },
 }
 # deeplab-pytorch has bottlenecks alone; its unit rates are those of three blocks.

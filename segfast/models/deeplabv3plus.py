@@ -147,6 +147,7 @@ class DeepLabV3Plus(SegmentationModel):
         self.decoder = nn.Sequential(*map(layer, channels, wires.dropout))
         self.classifier = nn.Conv2d(width, num_classes, 1)
         has_aux = wires.aux if aux is None else aux
+        _check.require_bool("aux", has_aux)
         self.aux_classifier = FCNHead(middle, num_classes) if has_aux else None
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
@@ -199,6 +200,6 @@ MODELS = (
         "Chen et al., ECCV 2018; jfzhang95/pytorch-deeplab-xception",
         XCEPTION,
         {"backbone": "xception"},
-        metrics={"VOC 2012 val mean IU": 82.2, "VOC 2012 test mean IU": 87.8},
+        metrics={"VOC 2012 val, mean IU": 82.2, "VOC 2012 test, mean IU": 87.8},
     ),
 )

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
 from segfast.models._layers import gaussian
-from segfast.models._placement import spread
+from segfast.models._placement import reflected, spread
 from segfast.models._registry import Entry
 from segfast.models.backbones import VGG16, VGG16_STAGES, fully_connected
 from segfast.models.layouts.dilation import layouts
@@ -42,6 +41,9 @@ class DilationNet(SegmentationModel):
     bilinear. With `upsample` it pads by 186 on both sides and cuts the result to the image.
     `scores` takes images that are padded already: [N, C, H + 372, W + 372] -> [N, L, H/8, W/8],
     times 8 with `upsample`.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
         >>> import torch
@@ -98,19 +100,6 @@ class DilationNet(SegmentationModel):
         return spread(y, STRIDE, size)
 
 
-def reflected(x: Tensor, dim: int, before: int, behind: int) -> Tensor:
-    """Padded along an axis by reflection about the first and the last element, any number of times.
-
-    Example:
-        >>> reflected(torch.tensor([1, 2, 3]), 0, 3, 1)
-        tensor([2, 3, 2, 1, 2, 3, 2])
-    """
-    length = x.shape[dim]
-    period = max(2 * (length - 1), 1)
-    i = torch.arange(-before, length + behind, device=x.device).remainder(period)
-    return x.index_select(dim, torch.minimum(i, period - i))
-
-
 _SOURCE = "Yu and Koltun, ICLR 2016; fyu/dilation"
 
 
@@ -122,10 +111,10 @@ def _entry(
     return Entry(name, DilationNet, _SOURCE, found, options, num_classes, metrics or {})
 
 
-_VAL = "VOC 2012 val mean IU"
+_VAL = "VOC 2012 val, mean IU"
 
 MODELS = (
-    _entry("dilation_frontend_voc", 21, {_VAL: 69.8, "VOC 2012 test mean IU": 71.3}, context=None),
+    _entry("dilation_frontend_voc", 21, {_VAL: 69.8, "VOC 2012 test, mean IU": 71.3}, context=None),
     _entry(
         "dilation8_voc",
         21,

@@ -117,8 +117,9 @@ class FCDenseNet(SegmentationModel):
         layout: str = "tiramisu",
     ) -> None:
         super().__init__(num_classes, in_channels)
-        if depth not in SIZES:
+        if depth not in tuple(SIZES):
             raise ValueError(f"depth must be one of {', '.join(map(str, SIZES))}; got {depth}")
+        _check.not_negative("dropout", dropout)
         _check.require_bool("aleatoric", aleatoric)
         _check.require_choice("layout", layout, tuple(LAYOUTS))
         down, bottom, up, growth = SIZES[depth]

@@ -113,6 +113,9 @@ class FCN(SegmentationModel):
     Score layers start as zero and transposed convolutions as bilinear interpolation, as published;
     the released networks keep the latter so (``requires_grad_(False)``).
 
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are those of `heads`, by their names.
+
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
 

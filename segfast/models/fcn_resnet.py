@@ -79,6 +79,7 @@ class FCNResNet(SegmentationModel):
     ) -> None:
         super().__init__(num_classes, in_channels)
         _check.require_choice("layout", layout, tuple(HEADS))
+        _check.require_bool("aux", aux)
         self.backbone = ResNet(depth, in_channels, output_stride, wiring=layout)
         *_, third, fourth = self.backbone.channels
         self.classifier = HEADS[layout](fourth, num_classes)

@@ -23,7 +23,7 @@ from segfast.models.layouts.fpn import LAYOUTS
 from segfast.ops import _check
 
 
-class Wires(NamedTuple):
+class Wiring(NamedTuple):
     """Where published networks differ.
 
     Attributes:
@@ -41,9 +41,11 @@ class Wires(NamedTuple):
     dropout: Callable[[], nn.Module]
 
 
-WIRES = {
-    "mmseg": Wires("mmseg", True, nn.BatchNorm2d, False, partial(nn.Dropout2d, 0.1)),
-    "smp": Wires("torchvision", False, partial(nn.GroupNorm, 32), True, partial(nn.Dropout2d, 0.2)),
+WIRINGS = {
+    "mmseg": Wiring("mmseg", True, nn.BatchNorm2d, False, partial(nn.Dropout2d, 0.1)),
+    "smp": Wiring(
+        "torchvision", False, partial(nn.GroupNorm, 32), True, partial(nn.Dropout2d, 0.2)
+    ),
 }
 
 
@@ -79,10 +81,10 @@ class FPN(SegmentationModel):
         head_channels: int = 128,
         layout: str = "mmseg",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(WIRES))
+        _check.require_choice("layout", layout, tuple(WIRINGS))
         _check.require_count("pyramid_channels", pyramid_channels, 1)
         _check.require_count("head_channels", head_channels, 1)
-        wires = WIRES[layout]
+        wires = WIRINGS[layout]
         super().__init__(num_classes, in_channels, wires.align_corners)
         self.backbone = ResNet(depth, in_channels, wiring=wires.backbone)
         self.lateral = nn.ModuleList(
@@ -115,7 +117,7 @@ class FPN(SegmentationModel):
 class LevelHead(nn.Module):
     """relu(norm(conv_3x3)), twice as large, as often as needed: at least one convolution."""
 
-    def __init__(self, in_channels: int, channels: int, doublings: int, wires: Wires) -> None:
+    def __init__(self, in_channels: int, channels: int, doublings: int, wires: Wiring) -> None:
         super().__init__()
         self.doublings, self.align_corners = doublings, wires.align_corners
         self.convs = nn.ModuleList(

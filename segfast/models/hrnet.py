@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel, resize
-from segfast.models._layers import conv_bn_relu
+from segfast.models._layers import conv_bn_relu, require_several_values
 from segfast.models._registry import Entry
 from segfast.models.backbones.hrnet import HRNETS, HRNet
 from segfast.models.layouts.hrnet import LAYOUTS, OCR_LAYOUTS
@@ -140,6 +140,7 @@ class ObjectContext(nn.Module):
         """x [N, C, h, w], scores [N, L, h, w] -> z [N, C, h, w]."""
         weights = scores.flatten(2).softmax(2)  # [N, L, hw]
         objects = (x.flatten(2) @ weights.mT)[..., None]  # [N, C, L, 1]
+        require_several_values(objects, self.down[1], "the classes' features")
         query = self.pixel(x).flatten(2).mT  # [N, hw, D]
         key, value = self.object(objects)[..., 0], self.down(objects)[..., 0].mT  # [N, D, L] ...
         attention = (query @ key * key.shape[1] ** -0.5).softmax(2)  # [N, hw, L]

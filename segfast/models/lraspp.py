@@ -100,6 +100,9 @@ class LRASPP(SegmentationModel):
         output_stride: of the high map: 8, 16 or 32; None means 16, of mmseg 8.
         layout: "torchvision" or "mmseg".
 
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W], resized from stride 8, of mmseg from stride 2.
+
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
 
@@ -132,7 +135,7 @@ MODELS = (
     Entry(
         "lraspp_mobilenet_v3_large",
         LRASPP,
-        "Howard et al., ICCV 2019; torchvision",
+        "Howard et al., ICCV 2019; torchvision, mmseg",
         LAYOUTS,
     ),
 )

@@ -15,6 +15,7 @@ from segfast.models._attention_unet import AttentionUNet
 from segfast.models._registry import Entry
 from segfast.models.layouts.manet import LAYOUTS
 from segfast.nn import ChannelAttention2d, LinearAttention2d
+from segfast.ops import _check
 
 
 class AttentionBlock(nn.Module):
@@ -47,6 +48,9 @@ class MANet(AttentionUNet):
         depth: of the ResNet: 18, 34, 50 (published), 101 or 152.
         layout: "lironui" or "geoseg": names of the keys only.
 
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W].
+
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
 
@@ -63,7 +67,7 @@ class MANet(AttentionUNet):
         depth: int = 50,
         layout: str = "lironui",
     ) -> None:
-        del layout  # there is one wiring
+        _check.require_choice("layout", layout, tuple(LAYOUTS))
         super().__init__(num_classes, in_channels, depth, AttentionBlock)
 
 

@@ -19,6 +19,7 @@ from segfast.models._layers import conv2d
 from segfast.models._registry import Entry
 from segfast.models.layouts.maresunet import LAYOUTS
 from segfast.nn import ChannelAttention2d, LinearAttention2d
+from segfast.ops import _check
 
 
 class AttentionBlock(nn.Module):
@@ -65,6 +66,9 @@ class MAResUNet(AttentionUNet):
         depth: of the ResNet: 18 or 34 (published), 50, 101 or 152.
         layout: "lironui".
 
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W].
+
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
 
@@ -81,7 +85,7 @@ class MAResUNet(AttentionUNet):
         depth: int = 34,
         layout: str = "lironui",
     ) -> None:
-        del layout  # there is one wiring
+        _check.require_choice("layout", layout, tuple(LAYOUTS))
         super().__init__(num_classes, in_channels, depth, AttentionBlock)
 
 

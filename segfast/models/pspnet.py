@@ -80,17 +80,17 @@ class PyramidPooling(nn.Module):
         return torch.cat(parts, 1)
 
 
-class Wires(NamedTuple):
+class Wiring(NamedTuple):
     """Where published networks differ, beside the ResNet of that name."""
 
     backbone: str
     align_corners: bool
 
 
-WIRES = {
-    "semseg": Wires("semseg", True),
-    "caffe": Wires("caffe", True),
-    "mmseg": Wires("mmseg", False),
+WIRINGS = {
+    "semseg": Wiring("semseg", True),
+    "caffe": Wiring("caffe", True),
+    "mmseg": Wiring("mmseg", False),
 }
 
 
@@ -135,8 +135,9 @@ class PSPNet(SegmentationModel):
         aux: bool = True,
         layout: str = "semseg",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(WIRES))
-        wires = WIRES[layout]
+        _check.require_choice("layout", layout, tuple(WIRINGS))
+        _check.require_bool("aux", aux)
+        wires = WIRINGS[layout]
         super().__init__(num_classes, in_channels, wires.align_corners)
         wiring = "caffe101" if (layout, depth) == ("caffe", 101) else wires.backbone
         self.backbone = ResNet(depth, in_channels, output_stride, wiring=wiring)

@@ -151,10 +151,9 @@ class RefineNet(SegmentationModel):
         _check.require_choice("order", order, ORDERS)
         _check.require_bool("light", light)
         _check.require_count("pool_stages", pool_stages, 1)
-        if not isinstance(widths, (tuple, list)) or len(widths) != 4:
-            raise ValueError(f"widths must be four integers, got {_check.describe(widths)}")
-        for width in widths:
-            _check.require_count("widths", width, 1)
+        widths = _check.require_counts("widths", widths)
+        if len(widths) != 4:
+            raise ValueError(f"widths must be four integers, got {widths}")
         super().__init__(num_classes, in_channels, align_corners=True)
         self.backbone = ResNet(depth, in_channels)
         self.levels = nn.ModuleList(

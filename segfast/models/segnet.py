@@ -57,6 +57,7 @@ class _PoolAndUnpool(SegmentationModel):
         self, num_classes: int, in_channels: int, depth: int, dropout: float, ceil: bool
     ) -> None:
         super().__init__(num_classes, in_channels)
+        _check.not_negative("dropout", dropout)
         self.pool = MaxPool2d(2, return_indices=True, ceil_mode=ceil)
         self.unpool = MaxUnpool2d(2)
         # Bayesian SegNet: behind every pool from the third
@@ -96,7 +97,12 @@ class SegNet(_PoolAndUnpool):
         layout: "caffe", "ptsemseg" (the last convolution is normalised and rectified too) or
             "yassouali" (one more convolution in the last stage).
 
-    Sizes need not be even: every unpooling gives back the size that was pooled.
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W], of any size: every unpooling gives back the size
+        that was pooled.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
         >>> import torch
@@ -147,6 +153,12 @@ class SegNetBasic(_PoolAndUnpool):
     The image is normalised over its channels (`torch.nn.LocalResponseNorm`); the decoder has no
     ReLU.
 
+    Shape:
+        x [N, C, H, W] -> [N, L, H, W], of any size.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its contract; the message names it.
+
     Example:
         >>> import torch
         >>> model = SegNetBasic(num_classes=3).eval()
@@ -194,10 +206,10 @@ def _dropout(probability: float, here: bool) -> nn.Module:
 _SEGNET = "Badrinarayanan, Kendall and Cipolla, TPAMI 2017; SegNet-Tutorial"
 _BAYESIAN = "Kendall, Badrinarayanan and Cipolla, BMVC 2017; SegNet-Tutorial"
 _METRICS = {
-    "CamVid test class average": 71.20,
-    "CamVid test global accuracy": 90.40,
-    "CamVid test mean IU": 60.10,
-    "CamVid test boundary F1": 46.84,
+    "CamVid test, class average": 71.20,
+    "CamVid test, global accuracy": 90.40,
+    "CamVid test, mean IU": 60.10,
+    "CamVid test, boundary F1": 46.84,
 }
 
 MODELS = (

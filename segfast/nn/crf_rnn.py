@@ -245,7 +245,7 @@ class CRFRNN(nn.Module):
     def warn_about_range(self, x: Any) -> None:
         """What networks take is often scaled, and 3 then switches colour off."""
         plain = isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 4 and x.numel() > 0
-        if torch.compiler.is_compiling() or not plain:
+        if torch.compiler.is_compiling() or not plain or x.is_meta:
             return
         low, high = (float(end) for end in torch.aminmax(x.detach()))
         sigma = min(_check.positive_floats("color_sigma", self.color_sigma, x.shape[1]))

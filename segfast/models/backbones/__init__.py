@@ -4,6 +4,7 @@ from segfast.models.backbones.alexnet import AlexNet
 from segfast.models.backbones.classifier import BACKBONES, Classifier, create_backbone
 from segfast.models.backbones.densenet import DenseNet
 from segfast.models.backbones.googlenet import GoogLeNet
+from segfast.models.backbones.hrnet import HRNet
 from segfast.models.backbones.mobilenet_v2 import MobileNetV2
 from segfast.models.backbones.mobilenet_v3 import MobileNetV3
 from segfast.models.backbones.resnet import RESNETS, WIRINGS, ResNet
@@ -14,6 +15,7 @@ from segfast.models.backbones.vgg import (
     PooledVGG16,
     fully_connected,
 )
+from segfast.models.backbones.xception import Xception
 
 __all__ = [
     "BACKBONES",
@@ -26,10 +28,12 @@ __all__ = [
     "DeepLabVGG16",
     "DenseNet",
     "GoogLeNet",
+    "HRNet",
     "MobileNetV2",
     "MobileNetV3",
     "PooledVGG16",
     "ResNet",
+    "Xception",
     "create_backbone",
     "fully_connected",
 ]

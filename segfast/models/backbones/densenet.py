@@ -35,7 +35,7 @@ class DenseNet(nn.Module):
 
     def __init__(self, depth: int = 121, in_channels: int = 3) -> None:
         super().__init__()
-        if depth not in DENSENETS:
+        if depth not in tuple(DENSENETS):
             raise ValueError(f"depth must be one of {', '.join(map(str, DENSENETS))}; got {depth}")
         growth, blocks, width = DENSENETS[depth]
         self.conv0 = conv2d(in_channels, width, 7, 2)

@@ -60,13 +60,17 @@ def create_dilated(
         name: of `DILATED`.
         in_channels, output_stride, wiring: as the backbone's class has them.
         multi_grid, copies: of residual networks only.
-        published_grid: what a residual network has where `multi_grid` is None.
+        published_grid: of three blocks, where `multi_grid` is None; a ResNet-18, which has two,
+            is left without.
     """
     _check.require_choice("backbone", name, tuple(DILATED))
     row = DILATED[name]
     if not row.grids and (multi_grid or copies):
         raise ValueError(f"multi_grid and cascade need a residual network, got backbone {name!r}")
-    grid = published_grid if multi_grid is None else multi_grid
-    options = {"multi_grid": grid, "copies": copies} if row.grids else {}
+    options: dict[str, Any] = {"copies": copies} if row.grids else {}
+    if row.grids and multi_grid is not None:
+        options["multi_grid"] = multi_grid
+    elif row.grids and name != "resnet18":  # whose last stage has two blocks
+        options["multi_grid"] = published_grid
     net = row.build(in_channels=in_channels, output_stride=output_stride, wiring=wiring, **options)
     return net, row.picks

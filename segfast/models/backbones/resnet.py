@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ class ResNet(nn.Module):
         copies: int = 0,
     ) -> None:
         super().__init__()
-        if depth not in RESNETS:
+        if depth not in tuple(RESNETS):  # which hashes nothing
             raise ValueError(f"depth must be one of {', '.join(map(str, RESNETS))}; got {depth}")
         _check.require_count("copies", copies)
         strides = [8 * 2**i for i in range(3 + copies)]
@@ -140,7 +140,8 @@ class ResNet(nn.Module):
             raise ValueError(f"output_stride must be one of {allowed}; got {output_stride}")
         _check.require_choice("wiring", wiring, tuple(WIRINGS))
         bottlenecks, blocks = RESNETS[depth]
-        if multi_grid and len(_check.require_counts("multi_grid", multi_grid)) != blocks[-1]:
+        grid = () if multi_grid in ((), []) else _check.require_counts("multi_grid", multi_grid)
+        if grid and len(grid) != blocks[-1]:
             raise ValueError(f"multi_grid must have {blocks[-1]} rates, got {multi_grid}")
         wires = WIRINGS[wiring]
         self.stem = None if len(wires.stem) == 1 else _deep_stem(in_channels, wires.stem)
@@ -152,7 +153,7 @@ class ResNet(nn.Module):
         widths = [64 * 2 ** min(i, 3) for i in range(len(counts))]
         self.channels = tuple(4 * width if bottlenecks else width for width in widths)
         channels = wires.stem[-1]
-        plan = stages(counts, output_stride, multi_grid, wires)
+        plan = stages(counts, output_stride, grid, wires)
         for index, (stage, width) in enumerate(zip(plan, widths, strict=True)):
             layers: list[nn.Module] = []
             for rate in stage.rates:
@@ -208,8 +209,6 @@ class BasicBlock(nn.Module):
         second_rate: of the second.
     """
 
-    expansion: ClassVar[int] = 1
-
     def __init__(
         self, channels: int, width: int, stride: int = 1, rate: int = 1, second_rate: int = 1
     ) -> None:
@@ -236,8 +235,6 @@ class Bottleneck(nn.Module):
         rate: of the 3 x 3 convolution.
     """
 
-    expansion: ClassVar[int] = 4
-
     def __init__(
         self,
         channels: int,
@@ -247,7 +244,7 @@ class Bottleneck(nn.Module):
         stride_first: bool = False,
     ) -> None:
         super().__init__()
-        out = width * self.expansion
+        out = 4 * width
         first, second = (stride, 1) if stride_first else (1, stride)
         self.conv1 = conv2d(channels, width, 1, first)
         self.bn1 = nn.BatchNorm2d(width)

@@ -42,7 +42,7 @@ class Xception(nn.Module):
 
     def __init__(self, in_channels: int = 3, output_stride: int = 16) -> None:
         super().__init__()
-        if output_stride not in PLANS:
+        if output_stride not in tuple(PLANS):
             raise ValueError(f"output_stride must be 8, 16 or 32; got {output_stride}")
         third, rate, last, last_rate = PLANS[output_stride]
         strides = [2, 2, third, *[1] * 16, last]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from segfast.models._keys import Substitution
 
-TORCHVISION: tuple[Substitution, ...] = ()  # ours
 MMSEG: tuple[Substitution, ...] = ()  # backbone.stem.i, backbone.layerN as ours
 # mmseg's heads: a ConvModule is a conv_bn_relu, the auxiliary head an FCNHead "aux_classifier".
 MMSEG_HEADS: tuple[Substitution, ...] = (
