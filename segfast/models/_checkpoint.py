@@ -114,6 +114,8 @@ def save_checkpoint(model: SegmentationModel, path: str | os.PathLike[str]) -> N
     """
     if not isinstance(model, SegmentationModel):
         raise TypeError(f"model must be from create_model, got {_check.describe(model)}")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {_check.describe(path)}")
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")

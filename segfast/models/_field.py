@@ -256,6 +256,8 @@ def receptive_field(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {_check.describe(model)}")
+    if layer is not None and layer not in dict(model.named_modules()):
+        raise ValueError(f"layer must be the name of a submodule, got {_check.describe(layer)}")
     field, _ = follow(model, layer, image_shape(model, size, in_channels))
     if field is None:
         raise ValueError("the output does not depend on the image")

@@ -24,6 +24,7 @@ from segfast.nn import (
     MaxPool2d,
     MaxUnpool2d,
 )
+from segfast.ops import _check
 
 # Operator -> the modules that run it.
 OPERATORS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -109,6 +110,8 @@ def macs(
         >>> macs(nn.Conv2d(3, 64, 3, padding=1), (10, 20))
         345600
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {_check.describe(model)}")
     shape = image_shape(model, size, in_channels)
     state = {key: x.to("meta") for key, x in model.state_dict(keep_vars=True).items()}
     counter = FlopCounterMode(display=False)

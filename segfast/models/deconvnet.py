@@ -132,7 +132,12 @@ def aggregate(
         >>> aggregate(torch.ones(2, 1, 4, 4), [(0, 0, 2, 1), (1, 0, 4, 1)], (1, 4), mode="sum")
         tensor([[[1., 2., 1., 1.]]])
     """
+    for name, values in (("score_maps", score_maps), ("boxes", boxes)):
+        if not isinstance(values, (Tensor, list, tuple)):
+            raise TypeError(f"{name} must be a tensor or a list, got {_check.describe(values)}")
     maps = list(score_maps)
+    for y in maps:
+        _check.require_floating("score_maps", y, "[L, h, w]")
     corners = boxes.tolist() if isinstance(boxes, Tensor) else list(boxes)
     height, width = _check.pair("size", size, 1)
     _check.require_choice("mode", mode, tuple(REDUCTIONS))
@@ -152,7 +157,9 @@ def _placed(y: Tensor, corner: Sequence[int], height: int, width: int) -> Tensor
 
 
 def _box(corner: Sequence[int], height: int, width: int) -> tuple[int, int, int, int]:
-    if len(corner) != 4 or any(not isinstance(n, int) for n in corner):
+    if not isinstance(corner, (list, tuple)) or len(corner) != 4:
+        raise TypeError(f"boxes must be of four integers, got {_check.describe(corner)}")
+    if any(not isinstance(n, int) for n in corner):
         raise TypeError(f"boxes must be of four integers, got {_check.describe(corner)}")
     left, top, right, bottom = corner
     if not (left < right and top < bottom):

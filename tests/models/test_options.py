@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from segfast import models
-from segfast.models import LateFusion, SegmentationModel, create_model, list_models, receptive_field
+from segfast.models import (
+    LateFusion,
+    SegmentationModel,
+    aggregate,
+    create_model,
+    list_models,
+    macs,
+    receptive_field,
+    save_checkpoint,
+)
 
 WRONG: dict[str, tuple[Any, ...]] = {
     "num_classes": (0, 1.5, "2", True),
@@ -84,3 +93,24 @@ def test_weights_of_a_fusion() -> None:
     for wrong in (3, "1", ["1"], [True]):
         with pytest.raises(TypeError, match=r"^weights must be numbers, got"):
             LateFusion([One()], wrong)  # type: ignore[arg-type]
+
+
+CONV = nn.Conv2d(3, 2, 1)
+MAPS, BOXES = torch.ones(1, 1, 2, 2), [(0, 0, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: aggregate(5, BOXES, (4, 4)), "score_maps must be a tensor or a list, got int 5"),
+        (lambda: aggregate([1], BOXES, (4, 4)), "score_maps must be a"),
+        (lambda: aggregate(MAPS, 5, (4, 4)), "boxes must be a tensor or a list, got int 5"),
+        (lambda: aggregate(MAPS, [3], (4, 4)), "boxes must be of four integers, got int 3"),
+        (lambda: receptive_field(CONV, "head"), "layer must be the name of a submodule"),
+        (lambda: macs(5), "model must be a torch.nn.Module, got int 5"),
+        (lambda: save_checkpoint(create_model("segnet_basic"), 5), "path must be a path, got int"),
+    ],
+)
+def test_tools_refuse_by_name(call: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        call()
