@@ -168,7 +168,7 @@ def _shaped(x: Tensor, wanted: torch.Size, in_channels: int) -> Tensor | None:
     """x in the shape that is wanted, where that is the same weight; else None."""
     if x.shape == wanted:
         return x
-    if [n for n in x.shape if n != 1] == [n for n in wanted if n != 1]:
+    if len(wanted) <= 1 and x.numel() == wanted.numel() == max(x.shape, default=1):
         return x.reshape(wanted)  # Caffe keeps axes of one element
     if len(wanted) == 4 and list(x.squeeze().shape) == [wanted[0], math.prod(wanted[1:])]:
         return x.reshape(wanted)  # a fully connected layer as a convolution

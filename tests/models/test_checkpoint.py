@@ -150,6 +150,15 @@ def test_every_mismatch_is_named(source: Net) -> None:
     assert torch.equal(model.stem.weight, source.stem.weight)
 
 
+def test_axes_are_not_exchanged(source: Net) -> None:
+    """As many numbers in another order of axes are another weight."""
+    state = published(source)
+    state["last.weight"] = state["last.weight"].reshape(4, 2, 2, 2)
+    state["norm.weight"] = state["norm.weight"].reshape(2, 2)
+    with pytest.raises(ValueError, match="2 keys do not fit"):
+        load_checkpoint(Net(), state)
+
+
 def test_another_wiring_is_refused(source: Net) -> None:
     state = published(source, stem="a", norm="b", fc="c")
     with pytest.raises(ValueError, match="has the keys of layout 'other', the model is wired as"):
