@@ -1,4 +1,5 @@
 // Max-pooling, one copy per instruction set. The contract is in max_unpool.h.
+#include "two_by_two.h"
 #include "visit.h"
 
 namespace segfast {
@@ -76,8 +77,58 @@ struct Maximum {
   };
 };
 
+// A row y [Wo] of 2 x 2 windows, at least eight, from two rows of x, top [W] and the one below: the
+// better half of each row of a window, then the better of the two, which is the first maximum or
+// the last NaN, too.
+template <Dtype D>
+void pool_tiles_row(const WordOf<D>* top, const PoolAxis& columns, WordOf<D>* y, uint8_t* packed) {
+  using W = WordOf<D>;
+  using L = Lanes<W, kWindows, 2>;
+  using V = Eight<W>;
+  const auto later_wins = [](V earlier, V later) __attribute__((always_inline)) {
+    const auto a = order<D, kWindows>(earlier), b = order<D, kWindows>(later);
+    return (V)(b > a) | (V)is_nan<D>(b);
+  };
+  const W* const bottom = top + columns.input;
+  const W* const next = bottom + columns.input;
+  const bool wide = columns.input * sizeof(W) >= 256;  // as in gather_row
+  for_each_eight_windows(columns.output, [&](int64_t first) __attribute__((always_inline)) {
+    if (wide) {
+      __builtin_prefetch(next + 2 * first);
+      __builtin_prefetch(next + columns.input + 2 * first);
+    }
+    const auto better = [&](const W* row, V* right) __attribute__((always_inline)) {
+      const V a = L::load_columns(row + 2 * first, 0, 2),
+              b = L::load_columns(row + 2 * first, 1, 2);
+      *right = later_wins(a, b);
+      return *right ? b : a;
+    };
+    V upper_right, lower_right;
+    const V upper = better(top, &upper_right), lower = better(bottom, &lower_right);
+    const V below = later_wins(upper, lower);
+    L::store_windows(y + first, below ? lower : upper);
+    if (packed == nullptr) return;
+    const V beside = below ? lower_right : upper_right;
+    put_eight(packed, first, signs<W>(L::in_order(below)), signs<W>(L::in_order(beside)));
+  });
+}
+
+template <Dtype D>
+void pool_tiles(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed, Range rows) {
+  const int64_t bytes = packed_row(p);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const int64_t map = row / p.rows.output, ho = row % p.rows.output;
+    pool_tiles_row<D>(map_of_x(p, x, map) + 2 * ho * p.columns.input, p.columns,
+                      y + row * p.columns.output,
+                      packed == nullptr ? nullptr : packed + row * bytes);
+  }
+}
+
 template <Dtype D, bool Last, int K, int Stride>
 void pool_rows(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed, Range rows) {
+  if constexpr (!Last && K == 2) {
+    if (is_tiled(p) && p.columns.output >= kWindows) return pool_tiles<D>(p, x, y, packed, rows);
+  }
   const int bits = offset_bits(p);
   const Range whole = whole_windows(p.columns);
   WordOf<D> offsets[kChunk];

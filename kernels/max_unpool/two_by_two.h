@@ -23,17 +23,64 @@ constexpr int64_t kWindows = 8;  // of a plane at once: the last ones perhaps ag
 template <typename W>
 using Eight = Vec<W, kWindows>;
 
-// f(first of eight windows, their offsets) for a row of at least eight.
+// f(first of eight windows) for a row of at least eight.
+template <typename F>
+SEGFAST_INLINE void for_each_eight_windows(int64_t windows, const F& f) {
+  for (int64_t next = 0; next < windows; next += kWindows) f(smaller(next, windows - kWindows));
+}
+// f(first of eight windows, their offsets).
 template <typename W, typename F>
 SEGFAST_INLINE void for_each_eight(const uint8_t* packed, int64_t windows, const F& f) {
   const int64_t bytes = packed_width(windows, 2);
-  for (int64_t next = 0; next < windows; next += kWindows) {
-    const int64_t first = smaller(next, windows - kWindows), byte = first / 4;
+  for_each_eight_windows(windows, [&](int64_t first) __attribute__((always_inline)) {
+    const int64_t byte = first / 4;
     uint16_t low;
     __builtin_memcpy(&low, packed + byte, 2);
     const uint32_t bits = low | uint32_t{byte + 2 < bytes ? packed[byte + 2] : uint8_t{0}} << 16;
     f(first, unsqueeze<2, W>(bits >> first % 4 * 2 & 0xffff));
+  });
+}
+// The highest bit of every lane of a mask, the first lane's lowest.
+template <typename W>
+SEGFAST_INLINE uint32_t signs(Eight<W> mask) {
+  uint32_t bits = 0;
+#if defined(__AVX2__)
+  if constexpr (sizeof(W) == 4) return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#endif
+#ifdef __SSE2__
+  constexpr int kParts = sizeof(mask) / 16;
+  __m128i part[kParts];
+  __builtin_memcpy(part, &mask, sizeof(mask));
+  if constexpr (sizeof(W) == 8) {
+    for (int k = 0; k < kParts; ++k) {
+      bits |= static_cast<uint32_t>(_mm_movemask_pd((__m128d)part[k])) << 2 * k;
+    }
+    return bits;
   }
+  if constexpr (sizeof(W) == 4) part[0] = _mm_packs_epi32(part[0], part[1]);
+  bits = static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(part[0], __m128i{})));
+#else
+  for (int k = 0; k < kWindows; ++k) bits |= static_cast<uint32_t>(mask[k] < 0) << k;
+#endif
+  return bits;
+}
+// Writes the offsets of eight windows, after those of all windows before; below, beside: the row
+// and the column that each chose, a bit each.
+SEGFAST_INLINE void put_eight(uint8_t* packed, int64_t first, uint32_t below, uint32_t beside) {
+  uint32_t v = beside | below << 16;
+  v = (v | v << 4) & 0x0f0f0f0f;  // every second bit of each half
+  v = (v | v << 2) & 0x33333333;
+  v = (v | v << 1) & 0x55555555;
+  const uint32_t bits = (v | v >> 15) & 0xffff;
+  uint8_t* const to = packed + first / 4;
+  const int shift = static_cast<int>(first % 4 * 2);
+  if (shift == 0) {
+    __builtin_memcpy(to, &bits, 2);
+    return;
+  }
+  // The last eight, some of them again: the byte begins with windows before them.
+  const uint32_t all = bits << shift | (to[0] & ((1u << shift) - 1));
+  for (int k = 0; k < 3; ++k) to[k] = static_cast<uint8_t>(all >> 8 * k);
 }
 
 // Two rows of x, top [W] and the one below, from a row y [Wo]. kStream: past the caches, which

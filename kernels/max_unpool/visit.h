@@ -57,10 +57,11 @@ struct Lanes {
     if constexpr (kHalved) return to_halves<W, N>(load<N>(p), kAll);
     return load<N>(p);
   }
-  static SEGFAST_INLINE void store_windows(W* p, Vec<W, N> v) {
-    if constexpr (kHalved) v = from_halves<W, N>(v, kAll);
-    store<N>(p, v);
+  static SEGFAST_INLINE Vec<W, N> in_order(Vec<W, N> v) {
+    if constexpr (kHalved) return from_halves<W, N>(v, kAll);
+    return v;
   }
+  static SEGFAST_INLINE void store_windows(W* p, Vec<W, N> v) { store<N>(p, in_order(v)); }
   // row[column + stride * k] for window k. With stride 2 at least two columns are assumed: nothing
   // outside of the windows is touched.
   static SEGFAST_INLINE Vec<W, N> load_columns(const W* row, int64_t column, int64_t stride) {
