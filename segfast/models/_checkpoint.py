@@ -168,11 +168,12 @@ def _shaped(x: Tensor, wanted: torch.Size, in_channels: int) -> Tensor | None:
     """x in the shape that is wanted, where that is the same weight; else None."""
     if x.shape == wanted:
         return x
-    if len(wanted) <= 1 and x.numel() == wanted.numel() == max(x.shape, default=1):
+    vector = len(wanted) <= 1 and x.numel() == wanted.numel() == max(x.shape, default=1)
+    if vector or (x.shape[: -len(wanted)].numel() == 1 and x.shape[-len(wanted) :] == wanted):
         return x.reshape(wanted)  # Caffe keeps axes of one element
     if len(wanted) == 4 and list(x.squeeze().shape) == [wanted[0], math.prod(wanted[1:])]:
         return x.reshape(wanted)  # a fully connected layer as a convolution
-    of_rgb = x.dim() == 4 and x.shape[1] == 3 and wanted[1] == in_channels != 3
+    of_rgb = x.dim() == len(wanted) == 4 and x.shape[1] == 3 and wanted[1] == in_channels != 3
     if of_rgb and (x.shape[0], *x.shape[2:]) == (wanted[0], *wanted[2:]):
         return adapted(x, in_channels)
     return None

@@ -155,7 +155,8 @@ def test_axes_are_not_exchanged(source: Net) -> None:
     state = published(source)
     state["last.weight"] = state["last.weight"].reshape(4, 2, 2, 2)
     state["norm.weight"] = state["norm.weight"].reshape(2, 2)
-    with pytest.raises(ValueError, match="2 keys do not fit"):
+    state["first.bias"] = state["first.weight"]
+    with pytest.raises(ValueError, match="3 keys do not fit"):
         load_checkpoint(Net(), state)
 
 
