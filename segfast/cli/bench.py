@@ -59,6 +59,6 @@ def find_benchmarks() -> Path:
 
 
 def operators(folder: Path) -> list[str]:
-    """Operators of segfast.ops that have a file in ``folder``."""
-    names = [module.name for module in pkgutil.iter_modules(ops.__path__)]
+    """Operators of segfast.ops that have a file in ``folder``, and whole networks: "models"."""
+    names = [*(module.name for module in pkgutil.iter_modules(ops.__path__)), "models"]
     return [n for n in names if not n.startswith("_") and (folder / f"{n}.py").is_file()]

@@ -1,0 +1,1 @@
+"""The benchmark of whole networks: workloads, who computes them, gates before timing."""

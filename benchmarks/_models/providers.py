@@ -1,0 +1,65 @@
+"""Benchmark of whole networks: by segfast's operators, or by PyTorch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import segfast
+from benchmarks._common import Job
+from benchmarks._measure import Provider, repeated
+from benchmarks._models.workloads import Workload
+from segfast.models import create_model
+
+
+def network(name: str, workload: Workload) -> nn.Module:
+    """The same parameters in every run, whoever computes."""
+    torch.manual_seed(0)
+    model = create_model(workload.model, ops=name)
+    for module in model.modules():  # initial scores are zeros in some, attentions the identity
+        for parameter in module.parameters(recurse=False):
+            if not parameter.any() and parameter.dim() != 1:
+                nn.init.normal_(parameter, std=0.01)
+        if isinstance(gamma := getattr(module, "gamma", None), nn.Parameter):
+            nn.init.constant_(gamma, 0.5)
+    return model.to(workload.device).train(workload.train)
+
+
+def once(model: nn.Module, workload: Workload, x: Tensor) -> Job:
+    """One call: the scores, or those and the gradients of all parameters that they reach."""
+    if not workload.train:
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return (model(x),)
+
+        return forward
+    parameters = list(model.parameters())
+
+    def train() -> Any:
+        torch.manual_seed(1)  # the same units are dropped
+        scores = model(x)
+        gradients = torch.autograd.grad(scores.square().mean(), parameters, allow_unused=True)
+        return (scores.detach(), *(g for g in gradients if g is not None))
+
+    return train
+
+
+def prepare(name: str, workload: Workload, x: Tensor) -> Job:
+    """The job of "segfast" or "torch"."""
+    return repeated(once(network(name, workload), workload, x), workload)
+
+
+def _segfast_serves(workload: Workload) -> str:
+    if workload.device == "cuda":
+        return "segfast's operators, CUDA"
+    isa = segfast.info()["instruction_set"]
+    return f"segfast's operators ({isa})" if isa else "segfast's references (PyTorch)"
+
+
+PROVIDERS = {
+    "segfast": Provider(None, _segfast_serves),
+    "torch": Provider(None, lambda workload: f"torch {torch.__version__}"),
+}
