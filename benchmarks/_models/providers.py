@@ -15,9 +15,12 @@ from segfast.models import create_model
 
 
 def network(name: str, workload: Workload) -> nn.Module:
-    """The same parameters in every run, whoever computes."""
+    """The same parameters in every run, whoever computes; no unit is dropped."""
     torch.manual_seed(0)
     model = create_model(workload.model, ops=name)
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+            module.p = 0.0  # float64 would draw others
     for module in model.modules():  # initial scores are zeros in some, attentions the identity
         for parameter in module.parameters(recurse=False):
             if not parameter.any() and parameter.dim() != 1:
@@ -39,12 +42,16 @@ def once(model: nn.Module, workload: Workload, x: Tensor) -> Job:
     parameters = list(model.parameters())
 
     def train() -> Any:
-        torch.manual_seed(1)  # the same units are dropped
         scores = model(x)
         gradients = torch.autograd.grad(scores.square().mean(), parameters, allow_unused=True)
         return (scores.detach(), *(g for g in gradients if g is not None))
 
     return train
+
+
+def exact(workload: Workload, x: Tensor) -> Job:
+    """PyTorch's in float64."""
+    return once(network("torch", workload).double(), workload, x.double())
 
 
 def prepare(name: str, workload: Workload, x: Tensor) -> Job:
