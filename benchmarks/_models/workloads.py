@@ -53,7 +53,7 @@ NETWORKS = {
     "abcnet_resnet18": (128, 128),
 }
 CUDA_SIDE, CUDA_BATCH = 512, 4
-# Whose costs the SegNet paper compares; its FCN is FCN-8s. DeconvNet trains on no less than 225 pixels.
+# Whose costs the SegNet paper compares; its FCN is FCN-8s. DeconvNet trains on 225 pixels and more.
 PAPER = ("segnet", "deeplabv1_largefov", "fcn8s_vgg16", "deconvnet")
 PAPER_SIZES = {"cpu": (120, 160), "cuda": (360, 480)}
 LEAST = {"deconvnet": 225}
