@@ -109,6 +109,7 @@ def test_maps_that_are_not_square(
     monkeypatch.setattr(LinearAttention2d, "forward", quadratic)
     expected, expected_aux = model(x, return_aux=True)
     assert y.shape == (2, 3, 45, 75)
+    # 1e-9: what a whole network may differ by from its published code in float64
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
     assert list(aux) == (["aux16", "aux32"] if build is ABCNet else [])
     for name, z in aux.items():
