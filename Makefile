@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input
-INSTALL := $(PIP) install --no-build-isolation --constraint constraints.txt
+INSTALL := $(PIP) install --no-build-isolation --no-compile --constraint constraints.txt
 CODE := $(shell find kernels csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CODE) $(shell find tests/kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
@@ -26,9 +26,14 @@ demo: build ## install, build, refine a labelling of a photograph: demo-output/d
 	@$(RUN) -m segfast demo
 	@echo "         (segfast is $(VENV)/bin/segfast here)"
 
-test: lint types build peer ## install, build, pass every check and test (PYTEST_ARGS="-k lattice")
+# What waits for nothing of each other runs at the same time; what a tool says stays together.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=line)
+
+test: $(VENV)/created ## install, build, pass every check and test (PYTEST_ARGS="-k lattice")
+	@$(MAKE) --no-print-directory --jobs=4 $(SYNC) lint types build peer || { \
+	  echo "==> no test was run: see above what failed" >&2; exit 1; }
 	@echo "==> tests"
-	@$(RUN) -m pytest --numprocesses 2 $(PYTEST_ARGS)
+	@$(RUN) -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 test-all: export SEGFAST_GEOMETRIES ?= 20000
 test-all: PYTEST_ARGS += --all --giants
@@ -93,12 +98,17 @@ $(VENV)/built: $(VENV)/user $(CODE)
 	@if ls segfast/_C.* >/dev/null 2>&1; then touch $@; fi
 
 # Optional: it comes as sources, which are compiled here and do not suit newer Pythons.
-$(VENV)/peer: $(VENV)/user
-	@echo "==> trying to install pydensecrf (optional, to compare with; a minute)"
+$(VENV)/peer-compiled: $(VENV)/created
+	@echo "==> trying to compile pydensecrf (optional, to compare with; a minute)"
 	@if ! $(RUN) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
 	  echo "    goes without: its sources do not compile for Python 3.13 and newer"; \
-	elif ! $(PIP) install --quiet --constraint constraints.txt pydensecrf2 \
-	    >$(VENV)/peer.log 2>&1; then \
-	  echo "    goes without: it could not be installed, see $(VENV)/peer.log"; \
+	elif ! $(PIP) wheel --quiet --no-deps --constraint constraints.txt \
+	    --wheel-dir $(VENV)/peer-wheel pydensecrf2 >$(VENV)/peer.log 2>&1; then \
+	  echo "    goes without: it could not be compiled, see $(VENV)/peer.log"; \
 	fi
+	@touch $@
+
+# After the tools: one pip at a time changes the environment.
+$(VENV)/peer: $(VENV)/peer-compiled $(VENV)/developer
+	@if [ -d $(VENV)/peer-wheel ]; then $(PIP) install --quiet --no-deps $(VENV)/peer-wheel/*.whl; fi
 	@touch $@

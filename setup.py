@@ -7,6 +7,7 @@ there), SEGFAST_CUDA_ARCHITECTURES ("90" or "80;90": quick builds), MAX_JOBS.
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,15 +44,21 @@ def packages() -> list[str]:
     ]
 
 
-def compiler() -> str | None:
-    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+def compiler() -> list[str]:
+    """The command, several words where CXX has them ("ccache g++"); none without a compiler."""
+    if not (given := os.environ.get("CXX", "").strip()):
+        return [found] if (found := shutil.which("c++") or shutil.which("g++")) else []
+    command = [given] if shutil.which(given) else shlex.split(given)
+    if shutil.which(command[0]) is None:
+        raise SystemExit(f"segfast: CXX={given!r} is set but there is no {command[0]}")
+    return command
 
 
 def cannot_build() -> str | None:
     """Why the extension cannot be built here, or None."""
     if os.environ.get("SEGFAST_CPP") == "0":
         return "SEGFAST_CPP=0 is set"
-    if compiler() is None:
+    if not compiler():
         return "there is no C++ compiler (install g++ >= 11 or clang >= 15, or set CXX)"
     missing = [name for name in ("torch", "pybind11") if find_spec(name) is None]
     if missing:
@@ -110,7 +117,7 @@ class BuildKernels(build_ext):
         ]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         isas = INSTRUCTION_SETS if x86 else {"baseline": []}
-        base = [compiler(), *FLAGS, *os.environ.get("CXXFLAGS", "").split(), *include]
+        base = [*compiler(), *FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), *include]
         dispatch = [] if x86 else ["-DSEGFAST_BASELINE_ONLY"]
         described = f'-DSEGFAST_FLAGS="{" ".join(FLAGS + KERNEL_FLAGS)}"'
         binding = [
@@ -153,7 +160,7 @@ class BuildKernels(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         shared = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         self.call(
-            [compiler(), "-shared", *shared, *map(str, objects), "-o", str(target), *libraries]
+            [*compiler(), "-shared", *shared, *map(str, objects), "-o", str(target), *libraries]
         )
 
     def object_path(self, source: Path, suffix: str) -> Path:
@@ -185,9 +192,10 @@ class BuildKernels(build_ext):
         if rest := PTXAS_REPORT.sub("", done.stderr).strip():
             print(rest, file=sys.stderr)
         if done.returncode != 0:
-            raise SystemExit(
-                f"segfast: this failed (SEGFAST_CPP=0 installs without it):\n{' '.join(command)}"
-            )
+            remedy = "SEGFAST_CPP=0 installs without it"
+            if nvcc() is not None:
+                remedy = f"SEGFAST_CUDA=0 leaves CUDA out, {remedy}"
+            raise SystemExit(f"segfast: this failed ({remedy}):\n{' '.join(command)}")
         return done.stderr
 
 

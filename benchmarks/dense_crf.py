@@ -1,6 +1,6 @@
 """Dense CRF against pydensecrf and a PyTorch brute force: time, peak memory, who served.
 
-    pytest benchmarks/dense_crf.py --benchmark-json=dense_crf.json       # all, about ten minutes
+    pytest benchmarks/dense_crf.py --benchmark-json=dense_crf.json       # all, 7 minutes
     pytest benchmarks/dense_crf.py -k small                              # seconds
     pytest benchmarks/dense_crf.py -k cuda                               # on a GPU
     python -m benchmarks.report dense_crf.json                           # table and plot

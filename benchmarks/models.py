@@ -27,7 +27,8 @@ pytest.importorskip("pytest_benchmark", reason="pip install 'segfast[bench]'")
 
 NOTES = (
     "Whole networks in float32 with random parameters: forward in evaluation mode without "
-    "gradients, train with those of all parameters in training mode (forward and backward). "
+    "gradients, train with those of all parameters in training mode (forward and backward), "
+    "backward the second half of that alone. "
     '"segnet-paper" rows are the networks whose costs the SegNet paper compares; model_mb, in '
     "the JSON file, is the size of their parameters and statistics."
 )
@@ -61,4 +62,5 @@ def test_models(
     _measure.measure(
         SUITE, workload, threads, benchmark, capsys,
         model=workload.model, operation=workload.operation, model_mb=model_mb(workload.model),
+        paper=workload.paper,
     )  # fmt: skip

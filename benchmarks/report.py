@@ -17,6 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ._models.paper import NOTE as PAPER_NOTE
+from ._models.paper import paper_table
+
 Row = Mapping[str, Any]  # one benchmark's extra_info
 COLUMNS = (
     "workload",
@@ -230,6 +233,8 @@ def markdown(rows: Sequence[Row], title: str, plot: str | None) -> str:
     promised = promises(rows)
     parts = [f"# {title}", header(rows), table(rows), " ".join([notes, *own])]
     parts += ["## Promises", promised] if promised else []
+    paper = paper_table(rows)
+    parts += ["## The SegNet paper's table", paper, PAPER_NOTE] if paper else []
     parts += [f"![{title}]({plot})"] if plot else []
     return "\n\n".join(parts) + "\n"
 

@@ -21,6 +21,8 @@ constexpr size_t kMostKept = size_t{64} << 20;  // bytes kept by the process
 // Freed large blocks, by size.
 class BlockCache {
  public:
+  BlockCache() { blocks_.reserve(kMostKept / kHugePage); }  // keep() allocates nothing
+
   // A block of at least `bytes` and at most twice that, or null.
   void* take(size_t* bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -35,7 +37,7 @@ class BlockCache {
     return nullptr;
   }
 
-  // False when there is no room: the caller frees it.
+  // Of at least kHugePage. False when there is no room: the caller frees it.
   bool keep(void* memory, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (kept_ + bytes > kMostKept) return false;

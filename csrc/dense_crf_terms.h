@@ -57,6 +57,8 @@ class LatticeMessages {
     const Tensor &vertex = t[0], &local_start = t[1], &merge_start = t[2], &merge_local = t[3];
     const Tensor &neighbours = t[4], &in_weight = t[5], &out_weight = t[6], &mixing = t[7];
     STD_TORCH_CHECK(vertex.dim() == 2 && neighbours.dim() == 3, "lattice tensors are malformed");
+    STD_TORCH_CHECK(vertex.size(1) >= 2 && vertex.size(1) <= kMaxFeatures + 1,
+                    "vertex must have 2 to ", kMaxFeatures + 1, " columns, got ", vertex.size(1));
     corners_ = static_cast<int>(vertex.size(1));
     vertices_ = neighbours.size(2);
     const int64_t locals = merge_local.numel();

@@ -109,10 +109,10 @@ inline void Call::set_windows(const Windows& windows) {
     STD_TORCH_CHECK(axis.kernel >= 1 && axis.kernel <= kMostPositions && axis.stride >= 1 &&
                         axis.stride <= kMostSize && axis.dilation >= 1 &&
                         axis.dilation <= kMostSize && axis.padding >= 0,
-                    "kernel (at most 256), stride and dilation must be at least 1, padding at "
-                    "least 0, all below 2^31; got ",
+                    "kernel (at most 256), stride and dilation must be at least 1 and below 2^31, "
+                    "padding at least 0; got ",
                     axis.kernel, ", ", axis.stride, ", ", axis.dilation, ", ", axis.padding);
-    STD_TORCH_CHECK(2 * axis.padding <= window_extent(axis),
+    STD_TORCH_CHECK(axis.padding <= window_extent(axis) / 2,
                     "padding must be at most half of the window, ", window_extent(axis), ", got ",
                     axis.padding);
   }
@@ -131,7 +131,8 @@ inline Call pool_call(DeviceType on, const Tensor& x, const Windows& windows,
   call.set_windows(windows);
   for (const PoolAxis& axis : {call.p.rows, call.p.columns}) {
     STD_TORCH_CHECK(
-        axis.output == 0 || (axis.output - 1) <= (axis.input - 1 + axis.padding) / axis.stride,
+        axis.output == 0 ||
+            (axis.input > 0 && axis.output - 1 <= (axis.input - 1 + axis.padding) / axis.stride),
         "every window must begin inside x or its padding: ", axis.output, " windows, stride ",
         axis.stride, ", padding ", axis.padding, " over ", axis.input, " positions do not");
   }

@@ -4,8 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -21,6 +23,26 @@ void for_each_item(int64_t items, const MakeWorker& make_worker, int64_t most = 
     const auto work = make_worker();
     for (int64_t item = next++; item < items; item = next++) work(item);
   });
+}
+
+// make_worker() -> callable(stage, item) for items[stage] items of each stage: all of a stage are
+// done before the next begins. One call to the threads, where one for each stage would wake them
+// again.
+template <size_t kStages, typename MakeWorker>
+void for_each_stage(const std::array<int64_t, kStages>& items, const MakeWorker& make_worker) {
+  std::atomic<int64_t> done{0};
+  const auto worker = [&] {
+    return [&, work = make_worker()](int64_t index) {
+      size_t stage = 0;
+      int64_t earlier = 0;  // items of earlier stages
+      while (index - earlier >= items[stage]) earlier += items[stage++];
+      while (done.load(std::memory_order_acquire) < earlier) std::this_thread::yield();
+      work(stage, index - earlier);
+      done.fetch_add(1, std::memory_order_acq_rel);
+    };
+  };
+  // Items are taken in order: the earliest unfinished one never waits.
+  for_each_item(std::accumulate(items.begin(), items.end(), int64_t{0}), worker);
 }
 
 // make_worker() -> callable(item, step): step 0 of all items, then step 1 of all, ... An item takes

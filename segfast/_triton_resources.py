@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -160,22 +161,45 @@ def read(
 
 
 def selected(sample: bool) -> list[tuple[int, int]]:
-    """(case, target) pairs: all, or one of each kind, whose tiles and targets take turns."""
-    targets = tuple(SHARED_KIB)
+    """(case, target) pairs: all, or a sample in which every two of a pair's traits occur together.
+
+    Chosen one by one: the pair with most that is new, of equals the rarest target, then tiles.
+    """
+    every = [(i, target) for i in range(len(cases())) for target in SHARED_KIB]
     if not sample:
-        return [(i, target) for i in range(len(cases())) for target in targets]
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for i, case in enumerate(cases()):
-        alike.setdefault(kind(case), []).append(i)
-    return [
-        (found[n % len(found)], targets[n % len(targets)]) for n, found in enumerate(alike.values())
-    ]
+        return every
+    shown = {pair: traits(cases()[pair[0]], pair[1]) for pair in every}
+    missing = set().union(*shown.values())
+    chosen: list[tuple[int, int]] = []
+    taken: Counter[int | str] = Counter()
+
+    def gain(pair: tuple[int, int]) -> tuple[int, int, int]:
+        return len(shown[pair] & missing), -taken[pair[1]], -taken[tile(cases()[pair[0]])]
+
+    while missing:
+        best = max(every, key=gain)
+        chosen.append(best)
+        missing -= shown[best]
+        taken.update((best[1], tile(cases()[best[0]])))
+    return sorted(chosen)
 
 
-def kind(case: Case) -> tuple[str, ...]:
-    """Kernel, dtype and variant: the name without the numbers of its tiles."""
-    words = case.name.split()
-    return (case.kernel.__name__, *words[:2], words[-1])
+def traits(case: Case, target: int) -> set[tuple[str, ...]]:
+    """What a compilation shows: the kernel; every two of operation, dtype and variant, which with
+    tiles are a case's name; and the target beside the first two where there are products.
+    """
+    operation, *words = case.name.split()
+    dtype, variant = (words[0], words[-1]) if words else ("", "")
+    shown: set[tuple[str, ...]] = {("kernel", repr(case.kernel)), ("", dtype, variant)}
+    shown |= {("dtype", operation, dtype), ("variant", operation, variant)}
+    if case.matrix:
+        shown |= {("target", operation, str(target)), ("target", dtype, str(target))}
+    return shown
+
+
+def tile(case: Case) -> str:
+    """The numbers in the name of a case with products, as 64x32x32."""
+    return case.name.split()[2] if case.matrix else ""
 
 
 def _measure(pair: tuple[int, int]) -> Resources:
@@ -227,7 +251,7 @@ def report(sample: bool = False) -> list[Resources]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints as it goes; exit code 1 where there is a problem."""
     parser = argparse.ArgumentParser(description="resources of the Triton kernels")
-    parser.add_argument("--sample", action="store_true", help="one of each kind of kernel")
+    parser.add_argument("--sample", action="store_true", help="every pair of their traits")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(arguments)

@@ -223,16 +223,16 @@ def test_more_state_is_another_module() -> None:
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("feature_map", ["softplus", "taylor", "relu", "elu"])
 def test_the_eager_form_is_the_equation(feature_map: str, residual: bool) -> None:
-    """In float64; and where every feature of a query is zero, as the operator defines it."""
+    """In float64; and where a query's features are zero, or next to nothing, and their slopes."""
     ours = filled(LinearAttention2d(6, 3, feature_map, 0.01, residual))
     eager = filled(EagerLinearAttention2d(6, 3, feature_map, 0.01, residual))
     eager.load_state_dict(ours.state_dict())
     assert all(map(same, results(eager, MAP), results(ours, MAP)))
-    if feature_map == "relu":
-        with torch.no_grad():
-            for conv in (ours.query_conv, eager.query_conv):
-                conv.bias.fill_(-100)
-        assert same(eager(MAP), ours(MAP))
+    for bias in (0.0, -50.0, -1000.0):
+        for conv in (ours.query_conv, eager.query_conv):
+            nn.init.zeros_(conv.weight)
+            nn.init.constant_(conv.bias, bias)
+        assert all(map(same, results(eager, MAP), results(ours, MAP)))
     assert repr(eager) == repr(ours).replace("LinearAtt", "EagerLinearAtt")
 
 

@@ -21,9 +21,11 @@ def network(name: str, workload: Workload) -> nn.Module:
     for module in model.modules():
         if isinstance(module, (nn.Dropout, nn.Dropout2d)):
             module.p = 0.0  # float64 would draw others
-    for module in model.modules():  # initial scores are zeros in some, attentions the identity
+    # Initial scores are zeros in some, attentions the identity. Where biases are zero, so is the
+    # mean of all maps: a border padded with zeros then lies on its ReLU's kink, up to rounding.
+    for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if not parameter.any() and parameter.dim() != 1:
+            if not parameter.any():
                 nn.init.normal_(parameter, std=0.01)
         if isinstance(gamma := getattr(module, "gamma", None), nn.Parameter):
             nn.init.constant_(gamma, 0.5)
@@ -31,7 +33,10 @@ def network(name: str, workload: Workload) -> nn.Module:
 
 
 def once(model: nn.Module, workload: Workload, x: Tensor) -> Job:
-    """One call: the scores, or those and the gradients of all parameters that they reach."""
+    """One call: the scores, or those and the gradients of all parameters that they reach.
+
+    "backward" computes the gradients only, again and again through one graph.
+    """
     if not workload.train:
 
         def forward() -> Any:
@@ -41,17 +46,20 @@ def once(model: nn.Module, workload: Workload, x: Tensor) -> Job:
         return forward
     parameters = list(model.parameters())
 
-    def train() -> Any:
-        scores = model(x)
-        gradients = torch.autograd.grad(scores.square().mean(), parameters, allow_unused=True)
-        return (scores.detach(), *(g for g in gradients if g is not None))
+    def gradients(scores: Tensor, keep: bool = False) -> Any:
+        loss = scores.square().mean()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=keep)
+        return (scores.detach(), *(g for g in found if g is not None))
 
-    return train
+    if workload.operation == "train":
+        return lambda: gradients(model(x))
+    scores = model(x)
+    return lambda: gradients(scores, keep=True)
 
 
-def exact(workload: Workload, x: Tensor) -> Job:
-    """PyTorch's in float64."""
-    return once(network("torch", workload).double(), workload, x.double())
+def exact(name: str, workload: Workload, x: Tensor) -> Job:
+    """The job of "segfast" or "torch" in float64."""
+    return once(network(name, workload).double(), workload, x.double())
 
 
 def prepare(name: str, workload: Workload, x: Tensor) -> Job:

@@ -36,9 +36,9 @@ Tensor run(const Tensor& logits, const T* belief, T* states, int64_t kept, const
   return out;
 }
 
-// logits [L, N], belief [L, N] to start from (else softmax(logits)) -> scores [L, N], or their
-// softmax over the labels. states [S < iterations, L, N] takes the scores of the first S
-// iterations.
+// logits [L, N], belief [L, N] to start from (else softmax(logits)), which takes an iteration ->
+// scores [L, N], or their softmax over the labels. states [S < iterations, L, N] takes the scores
+// of the first S iterations.
 Tensor mean_field(const Tensor& logits, std::optional<Tensor> belief, std::optional<Tensor> states,
                   int64_t width, const std::vector<Tensor>& lattices,
                   const std::vector<Tensor>& convs, int64_t iterations, bool softmax,
@@ -46,6 +46,7 @@ Tensor mean_field(const Tensor& logits, std::optional<Tensor> belief, std::optio
   const CrfSizes size = crf_sizes(logits, width, iterations, lattices, convs, "logits");
   const ScalarType dtype = logits.scalar_type();
   if (belief) check_tensor(*belief, dtype, logits.numel(), "belief");
+  STD_TORCH_CHECK(!belief || iterations > 0, "a belief to start from needs an iteration");
   const int64_t kept = states ? states->size(0) : 0;
   STD_TORCH_CHECK(kept == 0 || kept < iterations, "states must be of all iterations but the last");
   if (states) check_tensor(*states, dtype, kept * logits.numel(), "states");

@@ -11,6 +11,7 @@
 #include "csrc/memory_format.h"
 #include "csrc/parallel.h"
 #include "dispatch.h"
+#include "integers.h"
 #include "kernels/dilated_conv/direct.h"
 
 namespace segfast {
@@ -45,9 +46,6 @@ Tensor dense_weight(const Tensor& t, ScalarType dtype, const char* name) {
 }
 
 int64_t sum_size(const DilatedConv& p) { return p.dtype == Dtype::f64 ? 8 : 4; }
-int64_t weights_of(const DilatedConv& p) {
-  return p.groups * p.out_channels * p.in_channels * taps(p);
-}
 
 // work(begin, end, scratch) over all items, some at a time.
 template <typename Work>
@@ -61,7 +59,7 @@ void for_items(const DirectKernels& k, const DilatedConv& p, Direction direction
   const int64_t block =
       std::clamp<int64_t>(kBlock * items / std::max<int64_t>(elements, 1), 1, items);
   const int64_t scratch = k.scratch(p, direction);
-  for_each_item((items + block - 1) / block, [&] {
+  for_each_item(divide_up(items, block), [&] {
     return [&, memory = make_buffer<char>(scratch)](int64_t at) {
       work(at * block, std::min(items, (at + 1) * block), memory.get());
     };

@@ -106,7 +106,7 @@ void convolve(const std::vector<Branch>& branches, const Tensor& source, const D
   const auto items = items_of(branches, packed, block.rows);
   const int64_t count = static_cast<int64_t>(items.size()), all = source.size(0) * count;
   const int64_t channels = source.size(1), bytes = result.element_size();
-  const int64_t steps = std::max<int64_t>(1, round_up(channels, block.channels) / block.channels);
+  const int64_t steps = std::max<int64_t>(1, divide_up(channels, block.channels));
 
   // Items, of all images, whose sums wait for the next step of channels: whole bands.
   constexpr int64_t kStripBytes = 16 << 20;
@@ -191,7 +191,7 @@ Tensor dilated_conv_dense_grad_weight(const Tensor& grad, const Tensor& x, int64
   constexpr int64_t kItems = 32, kPackedBytes = 64 << 20;
   const auto blocks = weight_blocks(p);
   const int64_t count = static_cast<int64_t>(blocks.size()), element = sum_bytes(x);
-  const int64_t step = weight_output_rows(p), chunks = round_up(p.conv.rows.output, step) / step;
+  const int64_t step = weight_output_rows(p), chunks = divide_up(p.conv.rows.output, step);
   const int64_t padded = round_up(out, kChannelStep);
   const int64_t packed_image = padded * p.conv.rows.output * p.conv.columns.output * element;
   const int64_t together = std::clamp<int64_t>(kPackedBytes / packed_image, 1, images);

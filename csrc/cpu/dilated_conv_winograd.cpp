@@ -34,7 +34,7 @@ void transform_source(const Winograd& p, Range slab, const Tensor& source, float
   };
   const WinogradKernels& k = kernels();
   const int64_t in_image = image_panels(p, k.panel_tiles), channels = source_channels(p.conv);
-  const int64_t blocks = (channels + kSourceChannels - 1) / kSourceChannels;
+  const int64_t blocks = divide_up(channels, kSourceChannels);
   std::vector<Item> items;
   int64_t scratch_bytes = 0;
   for (int64_t n = slab.begin / in_image; n * in_image < slab.end; ++n) {
@@ -60,7 +60,7 @@ void multiply(const Winograd& p, Range slab, const float* transformed, const Ten
               const float* bias, const Tensor& result) {
   const WinogradKernels& k = kernels();
   const int64_t channels = result_channels(p.conv), panels = slab.end - slab.begin;
-  const int64_t blocks = round_up(channels, kChannelStep) / kChannelStep;
+  const int64_t blocks = divide_up(channels, kChannelStep);
   const int64_t most = std::max<int64_t>(1, panels * k.panel_tiles / kItemTiles);
   const int64_t parts = std::clamp<int64_t>(kItems / blocks, 1, most);
   for_each_item(blocks * parts, [&] {
@@ -91,7 +91,7 @@ void convolve(const DenseConv& conv, const Tensor& source, const Tensor& weight,
   const int64_t panels = source.size(0) * image_panels(p, k.panel_tiles);
   const int64_t panel_bytes = kPoints * k.panel_floats(p) * static_cast<int64_t>(sizeof(float));
   const int64_t together = std::clamp<int64_t>(kSlabBytes / panel_bytes, 1, panels);
-  const int64_t slabs = (panels + together - 1) / together;
+  const int64_t slabs = divide_up(panels, together);
   const auto transformed = make_buffer<float>(together * panel_bytes / sizeof(float));
   const float* summand = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
   for (int64_t s = 0; s < slabs; ++s) {  // of sizes that differ by one panel at most

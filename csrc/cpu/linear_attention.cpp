@@ -70,67 +70,88 @@ void check_state(const LinearAttention& p, const Tensor& state, const Tensor& li
 // Positions are cut by the problem's size alone, never by the number of threads.
 struct Chunks {
   static constexpr int64_t kMost = 32;
-  int64_t length, count;
+  int64_t positions, length, count;
 
-  Chunks(int64_t positions, int64_t least) {
+  Chunks(int64_t all, int64_t least) : positions(all) {
     length = std::max(least, (positions + kMost - 1) / kMost);
     count = (positions + length - 1) / length;
   }
+  int64_t begin(int64_t chunk) const { return chunk * length; }
+  int64_t end(int64_t chunk) const { return std::min(positions, (chunk + 1) * length); }
 };
 
-// work(batch element, chunk, begin, end, scratch), in any order on any thread.
-template <typename Work>
-void for_each_chunk(const LinearAttention& p, int64_t batch, int64_t positions,
-                    const Chunks& chunks, const Work& work) {
-  for_each_item(batch * chunks.count, [&] {
-    return [&, scratch = make_buffer<char>(kernels().scratch(p))](int64_t item) {
-      const int64_t b = item / chunks.count, c = item % chunks.count;
-      work(b, c, c * chunks.length, std::min(positions, (c + 1) * chunks.length), scratch.get());
-    };
-  });
-}
-
-// state [B, R, E + 1] from parts [B, chunks, part]
-void merge(const LinearAttention& p, const char* parts, int64_t chunks, const Tensor& state) {
-  const int64_t part = kernels().part(p) * static_cast<int64_t>(state.element_size());
-  const int64_t columns = p.values + 1, batch = state.size(0), rows = state_rows(p);
-  const int64_t grain = std::max<int64_t>(1, 32768 / (rows * (chunks + 1)));
-  torch::stable::parallel_for(0, batch * columns, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end;) {
-      const int64_t b = at / columns, stop = std::min(end, (b + 1) * columns);
-      kernels().merge(p, parts + b * chunks * part, chunks, at - b * columns, stop - b * columns,
-                      sums_of(state, b));
-      at = stop;
-    }
-  });
-}
-
-// A state, or its gradient, as the kernels take it: packed once, by all threads.
-struct Weights {
+// Sums over positions of one batch element after the other, chunk by chunk; merged column by
+// column.
+struct Parts {
+  LinearAttention problem;
+  int64_t chunks, size;   // size: bytes of a part
+  int64_t grain, slices;  // columns of a state that are merged at once
   Buffer<char> memory;
-  int64_t size;  // of one batch element
-  char* of(int64_t batch) const { return memory.get() + batch * size; }
+
+  Parts(const LinearAttention& p, int64_t batch, int64_t chunk_count, int64_t element_size)
+      : problem(p),
+        chunks(chunk_count),
+        size(kernels().part(p) * element_size),
+        grain(std::max<int64_t>(1, 32768 / (state_rows(p) * (chunks + 1)))),
+        slices((p.values + grain) / grain),  // of E + 1 columns
+        memory(make_buffer<char>(batch * chunks * size)) {}
+
+  char* of(int64_t batch, int64_t chunk) const {
+    return memory.get() + (batch * chunks + chunk) * size;
+  }
+
+  // Item `index` of batch * slices; state [B, R, E + 1].
+  void merge(int64_t index, const Tensor& state) const {
+    const int64_t b = index / slices, first = index % slices * grain;
+    kernels().merge(problem, of(b, 0), chunks, first, std::min(problem.values + 1, first + grain),
+                    sums_of(state, b));
+  }
 };
 
-Weights pack(const LinearAttention& p, const Tensor& state, bool features, bool values) {
-  const int64_t batch = state.size(0);
-  const int64_t size = kernels().weights(p) * static_cast<int64_t>(state.element_size());
-  Weights weights{make_buffer<char>(batch * size), size};
-  const int64_t step = std::max<int64_t>(1, 32768 / state_rows(p) / kPackedValues) * kPackedValues;
-  const int64_t slices = (p.values + step - 1) / step;
-  for_each_item(batch * slices, [&] {
-    return [&](int64_t item) {
-      const int64_t b = item / slices, first = item % slices * step;
-      kernels().pack(p, sums_of(state, b), first, std::min(p.values, first + step), features,
-                     values, weights.of(b));
-    };
-  });
-  return weights;
-}
+// A state, or its gradient, as the kernels take it: packed once, slice by slice.
+struct Weights {
+  LinearAttention problem;
+  bool features, values;
+  int64_t step, slices;
+  int64_t size;  // bytes of one batch element
+  Buffer<char> memory;
+
+  Weights(const LinearAttention& p, const Tensor& state, bool for_features, bool for_values)
+      : problem(p),
+        features(for_features),
+        values(for_values),
+        step(std::max<int64_t>(1, 32768 / state_rows(p) / kPackedValues) * kPackedValues),
+        slices((p.values + step - 1) / step),
+        size(kernels().weights(p) * static_cast<int64_t>(state.element_size())),
+        memory(make_buffer<char>(state.size(0) * size)) {}
+
+  char* of(int64_t batch) const { return memory.get() + batch * size; }
+
+  // Item `index` of batch * slices.
+  void pack(int64_t index, const Tensor& state) const {
+    const int64_t b = index / slices, first = index % slices * step;
+    kernels().pack(problem, sums_of(state, b), first, std::min(problem.values, first + step),
+                   features, values, of(b));
+  }
+};
 
 // With many channels fewer positions are work enough for a thread.
 Chunks chunks_to_read(const LinearAttention& p, int64_t positions) {
   return {positions, p.features * p.values > 1 << 18 ? 128 : 512};
+}
+
+// A state packed for all threads, then work(batch element, chunk, scratch) for every chunk.
+template <typename Work>
+void for_each_chunk(const Weights& weights, const Tensor& state, const Chunks& chunks,
+                    const Work& work) {
+  const int64_t batch = state.size(0);
+  for_each_stage<2>({batch * weights.slices, batch * chunks.count}, [&] {
+    return [&, scratch = make_buffer<char>(kernels().scratch(weights.problem))](size_t stage,
+                                                                                int64_t item) {
+      if (stage == 0) return weights.pack(item, state);
+      work(item / chunks.count, item % chunks.count, scratch.get());
+    };
+  });
 }
 
 Tensor empty_state(const LinearAttention& p, const Tensor& like) {
@@ -146,19 +167,19 @@ Tensor linear_attention_state(const Tensor& k, const Tensor& v, int64_t feature_
   check_map(v, "v", k, batch, positions);
   Tensor state = empty_state(p, k);
   const Chunks chunks(positions, 512);
-  const int64_t part = kernels().part(p) * static_cast<int64_t>(state.element_size());
-  const auto parts = make_buffer<char>(batch * chunks.count * part);
+  const Parts parts(p, batch, chunks.count, static_cast<int64_t>(state.element_size()));
   // Few positions of many channels: values are cut too, and phi is computed for each range.
   const int64_t ranges = std::clamp<int64_t>(8 / (chunks.count + 1), 1, (p.values + 511) / 512);
   const int64_t range = (p.values + ranges - 1) / ranges;
-  for_each_chunk(p, batch * ranges, positions, chunks,
-                 [&](int64_t i, int64_t c, int64_t begin, int64_t end, char* scratch) {
-                   const int64_t b = i / ranges, first = i % ranges * range;
-                   kernels().state(p, map_of(k, b), map_of(v, b), begin, end, first,
-                                   std::min(p.values, first + range),
-                                   parts.get() + (b * chunks.count + c) * part, scratch);
-                 });
-  merge(p, parts.get(), chunks.count, state);
+  for_each_stage<2>({batch * ranges * chunks.count, batch * parts.slices}, [&] {
+    return [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
+      if (stage == 1) return parts.merge(item, state);
+      const int64_t c = item % chunks.count, i = item / chunks.count;
+      const int64_t b = i / ranges, first = i % ranges * range;
+      kernels().state(p, map_of(k, b), map_of(v, b), chunks.begin(c), chunks.end(c), first,
+                      std::min(p.values, first + range), parts.of(b, c), scratch.get());
+    };
+  });
   return state;
 }
 
@@ -187,13 +208,13 @@ Tensor linear_attention_read(const Tensor& q, const Tensor& state, MaybeTensor g
     STD_TORCH_CHECK(residual->size(1) == p.values, "residual must have the channels of o");
   }
   Tensor o = torch::stable::new_empty(q, std::vector<int64_t>{batch, p.values, positions});
-  const auto weights = pack(p, sums, true, false);
-  for_each_chunk(p, batch, positions, chunks_to_read(p, positions),
-                 [&](int64_t b, int64_t, int64_t begin, int64_t end, char* scratch) {
-                   const Map add = residual ? map_of(*residual, b) : Map{nullptr, 0};
-                   kernels().read(p, map_of(q, b), weights.of(b), element(gamma, b), add,
-                                  mutable_map_of(o, b), begin, end, scratch);
-                 });
+  const Weights weights(p, sums, true, false);
+  const Chunks chunks = chunks_to_read(p, positions);
+  for_each_chunk(weights, sums, chunks, [&](int64_t b, int64_t c, char* scratch) {
+    const Map add = residual ? map_of(*residual, b) : Map{nullptr, 0};
+    kernels().read(p, map_of(q, b), weights.of(b), element(gamma, b), add, mutable_map_of(o, b),
+                   chunks.begin(c), chunks.end(c), scratch);
+  });
   return o;
 }
 
@@ -208,13 +229,13 @@ std::tuple<Tensor, Tensor> linear_attention_state_backward(const Tensor& grad, c
   check_state(p, sums, k);
   Tensor grad_k = torch::stable::new_empty(k, std::vector<int64_t>{batch, k.size(1), positions});
   Tensor grad_v = torch::stable::new_empty(v, std::vector<int64_t>{batch, p.values, positions});
-  const auto weights = pack(p, sums, true, true);
-  for_each_chunk(p, batch, positions, chunks_to_read(p, positions),
-                 [&](int64_t b, int64_t, int64_t begin, int64_t end, char* scratch) {
-                   kernels().state_backward(p, weights.of(b), map_of(k, b), map_of(v, b),
-                                            mutable_map_of(grad_k, b), mutable_map_of(grad_v, b),
-                                            begin, end, scratch);
-                 });
+  const Weights weights(p, sums, true, true);
+  const Chunks chunks = chunks_to_read(p, positions);
+  for_each_chunk(weights, sums, chunks, [&](int64_t b, int64_t c, char* scratch) {
+    kernels().state_backward(p, weights.of(b), map_of(k, b), map_of(v, b),
+                             mutable_map_of(grad_k, b), mutable_map_of(grad_v, b), chunks.begin(c),
+                             chunks.end(c), scratch);
+  });
   return {grad_k, grad_v};
 }
 
@@ -236,21 +257,22 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_read_backward(const Tensor& 
   Tensor grad_q = torch::stable::new_empty(q, std::vector<int64_t>{batch, q.size(1), positions});
   Tensor grad_state = empty_state(p, q);
   Tensor grad_gamma = torch::stable::new_empty(q, std::vector<int64_t>{batch}, sum_type(q));
-  const auto weights = pack(p, sums, false, true);
+  const Weights weights(p, sums, false, true);
   const Chunks chunks = chunks_to_read(p, positions);
   const int64_t size = static_cast<int64_t>(sums.element_size());
-  const int64_t part = kernels().part(p) * size;
-  const auto parts = make_buffer<char>(batch * chunks.count * part);
+  const Parts parts(p, batch, chunks.count, size);
   const auto shares = make_buffer<char>(batch * chunks.count * size);
-  for_each_chunk(p, batch, positions, chunks,
-                 [&](int64_t b, int64_t c, int64_t begin, int64_t end, char* scratch) {
-                   const int64_t at = b * chunks.count + c;
-                   kernels().read_backward(p, map_of(grad, b), map_of(q, b), weights.of(b),
-                                           element(gamma, b), mutable_map_of(grad_q, b),
-                                           parts.get() + at * part, shares.get() + at * size, begin,
-                                           end, scratch);
-                 });
-  merge(p, parts.get(), chunks.count, grad_state);
+  const int64_t work = batch * chunks.count;
+  for_each_stage<3>({batch * weights.slices, work, batch * parts.slices}, [&] {
+    return [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
+      if (stage == 0) return weights.pack(item, sums);
+      if (stage == 2) return parts.merge(item, grad_state);
+      const int64_t b = item / chunks.count, c = item % chunks.count;
+      kernels().read_backward(p, map_of(grad, b), map_of(q, b), weights.of(b), element(gamma, b),
+                              mutable_map_of(grad_q, b), parts.of(b, c), shares.get() + item * size,
+                              chunks.begin(c), chunks.end(c), scratch.get());
+    };
+  });
   kernels().merge_gamma(p, shares.get(), batch, chunks.count, grad_gamma.mutable_data_ptr());
   return {grad_q, grad_state, grad_gamma};
 }

@@ -9,7 +9,7 @@ struct Rows {
   Tiles tiles;
   int vectors, row;
   int64_t capacity;
-  const int64_t* state;
+  const int64_t* state;   // [kFinite + B]
   const uint64_t* heads;  // [tiles]
   const int32_t* base;    // [tiles]
 
@@ -129,9 +129,10 @@ __global__ void merge_kernel(Rows r, const T* __restrict__ partial,  // [2, tile
 // out[v] = in[v] + (in[before] + in[after]) / 2: one vertex and one vector of labels.
 template <typename T>
 __global__ void blur_kernel(int64_t capacity, int vectors, int row, Divider by_vectors,
-                            const int64_t* __restrict__ state,
-                            const int32_t* __restrict__ neighbours,           // [2, capacity]
-                            const T* __restrict__ in, T* __restrict__ out) {  // [capacity, row]
+                            const int64_t* __restrict__ state,       // [kFinite + B]
+                            const int32_t* __restrict__ neighbours,  // [2, capacity]
+                            const T* __restrict__ in,                // [capacity, row]
+                            T* __restrict__ out) {                   // [capacity, row]
   const int64_t v = by_vectors(thread_index());
   if (state[kStatus] != 0 || v >= state[kVertices]) return;
   const int64_t column = (thread_index() - v * vectors) * kLanes<T>;

@@ -67,7 +67,8 @@ constexpr int kPlanWarps = 8;
 template <typename T>
 __global__ void plan_kernel(LatticeSize s, int64_t chunks,
                             const Range<T>* __restrict__ ranges,  // [B, d, chunks]
-                            KeyPlan* __restrict__ plan, int64_t* __restrict__ state) {
+                            KeyPlan* __restrict__ plan,
+                            int64_t* __restrict__ state) {  // [kFinite + B]
   __shared__ double low[kMaxFeatures], high[kMaxFeatures];
   __shared__ CoordinateBits bits[kMaxFeatures];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -191,14 +192,16 @@ __device__ void enclose(const Columns<T>& c, int d, const Scales<T>& scale, cons
   }
 }
 
-// One pixel. Where there is no lattice every pixel is at the origin.
+// One pixel. Where there is no lattice every pixel is at the origin, and its keys are counted from
+// there: the others may all be so far away that fields would run into the next image's.
 template <typename T>
 __global__ void embed_kernel(LatticeSize s, Divider by_pixels,
                              const __grid_constant__ Scales<T> scales,
                              const T* __restrict__ features,  // [B, d, N]
-                             const KeyPlan* __restrict__ plan, const int64_t* __restrict__ state,
-                             int64_t* __restrict__ keys,  // [words, M]
-                             T* __restrict__ weight) {    // [B N, K]
+                             const KeyPlan* __restrict__ plan,
+                             const int64_t* __restrict__ state,  // [kFinite + B]
+                             int64_t* __restrict__ keys,         // [words, M]
+                             T* __restrict__ weight) {           // [B N, K]
   const int64_t point = thread_index();
   if (point >= lattice_points(s)) return;
   const int d = s.dims;
@@ -227,7 +230,8 @@ __global__ void embed_kernel(LatticeSize s, Divider by_pixels,
     if (plan->image_word == w) key = static_cast<uint64_t>(b) << plan->image_shift;
     for (int i = 0; i < d; ++i) {
       if (plan->layout.word[i] != w) continue;
-      const uint64_t field = static_cast<uint64_t>(c.rem0[c.at(i)] - plan->layout.origin[i]);
+      const int64_t origin = usable ? plan->layout.origin[i] : -coordinate_margin(d);
+      const uint64_t field = static_cast<uint64_t>(c.rem0[c.at(i)] - origin);
       key += field << plan->layout.shift[i];
       ones += uint64_t{1} << plan->layout.shift[i];
     }

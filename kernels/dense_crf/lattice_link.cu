@@ -32,7 +32,8 @@ constexpr int kScanThreads = 1024;
 // One block: base[tile] = heads in the tiles before, less 1.
 __global__ void scan_kernel(int64_t count, int64_t capacity,
                             const uint64_t* __restrict__ heads,  // [tiles]
-                            int32_t* __restrict__ base, int64_t* __restrict__ state) {
+                            int32_t* __restrict__ base,          // [tiles]
+                            int64_t* __restrict__ state) {       // [kFinite + B]
   __shared__ int64_t of_warp[32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t each = ceil_div(count, kScanThreads), first = threadIdx.x * each;
@@ -63,11 +64,12 @@ __global__ void scan_kernel(int64_t count, int64_t capacity,
 template <typename T>
 __global__ void lists_kernel(Tiles tiles, int64_t total, int corners, int words, int64_t capacity,
                              Divider by_entries, Divider by_corners,
-                             const int64_t* __restrict__ keys,   // [words, M]
-                             const int64_t* __restrict__ order,  // [M]
-                             const uint64_t* __restrict__ heads, const int32_t* __restrict__ base,
-                             const T* __restrict__ weight,  // [B N, K]
-                             const int64_t* __restrict__ state,
+                             const int64_t* __restrict__ keys,    // [words, M]
+                             const int64_t* __restrict__ order,   // [M]
+                             const uint64_t* __restrict__ heads,  // [tiles]
+                             const int32_t* __restrict__ base,    // [tiles]
+                             const T* __restrict__ weight,        // [B N, K]
+                             const int64_t* __restrict__ state,   // [kFinite + B]
                              int64_t* __restrict__ vertex_keys,   // [words, capacity]
                              int32_t* __restrict__ vertex,        // [B N, K]
                              int32_t* __restrict__ pixel,         // [M]
@@ -115,7 +117,7 @@ struct Step {
 // One vertex and axis. The vertex before is looked up; that one's vertex after is this one.
 __global__ void neighbours_kernel(int words, int corners, int64_t capacity, Divider by_capacity,
                                   const KeyPlan* __restrict__ plan,
-                                  const int64_t* __restrict__ state,
+                                  const int64_t* __restrict__ state,   // [kFinite + B]
                                   const int64_t* __restrict__ keys,    // [words, capacity], sorted
                                   int32_t* __restrict__ neighbours) {  // [K, 2, capacity]
   const int64_t thread = thread_index();

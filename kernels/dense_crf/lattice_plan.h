@@ -47,9 +47,11 @@ struct CoordinateBits {
   int bits;
 };
 
-// Rounding moves a coordinate by up to d + 1, a neighbour's is d further.
+// Room on both sides: rounding moves a coordinate by up to d + 1, a neighbour's is d further.
+SEGFAST_ANYWHERE constexpr int coordinate_margin(int dims) { return 3 * (dims + 1); }
+
 SEGFAST_ANYWHERE inline CoordinateBits coordinate_bits(const CoordinateRange& e, int dims) {
-  const int margin = 3 * (dims + 1);
+  const int margin = coordinate_margin(dims);
   const int64_t first = static_cast<int64_t>(floor(e.low)) - margin;
   const int64_t last = static_cast<int64_t>(ceil(e.high)) + margin;
   int bits = 1;

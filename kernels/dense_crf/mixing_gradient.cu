@@ -10,9 +10,10 @@ constexpr int kThreads = kSide * kSide / kPerThread;
 
 // One block: one chunk of pixels, one tile (l, k) of the product.
 template <typename T>
-__global__ void product_kernel(ProductSize s, int64_t chunk, int tiles, const T* __restrict__ a,
-                               const T* __restrict__ b,  // [B N, row]
-                               T* __restrict__ partial) {
+__global__ void product_kernel(ProductSize s, int64_t chunk, int tiles,
+                               const T* __restrict__ a,         // [B N, row]
+                               const T* __restrict__ b,         // [B N, row]
+                               T* __restrict__ partial) {       // [chunks, L, L], or [chunks, L]
   __shared__ T of_a[kSide][kSide + 1], of_b[kSide][kSide + 1];  // [pixel, label]
   const int tile = blockIdx.y;
   const int l0 = (s.diagonal ? tile : tile / tiles) * kSide;

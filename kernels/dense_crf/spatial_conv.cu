@@ -30,7 +30,8 @@ template <typename T>
 __global__ void conv_kernel(Axis a, const T* __restrict__ taps,  // [radius + 1]
                             const T* __restrict__ before,        // [size]
                             const T* __restrict__ after,         // [size]
-                            const T* __restrict__ in, T* __restrict__ out) {
+                            const T* __restrict__ in,            // [outer, size, inner] vectors
+                            T* __restrict__ out) {               // the same
   const int64_t thread = thread_index(), block_of_all = a.by_inner(thread);
   const int64_t outer = a.by_blocks(block_of_all);
   if (outer >= a.outer) return;

@@ -52,7 +52,12 @@ def choose(channels: int) -> Configuration:
 
 
 def axes(dims: int) -> int:
-    """Of a pixel about a centre: its features and the norm."""
+    """Of a pixel about a centre: its features and the norm in two parts."""
+    return 1 << (dims + 1).bit_length()
+
+
+def moments(dims: int) -> int:
+    """Of a pixel in sums of gradients: its features and rho."""
     return 1 << dims.bit_length()
 
 

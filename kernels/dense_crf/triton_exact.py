@@ -23,6 +23,7 @@ ROW = tl.constexpr(_ROW)
 ROW_TILES = tl.constexpr(_ROW // _TILE)
 K_BITS = tl.constexpr(15)  # K is scaled by 2^15 before it is rounded to float16
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 UNROLLED = tl.constexpr(_UNROLLED)
 
@@ -103,7 +104,7 @@ def reach_kernel(
 
 @triton.jit
 def list_kernel(
-    boxes,
+    boxes,  # [B, 2, F, tiles]
     reach,  # [B, rows]
     centres,  # [B, F, rows]: NaN where a row is too large for products
     lists,  # [B, here, tiles] int32: near ones from the front, others from the back
@@ -221,8 +222,8 @@ def place(splits, blocks, rows):
 
 
 @triton.jit
-def add_products(total, exponents, packed, n, c, width, low_part, INDEX: tl.constexpr):
-    """total [BLOCK_M, BLOCK_C] plus 2^exponents v, for exponents [BLOCK_M, TILE].
+def products(exponents, packed, n, c, width, low_part, INDEX: tl.constexpr):
+    """2^exponents v [BLOCK_M, BLOCK_C] of one tile, for exponents [BLOCK_M, TILE].
 
     Matrix units may cut off where they add: hence only the products of one tile are added there,
     the small ones first, and these sums in float32 that rounds to nearest.
@@ -234,8 +235,7 @@ def add_products(total, exponents, packed, n, c, width, low_part, INDEX: tl.cons
     v_low = tl.load(packed + at + low_part, mask=inside, other=0.0)
     part = tl.dot(low, v_high)
     part = tl.dot(high, v_low, part)
-    part = tl.dot(high, v_high, part)
-    return total + part
+    return tl.dot(high, v_high, part)
 
 
 @triton.jit
@@ -246,9 +246,16 @@ def whole_and_rest(x):
 
 
 @triton.jit
+def power_of_small(x):
+    """2^x, a roundoff off; |x| < 1/32."""
+    y = x * LN_2
+    return 1 + y * (1 + y * (0.5 + y * (1 / 6)))
+
+
+@triton.jit
 def filter_kernel(
     features,  # [B, F, slots] float32, in order
-    centred,  # [B, slots, AXES]: a = sqrt(log2 e) (f - centre of its row), -|a|^2 / 2, zeros
+    centred,  # [B, slots, AXES]: sqrt(log2 e) (f - centre of its row), norm, zeros
     centres,  # [B, F, rows], times sqrt(log2 e)
     left,  # [B, slots, DEPTH] float16: a in parts, low, high, low
     right,  # [B, slots, DEPTH]: high, low, low
@@ -265,7 +272,7 @@ def filter_kernel(
     here,  # rows
     splits,
     F: tl.constexpr,
-    AXES: tl.constexpr,  # from F + 1 on
+    AXES: tl.constexpr,  # from F + 2 on
     DEPTH: tl.constexpr,  # from 3 F on; 0: no tile is near
     INDEX: tl.constexpr,  # int32, or int64 where one image's array has 2^31 elements
     BLOCK_M: tl.constexpr,
@@ -278,7 +285,8 @@ def filter_kernel(
         a_i . a_j + (-|a_j|^2 / 2 + a_j . d) + (-|a_i|^2 / 2 - a_i . d - |d|^2 / 2),
 
     times log2 e; the first product is one of matrices, of parts: the large ones, whose sum is
-    exact, are added to the others. README.md proves how little the sums here are off.
+    exact, are added to the others. What is in brackets is exact but for small rests: that of j is
+    added to the small products, that of i multiplies the sum. README.md proves how little is off.
     """
     blocks = tl.cdiv(width, BLOCK_C)
     block, split, place_row, b = place(splits, blocks, here)
@@ -306,7 +314,7 @@ def filter_kernel(
         own = tl.load(centred + m.to(INDEX)[:, None] * AXES + f[None, :])
         own_whole, own_rest = whole_and_rest(own)
         own_centre = tl.load(centres + f * rows + row, mask=f < F, other=0.0)
-        norm = (f == F).to(tl.float32)  # takes that column
+        norm = (f >= F).to(tl.float32)  # takes its two columns
         for k in range(nears * split // splits, nears * (split + 1) // splits):
             tile = tl.load(lists + k)
             n = tile * TILE + tl.arange(0, TILE)
@@ -314,20 +322,24 @@ def filter_kernel(
             d = own_centre - centre
             there = tl.load(centred + n.to(INDEX)[:, None] * AXES + f[None, :])
             whole, rest = whole_and_rest(there)
-            of_n = tl.sum(whole * (norm + d)[None, :], 1) + tl.sum(rest * (norm + d)[None, :], 1)
-            of_m = tl.sum(own_whole * (norm - d)[None, :], 1) + (K_BITS - 0.5 * tl.sum(d * d, 0))
-            of_m += tl.sum(own_rest * (norm - d)[None, :], 1)
+            of_n = tl.sum(whole * (norm + d)[None, :], 1)
+            of_m = tl.sum(own_whole * (norm - d)[None, :], 1)
+            of_m += K_BITS - 0.5 * tl.sum(d * d, 0)
+            rest_n = tl.sum(rest * (norm + d)[None, :], 1)
+            rest_m = tl.sum(own_rest * (norm - d)[None, :], 1)
             parts = tl.load(right + n.to(INDEX)[:, None] * DEPTH + depth[None, :])
             parts = tl.trans(parts)
-            exponents = tl.dot(high_parts, parts, tl.dot(small_parts, parts))
-            exponents = (exponents + of_n[None, :]) + of_m[:, None]
-            total = add_products(total, exponents, packed, n, c, width, low_part, INDEX)
+            small = tl.broadcast_to(rest_n[None, :], [BLOCK_M, TILE])
+            small = tl.dot(small_parts, parts, small)
+            exponents = tl.dot(high_parts, parts, small) + (of_m[:, None] + of_n[None, :])
+            found = products(exponents, packed, n, c, width, low_part, INDEX)
+            total += found * power_of_small(rest_m)[:, None]
 
     for k in range(others * split // splits, others * (split + 1) // splits):
         n = tl.load(lists + (tiles - 1 - k)) * TILE + tl.arange(0, TILE)
         squared = squared_distances(features, slots, m, n, F, BLOCK_M, TILE)
         exponents = K_BITS - 0.5 * LOG2_E * squared
-        total = add_products(total, exponents, packed, n, c, width, low_part, INDEX)
+        total += products(exponents, packed, n, c, width, low_part, INDEX)
 
     sums += ((split * B + b) * slots + m[:, None]) * width + c[None, :]
     tl.store(sums, total, mask=(c < width)[None, :])

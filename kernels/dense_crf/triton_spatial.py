@@ -9,10 +9,10 @@ import triton.language as tl
 
 @triton.jit
 def convolve_kernel(
-    x,  # float32, contiguous
+    x,  # [..., length, ...] float32, contiguous
     taps,  # [radius + 1]
-    y,
-    elements,
+    y,  # as x
+    elements,  # of x
     length,  # of the axis
     stride,
     radius,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dilated_conv.h"
+#include "integers.h"
 
 namespace segfast {
 
@@ -76,9 +77,6 @@ struct WeightBlock {
 constexpr int64_t kWeightRows = 12;        // a multiple of the rows of any tile
 constexpr int64_t kWeightPositions = 384;  // of the output, about, that are multiplied at once
 
-static constexpr int64_t round_up(int64_t count, int64_t step) {
-  return (count + step - 1) / step * step;
-}
 static constexpr int64_t weight_rows(const WeightBlock& b) {
   return round_up(b.in.end - b.in.begin, kWeightRows);
 }

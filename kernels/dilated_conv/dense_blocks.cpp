@@ -29,7 +29,7 @@ std::vector<int64_t> cuts(const DenseConv& p, const Axis& axis) {
 
 void cut_rectangle(Range rows, Range columns, bool uniform, std::vector<DenseBlock>* blocks) {
   const int64_t positions = (rows.end - rows.begin) * (columns.end - columns.begin);
-  const int64_t parts = (positions + kBlockPositions - 1) / kBlockPositions;
+  const int64_t parts = divide_up(positions, kBlockPositions);
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = positions * i / parts, last = positions * (i + 1) / parts;
     blocks->push_back({rows, columns, first, last - first, uniform});

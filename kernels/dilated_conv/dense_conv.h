@@ -9,7 +9,7 @@ namespace SEGFAST_ISA {
 namespace {
 
 constexpr int64_t kTerms = kSourceChannels;  // of a product, at most
-constexpr int64_t kMostPanels = (kBlockPositions + kRows - 1) / kRows;
+constexpr int64_t kMostPanels = divide_up(kBlockPositions, kRows);
 constexpr int64_t kMostPitch = kBlockChannels + 16;
 
 // What a block is computed in.
@@ -87,7 +87,7 @@ void add_taps(const DenseConv& p, int64_t begin, int64_t end, int64_t first, int
               const S* source, const T* packed, ConvScratch<T>* s) {
   const int64_t channels = source_channels(p), panel_terms = taps(p.conv) * channels;
   const int64_t plane = source_size(p, p.conv.rows) * source_size(p, p.conv.columns);
-  const int64_t panels = (s->live + kRows - 1) / kRows;
+  const int64_t panels = divide_up(s->live, kRows);
   const int64_t pitch = s->tap_count * terms * kRows + kPanelSlack;
   for (int64_t u = 0; u < s->tap_count; ++u) {
     s->runs[u] = {u * terms, s->tap[u] * channels + first};

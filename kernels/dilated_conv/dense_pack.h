@@ -92,7 +92,7 @@ void pack_weight_of(const DenseConv& p, const S* weight, int64_t begin, int64_t 
 
 // Whole vectors that a row of a left panel fits into; what is too much, the next row overwrites.
 template <typename T>
-constexpr int kCopied = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+constexpr int kCopied = round_up(kRows, kLanes<T>);
 constexpr int64_t kPanelSlack = 16;  // for the last row; it also keeps panels apart in the cache
 
 constexpr int64_t kAhead = 4;  // channels that are fetched ahead: no prefetcher sees them coming

@@ -53,5 +53,8 @@ static constexpr Range live(const Axis& axis, int64_t tap) {
 }
 
 static constexpr int64_t taps(const DilatedConv& p) { return p.rows.taps * p.columns.taps; }
+static constexpr int64_t weights_of(const DilatedConv& p) {
+  return p.groups * p.out_channels * p.in_channels * taps(p);
+}
 
 }  // namespace segfast

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "element.h"
+#include "integers.h"
 #include "simd.h"
 
 namespace segfast {
@@ -13,10 +14,6 @@ template <typename S, typename T>
 constexpr bool kSameType = false;
 template <typename T>
 constexpr bool kSameType<T, T> = true;
-
-SEGFAST_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-SEGFAST_INLINE constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-SEGFAST_INLINE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Hands out pieces of a block; of no block (null) it only counts.
 class Arena {

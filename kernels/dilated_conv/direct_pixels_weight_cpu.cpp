@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kMostTaps = 6;             // whose sums, two vectors each, stay in registers
 constexpr int64_t kItems = 32;           // to share among threads, where there is work for them
-constexpr int64_t kMostAdded = 1 << 14;  // positions summed one after the other
+constexpr int64_t kMostAdded = 1 << 14;  // positions summed one after the other, or one row
 
 // Rows of all maps, cut by the problem's size alone.
 struct Chunks {

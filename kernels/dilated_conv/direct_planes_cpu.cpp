@@ -157,10 +157,6 @@ int64_t scratch(const DilatedConv& p, Direction direction) {
   return bytes_of<Scratch>(p, direction == Direction::grad_input);
 }
 
-int64_t weights_of(const DilatedConv& p) {
-  return p.groups * p.out_channels * p.in_channels * taps(p);
-}
-
 void arrange(const DilatedConv& p, const void* weight, void* arranged) {
   by_dtype(p.dtype, [&](auto element, auto sum) {
     const auto* from = static_cast<const decltype(element)*>(weight);

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kMostTaps = 9;           // whose sums stay in registers
 constexpr int64_t kRowBlock = 64;      // rows between looks at how long the sums have become
-constexpr int64_t kMostAdded = 32768;  // positions summed in T before they go to a double
+constexpr int64_t kMostAdded = 32768;  // positions after which sums in T go to a double then
 
 template <typename S, typename T>
 struct Scratch {

@@ -82,7 +82,7 @@ def context_kernel(
     parameters,  # weight and bias of every layer, one after another
     y,  # [N, H, W, outputs of the last layer]
     maps,  # [2, largest]
-    packed,
+    packed,  # weights [outputs, taps, inputs] and biases [outputs] of every layer
     arrived,  # [1], 0
     products,  # [layer_count, ROWS, DENSE_COLUMNS]
     layers,  # [LAYER_ROWS, LAYER_COLUMNS]

@@ -85,14 +85,14 @@ def multiply(
 
 @triton.jit(do_not_specialize=["in_image", "in_line", "out_image", "out_line"])
 def dense_kernel(
-    x,
-    weight,
+    x,  # [N, H, W, C]
+    weight,  # [O, taps, C] of every branch, one after another
     bias,  # [channels] each, or None
     scale,
     shift,
-    y,
-    partial,  # None: nothing is in pieces
-    table,
+    y,  # [N, Ho, Wo, channels]
+    partial,  # [slots, BLOCK_M, BLOCK_N] float32; None: nothing is in pieces
+    table,  # [ROWS, DENSE_COLUMNS]
     C,
     channels,  # of y
     filled,  # channels of y from here on are 0; None: there are none
@@ -133,8 +133,8 @@ def grad_weight_kernel(
     grad,  # [N, Ho, Wo, O]
     x,  # [N, H, W, C]
     out,  # [O, taps, C]
-    partial,  # None: nothing is in pieces
-    table,
+    partial,  # [slots, BLOCK_M, BLOCK_N] float32; None: nothing is in pieces
+    table,  # [ROWS, GRAD_WEIGHT_COLUMNS]
     O,  # noqa: E741
     C,
     taps,

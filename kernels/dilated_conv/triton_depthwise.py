@@ -26,10 +26,10 @@ def source(p, tap, stride, padding, dilation, size, TRANSPOSED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "positions"])
 def depthwise_kernel(
-    x,
+    x,  # [N, C, H, W] by its strides
     weight,  # [taps, C]
     bias,  # [C] or None
-    y,
+    y,  # [N, C, Ho, Wo] by its strides
     C,
     height,
     width,
@@ -91,8 +91,8 @@ def depthwise_kernel(
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "positions", "span"])
 def depthwise_grad_weight_kernel(
-    grad,
-    x,
+    grad,  # [N, C, Ho, Wo] by its strides
+    x,  # [N, C, H, W]
     partial,  # [splits, taps, C] float32
     C,
     height,

@@ -94,11 +94,11 @@ def keep(partial, slot, sums, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 @triton.jit(do_not_specialize=["image", "line"])
 def sum_pieces_kernel(
     partial,  # [slots, BLOCK_M, BLOCK_N] float32
-    table,  # of the rows in pieces; "first" counts SUM_ROWS of a tile
+    table,  # [ROWS, COLUMNS] of the rows in pieces; "first" counts SUM_ROWS of a tile
     bias,  # [channels] each, or None
     scale,
     shift,
-    y,
+    y,  # [positions, channels]
     channels,
     filled,  # columns of y from here on are 0; None: there are none
     image,  # positions from an image to the next, a line, an element

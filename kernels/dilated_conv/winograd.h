@@ -48,7 +48,7 @@ struct WinogradKernels {
 };
 
 static constexpr int64_t image_panels(const Winograd& p, int64_t panel_tiles) {
-  return (p.row_tiles * p.column_tiles + panel_tiles - 1) / panel_tiles;
+  return divide_up(p.row_tiles * p.column_tiles, panel_tiles);
 }
 
 #define SEGFAST_DECLARE_KERNELS(isa)             \

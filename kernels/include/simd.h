@@ -155,6 +155,28 @@ SEGFAST_INLINE V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
+// Lane by lane, rounded as the scalar root is.
+template <typename T, int N>
+SEGFAST_INLINE Vec<T, N> square_root(Vec<T, N> x) {
+  constexpr bool kSingle = sizeof(T) == 4;
+  constexpr int kBytes = N * sizeof(T);
+#if defined(__AVX512F__)
+  if constexpr (kBytes == 64 && kSingle) return (Vec<T, N>)_mm512_sqrt_ps((__m512)x);
+  if constexpr (kBytes == 64 && !kSingle) return (Vec<T, N>)_mm512_sqrt_pd((__m512d)x);
+#endif
+#if defined(__AVX2__)
+  if constexpr (kBytes == 32 && kSingle) return (Vec<T, N>)_mm256_sqrt_ps((__m256)x);
+  if constexpr (kBytes == 32 && !kSingle) return (Vec<T, N>)_mm256_sqrt_pd((__m256d)x);
+#endif
+#if defined(__SSE2__)
+  if constexpr (kBytes == 16 && kSingle) return (Vec<T, N>)_mm_sqrt_ps((__m128)x);
+  if constexpr (kBytes == 16 && !kSingle) return (Vec<T, N>)_mm_sqrt_pd((__m128d)x);
+#endif
+  Vec<T, N> root;
+  for (int i = 0; i < N; ++i) root[i] = __builtin_sqrt(x[i]);
+  return root;
+}
+
 // 2^r for |r| <= 1/2, highest power first: minimax with value 1 at 0, relative error 2e-9.
 constexpr float kExp2Polynomial[] = {1.535384993e-4f,
                                      1.339887872e-3f,

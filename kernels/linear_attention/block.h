@@ -19,8 +19,8 @@ int64_t part_pitch(const LinearAttention& p) {
   return round_up(state_rows(p), kLanes<T>);
 }
 
-// Rows of v, or of grad o, that are worked on together: their sums stay in cache.
-constexpr int64_t kValues = 256;
+// Rows of v, or of grad o, that are worked on together; whole tiles of either product.
+constexpr int64_t kValues = 96;
 int64_t value_rows(const LinearAttention& p) { return p.values < kValues ? p.values : kValues; }
 
 // Of a state: packed to contract R, and to contract E (pack_weights).
@@ -60,24 +60,31 @@ int64_t block_width(const LinearAttention& p, Direction direction) {
   return width < 2 * kStep ? 2 * kStep : width > 960 ? 960 : width;
 }
 
+// An odd number of cache lines: rows spread over all sets of the caches.
+template <typename T>
+int64_t row_pitch(int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return (width / kLine | 1) * kLine;
+}
+
 template <typename T>
 struct Scratch {
-  int64_t width;  // positions of a block
-  int64_t pitch;  // from row to row: not a power of two, rows must not meet in the cache
-  T *x, *phi;     // [D], [R] rows
-  T* grad;        // [R]
-  T* values;      // [value_rows]
-  T *shift, *inverse, *ones, *denominator, *scale;  // one row each
-  T* panels;                                        // phi, see pack_positions
+  int64_t width;                                            // positions of a block
+  int64_t pitch;                                            // from row to row
+  T *x, *phi;                                               // [D], [R] rows
+  T* grad;                                                  // [R]
+  T* values;                                                // [value_rows]
+  T *shift, *inverse, *ones, *denominator, *scale, *slope;  // one row each
+  T* panels;                                                // phi, see pack_positions
 
   static int64_t count(const LinearAttention& p) {
-    const int64_t pitch = block_width<T>(p, Direction::forward) + 64 / sizeof(T);
+    const int64_t pitch = row_pitch<T>(block_width<T>(p, Direction::forward));
     const int64_t rows = state_rows(p);
-    return (p.features + 2 * rows + value_rows(p) + 5 + part_pitch<T>(p)) * pitch;
+    return (p.features + 2 * rows + value_rows(p) + 6 + part_pitch<T>(p)) * pitch;
   }
 
   Scratch(const LinearAttention& p, Direction direction, void* memory)
-      : width(block_width<T>(p, direction)), pitch(width + 64 / sizeof(T)) {
+      : width(block_width<T>(p, direction)), pitch(row_pitch<T>(width)) {
     const int64_t rows = state_rows(p);
     T* at = static_cast<T*>(memory);
     const auto take = [&](int64_t count) {
@@ -94,6 +101,7 @@ struct Scratch {
     ones = take(pitch);
     denominator = take(pitch);
     scale = take(pitch);
+    slope = take(pitch);
     panels = take(part_pitch<T>(p) * pitch);
     for (int64_t n = 0; n < pitch; ++n) ones[n] = 1;
   }
@@ -120,11 +128,17 @@ int64_t scratch(const LinearAttention& p) {
   return bytes;
 }
 
-// to [rows, width] = rows of positions [first, first + count), zeros beyond.
+// to [rows, width] = rows of positions [first, first + count), zeros beyond. Every row is a page of
+// its own: no prefetcher of the processor's sees the next one coming.
 template <typename S, typename T>
 void load_block(Map map, int64_t rows, int64_t first, const Features<T>& b, T* to) {
+  constexpr int64_t kLine = 64 / sizeof(S), kPage = 4;  // pages are looked up four rows ahead
   for (int64_t r = 0; r < rows; ++r, to += b.pitch) {
     const S* from = static_cast<const S*>(map.data) + r * map.pitch + first;
+    if (r + kPage < rows) __builtin_prefetch(from + kPage * map.pitch);
+    for (int64_t n = 0; r + 1 < rows && n < b.count; n += kLine) {
+      __builtin_prefetch(from + map.pitch + n);
+    }
     for (int64_t n = 0; n < b.count; ++n) to[n] = widen(from[n]);
     for (int64_t n = b.count; n < b.width; ++n) to[n] = 0;
   }
@@ -137,6 +151,18 @@ SEGFAST_INLINE void store_narrow(S* to, Vec<T, N> v, int64_t count) {
   }
   if (count > N) count = N;
   for (int64_t n = 0; n < count; ++n) narrow(v[n], to + n);
+}
+
+// The first `count` elements of a vector, zeros beyond.
+template <typename S, typename T>
+SEGFAST_INLINE Vec<T, kLanes<T>> load_wide(const S* from, int64_t count) {
+  constexpr int W = kLanes<T>;
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (count >= W) return load<W>(reinterpret_cast<const T*>(from));
+  }
+  Vec<T, W> v{};
+  for (int i = 0; i < W && i < count; ++i) v[i] = widen(from[i]);
+  return v;
 }
 
 template <typename S, typename T>

@@ -98,13 +98,6 @@ struct Elu {
     return x > 0 ? broadcast<T, N>(1) : exp_relative<N>((x > 0 ? Vec<T, N>{} : x) - shift);
   }
 };
-template <typename T, int N>
-struct Relu {
-  static SEGFAST_INLINE Vec<T, N> value(Vec<T, N> x) { return x < 0 ? Vec<T, N>{} : x; }
-  static SEGFAST_INLINE Vec<T, N> slope(Vec<T, N> x, Vec<T, N>) {
-    return x > 0 ? broadcast<T, N>(1) : Vec<T, N>{};
-  }
-};
 
 // A block of one input: D rows of x, R of phi.
 template <typename T>
@@ -117,7 +110,7 @@ struct Features {
   T* x;        // [rows, pitch]
   T* phi;      // [R, pitch]
   T* shift;    // [pitch] 0 or, for queries that underflow, their largest feature
-  T* inverse;  // [pitch] taylor: 1 / |x|; 0 where |x| is too short for a gradient
+  T* inverse;  // [pitch] taylor: 1 / |x|; -1 where |x| is too short for a gradient
   bool shifted;
 
   SEGFAST_INLINE T* x_row(int64_t d) const { return x + d * pitch; }
@@ -129,6 +122,14 @@ SEGFAST_INLINE void for_each_element(const Features<T>& b, const F& f) {
   constexpr int W = kLanes<T>;
   for (int64_t d = 0; d < b.rows; ++d) {
     for (int64_t n = 0; n < b.width; n += W) f(d * b.pitch + n, n);
+  }
+}
+
+// Positions from `count` on, of rows that are summed over the whole width.
+template <typename T>
+SEGFAST_INLINE void clear_beyond(const Features<T>& b, int64_t rows, T* x) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t n = b.count; n < b.width; ++n) x[r * b.pitch + n] = 0;
   }
 }
 
@@ -169,14 +170,13 @@ void normalize(const Features<T>& b) {
   using V = Vec<T, W>;
   constexpr T kLeast = T(kSmallestNorm * kSmallestNorm);
   for (int64_t n = 0; n < b.width; n += W) {
-    V squares{}, root;
+    V squares{};
     for (int64_t d = 0; d < b.rows; ++d) {
       const V x = load<W>(b.x_row(d) + n);
       squares += x * x;
     }
-    for (int w = 0; w < W; ++w) root[w] = __builtin_sqrt(squares[w]);
-    const V inverse = T(1) / root;
-    store<W>(b.inverse + n, squares < kLeast ? V{} : inverse);
+    const V inverse = T(1) / square_root<T, W>(squares);
+    store<W>(b.inverse + n, squares < kLeast ? broadcast<T, W>(-1) : inverse);
     const V scale = squares < kLeast ? broadcast<T, W>(T(1 / kSmallestNorm)) : inverse;
     for (int64_t d = 0; d < b.rows; ++d) {
       store<W>(b.phi_row(d) + n, load<W>(b.x_row(d) + n) * scale);
@@ -204,7 +204,8 @@ void compute_features(Features<T>* b, bool queries) {
     case FeatureMap::relu:
       for_each_element(*b, [&](int64_t at, int64_t) {
         constexpr int W = kLanes<T>;
-        store<W>(b->phi + at, Relu<T, W>::value(load<W>(b->x + at)));
+        const Vec<T, W> x = load<W>(b->x + at);
+        store<W>(b->phi + at, x < 0 ? Vec<T, W>{} : x);
       });
       break;
     case FeatureMap::taylor:
@@ -217,9 +218,7 @@ void compute_features(Features<T>* b, bool queries) {
       });
       break;
   }
-  for (int64_t r = 0; r < b->rows + (b->map == FeatureMap::taylor); ++r) {
-    for (int64_t n = b->count; n < b->width; ++n) b->phi_row(r)[n] = 0;
-  }
+  clear_beyond(*b, b->rows + (b->map == FeatureMap::taylor), b->phi);
 }
 
 template <typename T, template <typename, int> typename Map>
@@ -242,7 +241,10 @@ void features_backward(const Features<T>& b, T* grad) {
     case FeatureMap::elu:
       return slope_elements<T, Elu>(b, grad);
     case FeatureMap::relu:
-      return slope_elements<T, Relu>(b, grad);
+      return for_each_element(b, [&](int64_t at, int64_t) {  // no product: 0 even beside a NaN
+        const V g = load<W>(grad + at);
+        store<W>(grad + at, load<W>(b.x + at) <= 0 ? V{} : g);
+      });
     case FeatureMap::identity:
       return;
     case FeatureMap::taylor:
@@ -258,7 +260,7 @@ void features_backward(const Features<T>& b, T* grad) {
     for (int64_t d = 0; d < b.rows; ++d) {
       T* g = grad + d * b.pitch + n;
       const V value = (load<W>(g) - load<W>(b.phi_row(d) + n) * along) * inverse;
-      store<W>(g, inverse == 0 ? V{} : value);
+      store<W>(g, inverse < 0 ? V{} : value);
     }
   }
 }

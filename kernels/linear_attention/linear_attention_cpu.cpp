@@ -10,28 +10,14 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-// part (+)= phi [v, ones]^T for a block and the values [begin, end). v is `loaded` in s.values, or
-// taken as it lies in memory where its type allows that.
-template <typename S, typename T>
-void add_products(const LinearAttention& p, Map v, int64_t first, bool loaded, const Features<T>& b,
-                  const T* ones, int64_t begin, int64_t end, const Scratch<T>& s, bool add,
+// part (+)= s.panels [values, ones]^T for a block, its values [e, e + count), and `ones` or not.
+template <typename T>
+void add_products(const LinearAttention& p, const T* values, int64_t values_pitch, int64_t e,
+                  int64_t count, bool ones, int64_t width, const Scratch<T>& s, bool add,
                   T* part_) {
-  const int64_t rows = state_rows(p), pitch = part_pitch<T>(p);
-  pack_positions(b.phi, b.pitch, rows, b.width, s.panels);
-  for_each_block(begin, end, kValues, [&](int64_t e, int64_t count) {
-    const Map from = from_row<S>(v, e);
-    const T* values = s.values;
-    int64_t values_pitch = s.pitch;
-    if (sizeof(S) == sizeof(T) && b.width == b.count && !loaded) {
-      values = static_cast<const T*>(from.data) + first;
-      values_pitch = v.pitch;
-    } else if (!loaded) {
-      load_block<S>(from, count, first, b, s.values);
-    }
-    const auto row = [&](int64_t i) { return i < count ? values + i * values_pitch : ones; };
-    gram(b.phi, b.pitch, s.panels, rows, row, count + (e + count == p.values), b.width, add,
-         part_ + e * pitch, pitch);
-  });
+  const int64_t pitch = part_pitch<T>(p);
+  const auto row = [&](int64_t i) { return i < count ? values + i * values_pitch : s.ones; };
+  gram(s.panels, state_rows(p), row, count + ones, width, add, part_ + e * pitch, pitch);
 }
 
 template <typename S, typename T>
@@ -41,7 +27,16 @@ void state_of(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end
     Features<T> b = s.block(p, count);
     load_block<S>(k, p.features, first, b, b.x);
     compute_features(&b, false);
-    add_products<S>(p, v, first, false, b, s.ones, begin_value, end_value, s, first > begin, part_);
+    pack_positions(b.phi, b.pitch, state_rows(p), s.ones, b.width, s.panels);
+    // v is taken as it lies in memory where its type allows that.
+    const bool in_place = sizeof(S) == sizeof(T) && b.width == b.count;
+    for_each_block(begin_value, end_value, kValues, [&](int64_t e, int64_t of) {
+      const Map from = from_row<S>(v, e);
+      if (!in_place) load_block<S>(from, of, first, b, s.values);
+      const T* values = in_place ? static_cast<const T*>(from.data) + first : s.values;
+      add_products(p, values, in_place ? v.pitch : s.pitch, e, of, e + of == p.values, b.width, s,
+                   first > begin, part_);
+    });
   });
 }
 
@@ -87,72 +82,90 @@ void pack_values(const LinearAttention& p, const T* state, int64_t begin, int64_
 // denominator = phi(q) . totals; scale = its inverse, 0 for 0.
 template <typename T>
 void divide(const LinearAttention& p, const Features<T>& b, const T* totals, const Scratch<T>& s) {
-  constexpr int W = kLanes<T>;
+  constexpr int W = kLanes<T>, kVectors = 4;  // as many sums as hide an addition's latency
   using V = Vec<T, W>;
-  for (int64_t n = 0; n < b.width; n += W) {
-    V sum{};
-    for (int64_t r = 0; r < state_rows(p); ++r) sum += load<W>(b.phi_row(r) + n) * totals[r];
-    store<W>(s.denominator + n, sum);
-    if (p.map == FeatureMap::taylor) {
-      const T least = static_cast<T>(p.eps);
-      sum = sum < least ? broadcast<T, W>(least) : sum;
-    }
-    store<W>(s.scale + n, sum == 0 ? V{} : T(1) / sum);
-  }
+  const T least = static_cast<T>(p.eps);
+  const auto emit = [&](int64_t r, int64_t used, int64_t n, const auto& sums)
+                        __attribute__((always_inline)) {
+                          constexpr int kCount = sizeof(sums[0]) / sizeof(sums[0][0]);
+                          for (int j = 0; j < kCount; ++j, n += W) {
+                            V sum = sums[0][j];
+                            store<W>(s.denominator + n, sum);
+                            if (p.map == FeatureMap::taylor)
+                              sum = sum < least ? broadcast<T, W>(least) : sum;
+                            store<W>(s.scale + n, sum == 0 ? V{} : T(1) / sum);
+                          }
+                        };
+  project_panel<1, kVectors>(totals, 0, 1, b.phi, b.pitch, state_rows(p), 0, b.width, emit);
+  clear_beyond(b, 1, s.scale);  // 0 times an infinite total
 }
 
-// to [E] = finish(e, n, sum of phi times a state's values)
-template <typename S, typename T, typename Finish>
-void along_features(const LinearAttention& p, int64_t first, const Features<T>& b,
-                    const Weights<const T>& weights, MutableMap to, const Finish& finish) {
-  constexpr int W = kLanes<T>;
-  const int64_t rows = state_rows(p);
-  project<kNarrow>(weights.features, kTileRows<kNarrow> * rows, p.values, b.phi, b.pitch, rows,
-                   b.width,
-                   [&](int64_t e, int64_t n, Vec<T, W> sum) __attribute__((always_inline)) {
-                     S* row = static_cast<S*>(to.data) + e * to.pitch + first;
-                     store_narrow<S, T, W>(row + n, finish(e, n, sum), b.count - n);
-                   });
-}
-
-// s.grad [R] += a state's values times v [E]; up to kValues rows of v stay in s.values
+// to [E] = residual + sum of phi times a state's values; residual.data may be null
 template <typename S, typename T>
-void along_values(const LinearAttention& p, Map v, int64_t first, const Features<T>& b,
+void along_features(const LinearAttention& p, int64_t first, const Features<T>& b,
+                    const Weights<const T>& weights, Map residual, MutableMap to) {
+  constexpr int W = kLanes<T>;
+  const int64_t rows = state_rows(p), count = b.count;
+  S* const out = static_cast<S*>(to.data) + first;
+  const S* const add = residual.data ? static_cast<const S*>(residual.data) + first : nullptr;
+  const auto emit = [&](int64_t e, int64_t used, int64_t n,
+                        const auto& sums) __attribute__((always_inline)) {
+    constexpr int kRows = sizeof(sums) / sizeof(sums[0]);
+    constexpr int kVectors = sizeof(sums[0]) / sizeof(sums[0][0]);
+    S* const row = out + e * to.pitch + n;
+    if constexpr (sizeof(S) == sizeof(T)) {
+      if (add == nullptr && count - n >= kVectors * W) {
+        for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
+          store<W>(reinterpret_cast<T*>(row + i * to.pitch + j * W), sums[i][j]);
+        });
+        return;
+      }
+    }
+    for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
+      const int64_t at = n + j * W;
+      Vec<T, W> sum = sums[i][j];
+      if (add != nullptr) {
+        sum += load_wide<S, T>(add + (e + i) * residual.pitch + at, count - at);
+      }
+      store_narrow<S, T, W>(row + i * to.pitch + j * W, sum, count - at);
+    });
+  };
+  project<kNarrow>(weights.features, kTileRows<kNarrow> * rows, p.values, b.phi, b.pitch, rows,
+                   b.width, emit);
+}
+
+// s.grad [rows] += a state's values [e, e + count) times s.values
+template <typename T>
+void along_values(const LinearAttention& p, int64_t rows, int64_t e, int64_t count, int64_t width,
                   const Weights<const T>& weights, const Scratch<T>& s) {
   constexpr int W = kLanes<T>, kRows = kTileRows<kWide>;
-  for_each_block(0, p.values, kValues, [&](int64_t e, int64_t count) {
-    load_block<S>(from_row<S>(v, e), count, first, b, s.values);
-    project<kWide>(weights.values + e * kRows, p.values * kRows, state_rows(p), s.values, s.pitch,
-                   count, b.width,
-                   [&](int64_t r, int64_t n, Vec<T, W> sum) __attribute__((always_inline)) {
-                     T* to = s.grad + r * s.pitch + n;
-                     store<W>(to, load<W>(to) + sum);
-                   });
-  });
+  const auto emit = [&](int64_t r, int64_t used, int64_t n,
+                        const auto& sums) __attribute__((always_inline)) {
+    constexpr int kVectors = sizeof(sums[0]) / sizeof(sums[0][0]);
+    T* const row = s.grad + r * s.pitch + n;
+    for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
+      T* to = row + i * s.pitch + j * W;
+      store<W>(to, load<W>(to) + sums[i][j]);
+    });
+  };
+  project<kWide>(weights.values + e * kRows, p.values * kRows, rows, s.values, s.pitch, count,
+                 width, emit);
 }
 
 template <typename S, typename T>
 void read_of(const LinearAttention& p, Map q, const Weights<const T>& w, const T* gamma,
              Map residual, MutableMap o, int64_t begin, int64_t end, const Scratch<T>& s) {
-  constexpr int W = kLanes<T>;
   for_each_block(begin, end, s.width, [&](int64_t first, int64_t count) {
     Features<T> b = s.block(p, count);
     load_block<S>(q, p.features, first, b, b.x);
     compute_features(&b, true);
     divide(p, b, w.totals, s);
-    if (gamma != nullptr) {
-      for (int64_t n = 0; n < b.width; ++n) s.scale[n] *= *gamma;
+    const T factor = gamma != nullptr ? *gamma : T(1);
+    for (int64_t n = 0; n < b.width; ++n) s.scale[n] *= factor;
+    for (int64_t r = 0; r < state_rows(p); ++r) {  // most often fewer than the values of o
+      for (int64_t n = 0; n < b.width; ++n) b.phi_row(r)[n] *= s.scale[n];
     }
-    const S* add = static_cast<const S*>(residual.data);
-    along_features<S>(p, first, b, w, o,
-                      [&](int64_t e, int64_t n, Vec<T, W> sum) __attribute__((always_inline)) {
-                        sum *= load<W>(s.scale + n);
-                        if (add != nullptr) {
-                          const S* from = add + e * residual.pitch + first + n;
-                          for (int i = 0; i < W && i < count - n; ++i) sum[i] += widen(from[i]);
-                        }
-                        return sum;
-                      });
+    along_features<S>(p, first, b, w, residual, o);
   });
 }
 
@@ -164,15 +177,16 @@ void state_backward_of(const LinearAttention& p, const Weights<const T>& w, Map 
     Features<T> b = s.block(p, count);
     load_block<S>(k, p.features, first, b, b.x);
     compute_features(&b, false);
-    for (int64_t r = 0; r < state_rows(p); ++r) {
+    for (int64_t r = 0; r < p.features; ++r) {  // that of taylor's ones goes nowhere
       for (int64_t n = 0; n < b.width; ++n) s.grad[r * s.pitch + n] = w.totals[r];
     }
-    along_values<S>(p, v, first, b, w, s);
+    for_each_block(0, p.values, kValues, [&](int64_t e, int64_t values) {
+      load_block<S>(from_row<S>(v, e), values, first, b, s.values);
+      along_values(p, p.features, e, values, b.width, w, s);
+    });
     features_backward(b, s.grad);
     store_block<S>(grad_k, p.features, first, b, s.grad);
-    along_features<S>(p, first, b, w, grad_v,
-                      [](int64_t, int64_t, auto sum)
-                          __attribute__((always_inline)) { return sum; });
+    along_features<S>(p, first, b, w, {nullptr, 0}, grad_v);
   });
 }
 
@@ -183,42 +197,49 @@ void read_backward_of(const LinearAttention& p, Map grad_o, Map q, const Weights
   constexpr int W = kLanes<T>;
   using V = Vec<T, W>;
   const T factor = gamma != nullptr ? *gamma : T(1);
+  const int64_t rows = state_rows(p), pitch = part_pitch<T>(p);
   T total = 0;
   for_each_block(begin, end, s.width, [&](int64_t first, int64_t count) {
     Features<T> b = s.block(p, count);
     load_block<S>(q, p.features, first, b, b.x);
     compute_features(&b, true);
     divide(p, b, w.totals, s);
-    clear(s.grad, state_rows(p) * s.pitch);
-    along_values<S>(p, grad_o, first, b, w, s);
+    for (int64_t n = 0; n < b.width; ++n) s.slope[n] = s.scale[n] * factor;
+    pack_positions(b.phi, b.pitch, rows, s.slope, b.width, s.panels);
+    clear(s.grad, rows * s.pitch);
+    const bool add = first > begin;
+    for_each_block(0, p.values, kValues, [&](int64_t e, int64_t of) {
+      load_block<S>(from_row<S>(grad_o, e), of, first, b, s.values);
+      along_values(p, rows, e, of, b.width, w, s);
+      add_products(p, s.values, s.pitch, e, of, false, b.width, s, add, part_);
+    });
+    clear_beyond(b, rows, s.grad);
     V dots{};
     for (int64_t n = 0; n < b.width; n += W) {
       V numerator{};
-      for (int64_t r = 0; r < state_rows(p); ++r) {
+      for (int64_t r = 0; r < rows; ++r) {
         numerator += load<W>(b.phi_row(r) + n) * load<W>(s.grad + r * s.pitch + n);
       }
       const V inverse = load<W>(s.scale + n);
       dots += numerator * inverse;
       V slope = -(numerator * inverse);  // of log denominator
-      if (p.map == FeatureMap::taylor) {
-        slope = load<W>(s.denominator + n) < static_cast<T>(p.eps) ? V{} : slope;
-      }
-      store<W>(s.denominator + n, slope);
-      store<W>(s.scale + n, inverse * factor);
+      const V below = load<W>(s.denominator + n);
+      slope = below == 0 ? V{} : slope;
+      if (p.map == FeatureMap::taylor) slope = below < static_cast<T>(p.eps) ? V{} : slope;
       slope *= inverse;
-      for (int64_t r = 0; r < state_rows(p); ++r) {
+      store<W>(s.slope + n, slope * factor);
+      for (int64_t r = 0; r < rows; ++r) {
         T* g = s.grad + r * s.pitch + n;
         store<W>(g, (load<W>(g) * inverse + slope * w.totals[r]) * factor);
       }
     }
     for (int i = 0; i < W; ++i) total += dots[i];
+    T* ones = part_ + p.values * pitch;
+    for (int64_t r = 0; r < rows; ++r) {
+      ones[r] = (add ? ones[r] : T(0)) + dot(b.phi_row(r), s.slope, b.width);
+    }
     features_backward(b, s.grad);
     store_block<S>(grad_q, p.features, first, b, s.grad);
-    for (int64_t r = 0; r < state_rows(p); ++r) {
-      for (int64_t n = 0; n < b.width; ++n) b.phi_row(r)[n] *= s.scale[n];
-    }
-    add_products<S>(p, grad_o, first, p.values <= kValues, b, s.denominator, 0, p.values, s,
-                    first > begin, part_);
   });
   *grad_gamma = total;
 }

@@ -58,46 +58,62 @@ void pack_weights(const T* w, int64_t row_step, int64_t term_step, int64_t rows,
   }
 }
 
-// Not inlined: its caller's variables would take the registers it needs.
-template <int kRows, int kVectors, typename T, typename Emit>
-__attribute__((noinline)) void project_panel(const T* w, int64_t rows, const T* x, int64_t x_pitch,
-                                             int64_t terms, int64_t count, const Emit& emit) {
-  constexpr int W = kLanes<T>;
-  const auto weight = [=](int i, int64_t k)
-                          __attribute__((always_inline)) { return w[k * kRows + i]; };
-  int64_t n = 0;
-  for (; n + kVectors * W <= count; n += kVectors * W) {
-    Vec<T, W> sums[kRows][kVectors];
-    tile<kRows, kVectors>(weight, x + n, x_pitch, terms, sums);
+// f(i, j) for the sums of a tile in the first `used` rows: without a branch where they are all.
+template <int kRows, int kVectors, typename F>
+SEGFAST_INLINE void for_each_sum(int64_t used, const F& f) {
+  if (used >= kRows) {
 #pragma GCC unroll 24
     for (int i = 0; i < kRows; ++i) {
-      if (i >= rows) break;
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) emit(i, n + j * W, sums[i][j]);
+      for (int j = 0; j < kVectors; ++j) f(i, j);
     }
-  }
-  if constexpr (kVectors > 1) {
-    const auto rest = [&](int i, int64_t offset, Vec<T, W> sum)
-                          __attribute__((always_inline)) { emit(i, n + offset, sum); };
-    project_panel<kRows, 1>(w, rows, x + n, x_pitch, terms, count - n, rest);
+  } else {
+#pragma GCC unroll 24
+    for (int i = 0; i < kRows; ++i) {
+      if (i >= used) break;
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) f(i, j);
+    }
   }
 }
 
-//   emit(i, n, y[i, n .. n + W)),   y[i, n] = sum_k w[k, i] x[k, n]
+// Not inlined: its caller's variables would take the registers it needs.
+template <int kRows, int kVectors, typename T, typename Emit>
+__attribute__((noinline)) void project_panel(const T* w, int64_t first, int64_t rows, const T* x,
+                                             int64_t x_pitch, int64_t terms, int64_t begin,
+                                             int64_t end, const Emit& emit) {
+  constexpr int W = kLanes<T>;
+  const auto weight = [=](int i, int64_t k)
+                          __attribute__((always_inline)) { return w[k * kRows + i]; };
+  int64_t n = begin;
+  for (; n + kVectors * W <= end; n += kVectors * W) {
+    Vec<T, W> sums[kRows][kVectors];
+    tile<kRows, kVectors>(weight, x + n, x_pitch, terms, sums);
+    emit(first, rows - first, n, sums);
+  }
+  if constexpr (kVectors > 1) {
+    project_panel<kRows, 1>(w, first, rows, x, x_pitch, terms, n, end, emit);
+  }
+}
+
+//   y[i, n] = sum_k w[k, i] x[k, n],   emit(i, rows from i on, n, y[i ..][n ..]) for tiles of it
 // w: packed, panels panel_size apart; x [terms, count], count a multiple of the lanes.
 template <int kVectors, typename T, typename Emit>
 void project(const T* w, int64_t panel_size, int64_t rows, const T* x, int64_t x_pitch,
              int64_t terms, int64_t count, const Emit& emit) {
   constexpr int kRows = kTileRows<kVectors>;
   for (int64_t first = 0; first < rows; first += kRows, w += panel_size) {
-    const auto at = [&](int i, int64_t n, auto sum)
-                        __attribute__((always_inline)) { emit(first + i, n, sum); };
-    project_panel<kRows, kVectors>(w, rows - first, x, x_pitch, terms, count, at);
+    project_panel<kRows, kVectors>(w, first, rows, x, x_pitch, terms, 0, count, emit);
   }
 }
 
-// f(first row, vectors across) for the panels of `gram`; one row beyond whole vectors (the ones of
-// taylor) stays alone.
+// One row beyond whole vectors (the ones of taylor) is in no panel of `gram`.
+template <typename T>
+SEGFAST_INLINE bool stands_alone(int64_t rows) {
+  return rows > 1 && rows % kLanes<T> == 1;
+}
+
+// f(first row, vectors across) for the panels of `gram`.
 template <typename T, typename F>
 SEGFAST_INLINE void for_each_panel(int64_t rows, const F& f) {
   constexpr int W = kLanes<T>;
@@ -106,21 +122,29 @@ SEGFAST_INLINE void for_each_panel(int64_t rows, const F& f) {
   if (rows - a > 1 || rows == 1) f(a, Width<1>{});
 }
 
-// x [rows, count] -> panels [count][vectors across]
+// x [rows, count] times scale [count] -> panels [count][vectors across]; last, a row that stands
+// alone.
 template <typename T>
-void pack_positions(const T* x, int64_t x_pitch, int64_t rows, int64_t count, T* panels) {
+void pack_positions(const T* x, int64_t x_pitch, int64_t rows, const T* scale, int64_t count,
+                    T* panels) {
   constexpr int W = kLanes<T>;
   for_each_panel<T>(rows, [&](int64_t first, auto vectors) {
     constexpr int kPitch = decltype(vectors)::value * W;
     for (int64_t a = first; a < first + kPitch; a += W) {
       T* to = panels + first * count + (a - first);
       for (int64_t n = 0; n < count; n += W) {
+        const Vec<T, W> factor = load<W>(scale + n);
         transpose<T, W>(
-            [&](int i) { return a + i < rows ? load<W>(x + (a + i) * x_pitch + n) : Vec<T, W>{}; },
+            [&](int i) {
+              return a + i < rows ? load<W>(x + (a + i) * x_pitch + n) * factor : Vec<T, W>{};
+            },
             [&](int j, Vec<T, W> column) { store<W>(to + (n + j) * kPitch, column); });
       }
     }
   });
+  if (!stands_alone<T>(rows)) return;
+  const T* from = x + (rows - 1) * x_pitch;
+  for (int64_t n = 0; n < count; ++n) panels[(rows - 1) * count + n] = from[n] * scale[n];
 }
 
 // out[b, a .. ) (+)= sum_n x[n, a .. ) rows[b][n] for kRows rows, of which `used` are wanted.
@@ -134,14 +158,15 @@ __attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, int64
   const auto weight = [&](int i, int64_t n) __attribute__((always_inline)) { return row[i][n]; };
   Vec<T, W> sums[kRows][kVectors];
   tile<kRows, kVectors>(weight, x, kVectors * W, count, sums);
-#pragma GCC unroll 24
-  for (int i = 0; i < kRows; ++i) {
-    if (i >= used) break;
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) {
+  if (add) {
+    for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
       T* to = out + i * out_pitch + j * W;
-      store<W>(to, add ? load<W>(to) + sums[i][j] : sums[i][j]);
-    }
+      store<W>(to, load<W>(to) + sums[i][j]);
+    });
+  } else {
+    for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
+      store<W>(out + i * out_pitch + j * W, sums[i][j]);
+    });
   }
 }
 
@@ -162,26 +187,28 @@ SEGFAST_INLINE T dot(const T* x, const T* y, int64_t count) {
 }
 
 //   out[b, a] (+)= sum_n x[a, n] y(b)[n],   b in [0, y_rows)
-// x [x_rows, count] and the same in panels; count a multiple of the lanes, out_pitch too.
+// x [x_rows, count] in panels; count a multiple of the lanes, out_pitch too.
 template <typename T, typename Row>
-void gram(const T* x, int64_t x_pitch, const T* panels, int64_t x_rows, const Row& y,
-          int64_t y_rows, int64_t count, bool add, T* out, int64_t out_pitch) {
-  constexpr int W = kLanes<T>, kRows = kTileRows<1>;
+void gram(const T* panels, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count, bool add,
+          T* out, int64_t out_pitch) {
+  constexpr int kRows = kTileRows<2>;
+  constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t b = 0; b < y_rows; b += kRows, out += kRows * out_pitch) {
     const T* rows[kRows];
     const int64_t used = y_rows - b < kRows ? y_rows - b : kRows;
     for (int i = 0; i < kRows; ++i) rows[i] = y(i < used ? b + i : b);
+    for (int64_t i = b + kRows; i < y_rows && i < b + 2 * kRows; ++i) {  // in pages of their own
+      __builtin_prefetch(y(i));
+      __builtin_prefetch(y(i) + kLine);
+    }
     for_each_panel<T>(x_rows, [&](int64_t a, auto vectors) __attribute__((always_inline)) {
-      constexpr int kVectors = decltype(vectors)::value, kTile = kTileRows<2>;
-      for (int i = 0; i < used; i += kTile) {
-        gram_tile<kVectors, kTile>(panels + a * count, rows + i, used - i, count, add,
-                                   out + i * out_pitch + a, out_pitch);
-      }
+      constexpr int kVectors = decltype(vectors)::value;
+      gram_tile<kVectors, kRows>(panels + a * count, rows, used, count, add, out + a, out_pitch);
     });
-    if (x_rows > 1 && x_rows % W == 1) {
+    if (stands_alone<T>(x_rows)) {
       for (int i = 0; i < used; ++i) {
         T* to = out + i * out_pitch + x_rows - 1;
-        *to = (add ? *to : T(0)) + dot(x + (x_rows - 1) * x_pitch, rows[i], count);
+        *to = (add ? *to : T(0)) + dot(panels + (x_rows - 1) * count, rows[i], count);
       }
     }
   }

@@ -34,7 +34,7 @@ def features(x: Tensor, feature_map: str) -> Tensor:  # [B, D, N] -> [B, R, N]
     if feature_map == "relu":
         return F.relu(x)
     if feature_map == "elu":
-        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+        return torch.where(x > 0, x + 1, _below_zero(x).exp())
     if feature_map == "identity":
         return x
     squares = x.square().sum(-2, keepdim=True)  # [B, 1, N]
@@ -49,9 +49,9 @@ def features_backward(grad: Tensor, x: Tensor, feature_map: str) -> Tensor:
     if feature_map == "softplus":
         return grad * x.sigmoid()
     if feature_map == "relu":
-        return torch.where(x > 0, grad, 0)
+        return torch.where(x <= 0, 0, grad)  # NaN: of any slope
     if feature_map == "elu":
-        return grad * x.clamp(max=0).exp()
+        return grad * _below_zero(x).exp()
     if feature_map == "identity":
         return grad
     grad = grad[:, :-1]
@@ -61,6 +61,11 @@ def features_backward(grad: Tensor, x: Tensor, feature_map: str) -> Tensor:
     unit = x * inverse
     along = (grad * unit).sum(-2, keepdim=True)  # [B, 1, N]
     return torch.where(short, 0, (grad - unit * along) * inverse)
+
+
+def _below_zero(x: Tensor) -> Tensor:
+    """min(x, 0); unlike clamp's, its derivative at NaN is not 0."""
+    return torch.where(x > 0, 0, x)
 
 
 def query_shift(q: Tensor, feature_map: str) -> Tensor:  # [B, D, N] -> [B, 1, N]
@@ -78,18 +83,20 @@ def query_shift(q: Tensor, feature_map: str) -> Tensor:  # [B, D, N] -> [B, 1, N
 def query_features(q: Tensor, shift: Tensor, feature_map: str) -> Tensor:
     """phi(q) e^{-shift}: [B, D, N], [B, 1, N] -> [B, R, N]."""
     if feature_map == "softplus":  # below -20, log(1 + e^q) = e^q (1 - e^q / 2)
-        small = torch.exp(q - shift) * (1 - 0.5 * q.clamp(max=0).exp())
+        low = q.clamp(max=-20)  # what is not chosen must not overflow: its derivative would be NaN
+        small = torch.exp(low - shift) * (1 - 0.5 * low.exp())
         return torch.where(q < -20, small, F.softplus(q) * torch.exp(-shift.clamp(min=-20)))
     if feature_map == "elu":
-        return torch.where(q > 0, q + 1, torch.exp(q.clamp(max=0) - shift))
+        return torch.where(q > 0, q + 1, torch.exp(_below_zero(q) - shift))
     return features(q, feature_map)
 
 
 def query_features_backward(grad: Tensor, q: Tensor, shift: Tensor, feature_map: str) -> Tensor:
     """grad [B, R, N] of phi(q) e^{-shift} -> that of q [B, D, N]."""
     if feature_map in ("softplus", "elu"):
-        grad = grad * torch.exp(q.clamp(max=0) - shift)
-        return grad * q.abs().sigmoid() if feature_map == "softplus" else grad
+        grad = grad * torch.exp(_below_zero(q) - shift)
+        # Not |q|, whose slope at 0 is 0: second derivatives need that of a side.
+        return grad * torch.where(q > 0, q, -q).sigmoid() if feature_map == "softplus" else grad
     return features_backward(grad, q, feature_map)
 
 
@@ -113,19 +120,19 @@ def state_backward(grad: Tensor, k: Tensor, v: Tensor, feature_map: str) -> tupl
 def _denominator(
     phi: Tensor, state: Tensor, feature_map: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """S_1 + eps [B, R, 1]; 1 / (phi . (S_1 + eps)) and its slope by what is inverted [B, 1, N]."""
+    """S_1 + eps [B, R, 1]; 1 / (phi . (S_1 + eps)), and whether that is fixed [B, 1, N]."""
     ones = state[..., -1:]
     if feature_map == "taylor":
         total = ones + torch.cat(
             [torch.full_like(ones[:, :-1], eps), torch.zeros_like(ones[:, -1:])], 1
         )
-        sums = (phi * total).sum(-2, keepdim=True)
-        inverse = 1 / sums.clamp(min=eps)
-        return total, inverse, torch.where(sums < eps, 0, -inverse.square())
-    total = ones + eps
+    else:
+        total = ones + eps
     sums = (phi * total).sum(-2, keepdim=True)
-    inverse = torch.where(sums == 0, 0, 1 / torch.where(sums == 0, 1, sums))
-    return total, inverse, -inverse.square()
+    below = sums.clamp(min=eps) if feature_map == "taylor" else sums
+    empty = below == 0
+    inverse = torch.where(empty, 0, 1 / torch.where(empty, 1, below))
+    return total, inverse, empty | (sums < below)
 
 
 def read(
@@ -163,13 +170,14 @@ def read_backward(
     queries, grad = q.to(state.dtype), grad.to(state.dtype)
     shift = query_shift(queries, feature_map)
     phi = query_features(queries, shift, feature_map)
-    total, inverse, slope = _denominator(phi, state, feature_map, eps)
+    total, inverse, fixed = _denominator(phi, state, feature_map, eps)
     along = state[..., :-1] @ grad  # [B, R, N]
     numerator = (phi * along).sum(-2, keepdim=True)  # [B, 1, N] grad . numerator of o
     grad_gamma = (numerator * inverse).sum((1, 2))
-    grad_phi = along * inverse + numerator * slope * total  # [B, R, N]
+    slope = torch.where(fixed, 0, -(numerator * inverse) * inverse)  # by what is inverted
+    grad_phi = along * inverse + slope * total  # [B, R, N]
     grad_values = (phi * inverse) @ grad.mT
-    grad_ones = (phi * (numerator * slope)).sum(-1, keepdim=True)
+    grad_ones = (phi * slope).sum(-1, keepdim=True)
     grad_state = torch.cat([grad_values, grad_ones], -1)
     if gamma is not None:
         scale = gamma[:, None, None]

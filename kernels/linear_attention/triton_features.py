@@ -91,7 +91,7 @@ def features_backward(grad, x, shift, rows, D, FEATURES: tl.constexpr):
     elif FEATURES == ELU:
         grad *= exp(tl.minimum(x, 0.0) - shift)
     elif FEATURES == RELU:
-        grad = tl.where(x > 0, grad, 0.0)
+        grad = tl.where(x <= 0, 0.0, grad)  # NaN: of any slope
     elif FEATURES == TAYLOR:
         inverse, short = inverse_norm(x)
         unit = x * inverse  # 0 in row D, where x is padding
@@ -135,19 +135,19 @@ def store_tile(x, offsets, channels, C, n, N, values):
 
 @triton.jit
 def query_weights(q, ones, rows, D, inside, eps, FEATURES: tl.constexpr, DOT: tl.constexpr):
-    """phi(q) e^{-shift} as it is multiplied; 1 / phi . (S_1 + eps), 0 / 0 being 0.
+    """phi(q) e^{-shift} as it is multiplied; 1 / phi . (S_1 + eps), 1 / 0 being 0.
 
     ones = S_1 [BLOCK_R]. Also S_1 + eps [BLOCK_R, 1], shift [1, BLOCK_N], and whether the
-    denominator depends on phi. It sums the rounded phi, so that the weights of S add up as without.
+    denominator depends on phi. It sums the rounded phi, so that the weights of S add up as without;
+    beyond N it may sum 0 times infinity.
     """
     shift = query_shift(q, inside & (rows < D)[:, None], FEATURES)
     phi = rounded(features(q, shift, rows, D, inside, FEATURES), DOT)
     total = tl.where(rows < D, ones + eps, ones)[:, None]
     sums = tl.sum(phi * total, 0)[None, :]
+    has_slope = sums != 0
     if FEATURES == TAYLOR:
         has_slope = ~(sums < eps)
-        inverse = 1 / tl.where(has_slope, sums, eps)
-    else:
-        has_slope = sums != 0
-        inverse = tl.where(has_slope, 1 / tl.where(has_slope, sums, 1.0), 0.0)
+        sums = tl.where(has_slope, sums, eps)
+    inverse = tl.where(sums != 0, 1 / sums, 0.0)
     return phi, inverse, total, shift, has_slope

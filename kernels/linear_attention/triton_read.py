@@ -176,6 +176,7 @@ def read_backward_kernel(
             phi, inverse, total, shift, has_slope = query_weights(
                 queries, ones, rows, D, inside, eps, FEATURES, DOT
             )
+            inverse = tl.where((n < N)[None, :], inverse, 0.0)
             weights = phi * inverse
             product = tl.where((n < N)[None, :], tl.sum(weights * along, 0)[None, :], 0.0)  # c
             through = tl.where(has_slope, product, 0.0)

@@ -68,7 +68,7 @@ def state_kernel(
             x = rounded(features(x, 0.0, rows, D, inside, FEATURES), DOT)
         else:
             phi, inverse, _, _, _ = query_weights(x, ones, rows, D, inside, eps, FEATURES, DOT)
-            x = rounded(phi * inverse, DOT)
+            x = tl.where(inside, rounded(phi * inverse, DOT), 0.0)
         sums = tl.dot(values, tl.trans(x.to(DOT_DTYPE)), sums, input_precision=PRECISION)
         sums_of_ones += tl.sum(x, 1)
 

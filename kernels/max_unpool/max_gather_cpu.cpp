@@ -85,14 +85,39 @@ void select_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, Rang
   });
 }
 
-template <typename W>
+// A row y [Wo] of 2 x 2 windows, at least eight, from two rows of x, top [W] and the one below.
+// kStream: past the caches, which takes whole cache lines and no group of windows twice.
+template <bool kStream, typename W>
+void gather_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W* y) {
+  using L = Lanes<W, kWindows, 2>;
+  const W* const bottom = top + columns.input;
+  const W* const next = bottom + columns.input;  // rows end before the processor sees that others
+  const bool wide = columns.input * sizeof(W) >= 256;  // follow, unless they share cache lines
+  for_each_eight<W>(packed, columns.output, [&](int64_t first, Eight<W> in_order) {
+    if (wide) {
+      __builtin_prefetch(next + 2 * first);
+      __builtin_prefetch(next + columns.input + 2 * first);
+    }
+    const Eight<W> offset = L::in_lanes(in_order);
+    const Eight<W> beside = (Eight<W>)((offset & 1) != 0);
+    const auto chosen = [&](const W* row) __attribute__((always_inline)) {
+      return beside ? L::load_columns(row + 2 * first, 1, 2)
+                    : L::load_columns(row + 2 * first, 0, 2);
+    };
+    const Eight<W> upper = chosen(top), lower = chosen(bottom);
+    const Eight<W> value = L::in_order(offset > 1 ? lower : upper);
+    kStream ? stream<kWindows>(y + first, value) : store<kWindows>(y + first, value);
+  });
+}
+
+template <bool kStream, typename W>
 void gather_tiles(const Pooling& p, const W* x, const uint8_t* packed, W* y, Range rows) {
   const int64_t bytes = packed_row(p);
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const int64_t map = row / p.rows.output, ho = row % p.rows.output;
-    gather_row(map_of_x(p, x, map) + 2 * ho * p.columns.input, packed + row * bytes, p.columns,
-               y + row * p.columns.output);
-  }
+  for_each_pair(p, rows, [&](int64_t row, int64_t h) {
+    gather_row<kStream>(x + h * p.columns.input, packed + row * bytes, p.columns,
+                        y + row * p.columns.output);
+  });
+  end_of_stream();
 }
 
 template <bool Last, typename W>
@@ -164,7 +189,9 @@ void gather_rows(const Pooling& p, const W* x, const uint8_t* packed, W* y, uint
   }
   if constexpr (!Last) {
     if (is_tiled(p) && p.columns.output >= kWindows) {
-      return gather_tiles(p, x, packed, y, {begin, end});
+      return streams_tiles(p, y, p.columns.output)
+                 ? gather_tiles<true>(p, x, packed, y, {begin, end})
+                 : gather_tiles<false>(p, x, packed, y, {begin, end});
     }
   }
   if (positions(p) > kMostVisited) return look_up_rows<Last>(p, x, packed, y, {begin, end});

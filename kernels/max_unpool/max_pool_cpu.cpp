@@ -77,18 +77,38 @@ struct Maximum {
   };
 };
 
-// A row y [Wo] of 2 x 2 windows, at least eight, from two rows of x, top [W] and the one below: the
-// better half of each row of a window, then the better of the two, which is the first maximum or
-// the last NaN, too.
+// Of 2 x 2 windows: the maxima, and masks that tell the row and the column of each.
+template <typename V>
+struct Tiles {
+  V best, below, beside;
+};
+
+// values(i, j): those at row i and column j. The better half of each row of a window, then the
+// better of the two, which is the first maximum or the last NaN, too.
+template <Dtype D, typename Values>
+SEGFAST_INLINE auto best_of_tiles(const Values& values) {
+  using V = decltype(values(0, 0));
+  constexpr int N = sizeof(V) / sizeof(WordOf<D>);
+  const auto later_wins = [](V earlier, V later) __attribute__((always_inline)) {
+    const auto a = order<D, N>(earlier), b = order<D, N>(later);
+    return (V)(b > a) | (V)is_nan<D>(b);
+  };
+  const auto better = [&](int i, V* right) __attribute__((always_inline)) {
+    const V a = values(i, 0), b = values(i, 1);
+    *right = later_wins(a, b);
+    return *right ? b : a;
+  };
+  V upper_right, lower_right;
+  const V upper = better(0, &upper_right), lower = better(1, &lower_right);
+  const V below = later_wins(upper, lower);
+  return Tiles<V>{below ? lower : upper, below, below ? lower_right : upper_right};
+}
+
+// A row y [Wo], at least eight windows, from two rows of x, top [W] and the one below.
 template <Dtype D>
 void pool_tiles_row(const WordOf<D>* top, const PoolAxis& columns, WordOf<D>* y, uint8_t* packed) {
   using W = WordOf<D>;
   using L = Lanes<W, kWindows, 2>;
-  using V = Eight<W>;
-  const auto later_wins = [](V earlier, V later) __attribute__((always_inline)) {
-    const auto a = order<D, kWindows>(earlier), b = order<D, kWindows>(later);
-    return (V)(b > a) | (V)is_nan<D>(b);
-  };
   const W* const bottom = top + columns.input;
   const W* const next = bottom + columns.input;
   const bool wide = columns.input * sizeof(W) >= 256;  // as in gather_row
@@ -97,37 +117,81 @@ void pool_tiles_row(const WordOf<D>* top, const PoolAxis& columns, WordOf<D>* y,
       __builtin_prefetch(next + 2 * first);
       __builtin_prefetch(next + columns.input + 2 * first);
     }
-    const auto better = [&](const W* row, V* right) __attribute__((always_inline)) {
-      const V a = L::load_columns(row + 2 * first, 0, 2),
-              b = L::load_columns(row + 2 * first, 1, 2);
-      *right = later_wins(a, b);
-      return *right ? b : a;
-    };
-    V upper_right, lower_right;
-    const V upper = better(top, &upper_right), lower = better(bottom, &lower_right);
-    const V below = later_wins(upper, lower);
-    L::store_windows(y + first, below ? lower : upper);
+    const auto tiles = best_of_tiles<D>([&](int i, int j) __attribute__((always_inline)) {
+      return L::load_columns((i == 0 ? top : bottom) + 2 * first, j, 2);
+    });
+    L::store_windows(y + first, tiles.best);
     if (packed == nullptr) return;
-    const V beside = below ? lower_right : upper_right;
-    put_eight(packed, first, signs<W>(L::in_order(below)), signs<W>(L::in_order(beside)));
+    put_eight(packed, first, signs<W>(L::in_order(tiles.below)),
+              signs<W>(L::in_order(tiles.beside)));
   });
 }
 
+// As many channels as a vector has bytes. Byte k of lane L is channel k * N + L's: in order.
+template <typename W, int... K>
+SEGFAST_INLINE auto bytes_in_order(Vec<W, kLanes<W>> v, std::integer_sequence<int, K...>) {
+  constexpr int kBytes = sizeof(W), N = kLanes<W>;
+  const auto bytes = (Vec<uint8_t, kLanes<uint8_t>>)v;
+  return pick<(K % N * kBytes + K / N)...>(bytes, bytes);
+}
+
+// A row y [Wo, C] from two rows of x, top [W, C] and the one below; channels: at least as many as a
+// vector has bytes.
 template <Dtype D>
-void pool_tiles(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed, Range rows) {
-  const int64_t bytes = packed_row(p);
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const int64_t map = row / p.rows.output, ho = row % p.rows.output;
-    pool_tiles_row<D>(map_of_x(p, x, map) + 2 * ho * p.columns.input, p.columns,
-                      y + row * p.columns.output,
-                      packed == nullptr ? nullptr : packed + row * bytes);
+void pool_pixels_row(const WordOf<D>* top, const Pooling& p, WordOf<D>* y, uint8_t* packed) {
+  using W = WordOf<D>;
+  constexpr int kAtOnce = kLanes<uint8_t>, N = kLanes<W>;
+  const int64_t channels = p.channels, line = p.columns.input * channels;
+  for (int64_t wo = 0; wo < p.columns.output; ++wo, top += 2 * channels, y += channels) {
+    const int shift = static_cast<int>(wo % 4 * 2);
+    const auto put = [&](int64_t c) __attribute__((always_inline)) {
+      Vec<W, N> offsets{};
+#pragma GCC unroll 8
+      for (int k = 0; k < kAtOnce / N; ++k) {
+        const int64_t first = c + k * N;
+        const auto tiles = best_of_tiles<D>([&](int i, int j) __attribute__((always_inline)) {
+          return load<N>(top + i * line + j * channels + first);
+        });
+        store<N>(y + first, tiles.best);
+        constexpr W kOne = 1;
+        offsets |= (tiles.beside & static_cast<W>(kOne << 8 * k)) |
+                   (tiles.below & static_cast<W>(kOne << (8 * k + 1)));
+      }
+      if (packed == nullptr) return;
+      auto bytes = bytes_in_order<W>(offsets << shift, std::make_integer_sequence<int, kAtOnce>{});
+      uint8_t* const to = packed + wo / 4 * channels + c;
+      if (shift > 0) bytes |= load<kAtOnce>(to);  // the windows before
+      store<kAtOnce>(to, bytes);
+    };
+    int64_t c = 0;
+    for (; c + kAtOnce <= channels; c += kAtOnce) put(c);
+    if (c < channels) put(channels - kAtOnce);
   }
+}
+
+template <bool Last>
+bool serves_tiles(const Pooling& p) {
+  return is_tiled(p) && (Last ? p.channels >= kLanes<uint8_t> : p.columns.output >= kWindows);
+}
+
+template <Dtype D, bool Last>
+void pool_tiles(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed, Range rows) {
+  const int64_t line = p.columns.input * inner(p), bytes = packed_row(p) * inner(p);
+  for_each_pair(p, rows, [&](int64_t row, int64_t h) {
+    WordOf<D>* const to = y + row * p.columns.output * inner(p);
+    uint8_t* const offsets = packed == nullptr ? nullptr : packed + row * bytes;
+    if constexpr (Last) {
+      pool_pixels_row<D>(x + h * line, p, to, offsets);
+    } else {
+      pool_tiles_row<D>(x + h * line, p.columns, to, offsets);
+    }
+  });
 }
 
 template <Dtype D, bool Last, int K, int Stride>
 void pool_rows(const Pooling& p, const WordOf<D>* x, WordOf<D>* y, uint8_t* packed, Range rows) {
-  if constexpr (!Last && K == 2) {
-    if (is_tiled(p) && p.columns.output >= kWindows) return pool_tiles<D>(p, x, y, packed, rows);
+  if constexpr (K == 2) {
+    if (serves_tiles<Last>(p)) return pool_tiles<D, Last>(p, x, y, packed, rows);
   }
   const int bits = offset_bits(p);
   const Range whole = whole_windows(p.columns);

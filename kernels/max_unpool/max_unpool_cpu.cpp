@@ -7,14 +7,6 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-// Larger outputs are not in any cache when they are read next.
-constexpr int64_t kCaches = int64_t{32} << 20;
-
-bool is_past_caches(const Pooling& p) {
-  const int64_t bytes = p.dtype == Dtype::f64 ? 8 : p.dtype == Dtype::f32 ? 4 : 2;
-  return p.batch * p.channels * p.rows.input * p.columns.input * bytes > kCaches;
-}
-
 // One row x [W] of a plane, any geometry: window by window, in pieces that stay in registers'
 // reach.
 template <typename M, typename W>
@@ -90,9 +82,13 @@ void unpool_planes(const Pooling& p, const W* y, const uint8_t* packed, W* x, in
   if constexpr (M::kInPlace) {
     if (Spread<M, 0, 0>::serves(p)) {
       const int64_t stride = p.columns.stride, kernel = p.columns.kernel;
-      if (stride == 2 && kernel == 2) return spread_planes<M, 2, 2>(p, y, packed, x, begin, end);
-      if (stride == 2 && kernel == 3) return spread_planes<M, 2, 3>(p, y, packed, x, begin, end);
-      if (stride == 1) return spread_planes<M, 1, 0>(p, y, packed, x, begin, end);
+      if constexpr (!M::kSum) {
+        if (stride == 2 && kernel == 2) return spread_planes<M, 2, 2>(p, y, packed, x, begin, end);
+      }
+      if constexpr (!M::kOnly) {
+        if (stride == 2 && kernel == 3) return spread_planes<M, 2, 3>(p, y, packed, x, begin, end);
+        if (stride == 1) return spread_planes<M, 1, 0>(p, y, packed, x, begin, end);
+      }
       return spread_planes<M, 0, 0>(p, y, packed, x, begin, end);
     }
   }
@@ -168,29 +164,24 @@ template <typename M, bool kStream, typename W, typename F>
 void unpool_tiles(const Pooling& p, const W* y, const uint8_t* packed, W* x, int64_t begin,
                   int64_t end, const F& one_row) {
   const int64_t line = p.columns.input * inner(p), bytes = packed_row(p) * inner(p);
-  while (begin < end) {
-    const int64_t map = begin / p.rows.input, h = begin % p.rows.input;
-    if (h % 2 != 0 || begin + 1 == end || h / 2 == p.rows.output) {
-      one_row(begin++);
-      continue;
+  int64_t first = begin / p.rows.input * p.rows.output;  // row of y of this map
+  int64_t h = begin % p.rows.input;
+  for (int64_t step; begin < end; begin += step) {
+    const bool both = h % 2 == 0 && begin + 1 < end && h / 2 < p.rows.output;
+    if (both) {
+      const W* from = y + (first + h / 2) * p.columns.output * inner(p);
+      const uint8_t* offsets = packed + (first + h / 2) * bytes;
+      W* to = x + begin * line;
+      p.channels_last ? spread_pixels<M, kStream>(from, offsets, p, to)
+                      : spread_row<M, kStream>(from, offsets, p.columns, to);
+    } else {
+      one_row(begin);
     }
-    const int64_t row = map * p.rows.output + h / 2;
-    const W* from = y + row * p.columns.output * inner(p);
-    const uint8_t* offsets = packed + row * bytes;
-    W* to = x + begin * line;
-    p.channels_last ? spread_pixels<M, kStream>(from, offsets, p, to)
-                    : spread_row<M, kStream>(from, offsets, p.columns, to);
-    begin += 2;
+    step = both ? 2 : 1;
+    h += step;
+    if (h == p.rows.input) h = 0, first += p.rows.output;
   }
   end_of_stream();
-}
-
-// Pixels, or rows and groups of windows, that are whole cache lines.
-template <typename W>
-bool streams_tiles(const Pooling& p, const W* x) {
-  if (!is_past_caches(p)) return false;
-  if (p.channels_last) return streams_well(x, p.channels);
-  return streams_well(x, p.columns.input) && p.columns.output % kWindows == 0;
 }
 
 template <typename M, typename W>
@@ -209,7 +200,7 @@ void run(const Pooling& p, const void* y, const uint8_t* packed, void* x, int64_
   if constexpr (!M::kSum) {
     if (is_tiled(p) && (p.channels_last || p.columns.output >= kWindows)) {
       const auto one_row = [&](int64_t row) { unpool_any<M>(p, from, packed, to, row, row + 1); };
-      return streams_tiles(p, to)
+      return streams_tiles(p, to, p.columns.input)
                  ? unpool_tiles<M, true>(p, from, packed, to, begin, end, one_row)
                  : unpool_tiles<M, false>(p, from, packed, to, begin, end, one_row);
     }

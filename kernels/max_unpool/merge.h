@@ -24,14 +24,15 @@ SEGFAST_INLINE WordOf<D> from_real(RealOf<D> sum) {
 }
 
 // Each way of merging: what a position keeps (Sink), how one window changes it (one; many for
-// vectors, where what is kept is as wide as x: kInPlace), what is written.
+// vectors, where what is kept is as wide as x: kInPlace), what is written. kOnly: windows do not
+// overlap, kSum: they do, which leaves few geometries (of columns) to each.
 
 // The last value, moved; Only: of at most one, and never -0.
 template <typename W_, bool Only>
 struct Moved {
   using W = W_;
   using Sink = W;
-  static constexpr bool kSum = false, kInPlace = true;
+  static constexpr bool kSum = false, kOnly = Only, kInPlace = true;
   static constexpr W kMinusZero = static_cast<W>(std::make_unsigned_t<W>{1} << (8 * sizeof(W) - 1));
 
   static SEGFAST_INLINE W moved(W y) { return Only && y == kMinusZero ? 0 : y; }
@@ -53,7 +54,7 @@ template <Dtype D>
 struct Summed {
   using W = WordOf<D>;
   using Sink = RealOf<D>;
-  static constexpr bool kSum = true, kInPlace = !kIsHalf<D>;
+  static constexpr bool kSum = true, kOnly = false, kInPlace = !kIsHalf<D>;
 
   static SEGFAST_INLINE Sink one(Sink old, W y, bool chosen) {
     return old + (chosen ? to_real<D>(y) : 0);

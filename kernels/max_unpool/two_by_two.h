@@ -10,15 +10,35 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
+constexpr int64_t kWindows = 8;  // of a plane at once: the last ones perhaps again
+
 // None of them reaches beyond x.
 SEGFAST_INLINE bool is_tiled(const Pooling& p) {
   return is_two_by_two(p) && p.rows.output == p.rows.input / 2 &&
          p.columns.output == p.columns.input / 2;
 }
 
-// ---------------------------------------------------------------------------------------- planes
+// f(row of y, the first of its two rows of x) for rows of y, of which there are some.
+template <typename F>
+SEGFAST_INLINE void for_each_pair(const Pooling& p, Range rows, const F& f) {
+  int64_t ho = rows.begin % p.rows.output;
+  int64_t h = rows.begin / p.rows.output * p.rows.input + 2 * ho;
+  for (int64_t row = rows.begin; row < rows.end; ++row, h += 2) {
+    f(row, h);
+    if (++ho == p.rows.output) ho = 0, h += p.rows.input % 2;
+  }
+}
 
-constexpr int64_t kWindows = 8;  // of a plane at once: the last ones perhaps again
+// Whether rows of a map, x or y, are written past the caches: pixels, or rows and groups of
+// windows, that are whole cache lines.
+template <typename W>
+SEGFAST_INLINE bool streams_tiles(const Pooling& p, const W* map, int64_t width) {
+  if (!is_past_caches(p)) return false;
+  if (p.channels_last) return streams_well(map, p.channels);
+  return streams_well(map, width) && p.columns.output % kWindows == 0;
+}
+
+// ---------------------------------------------------------------------------------------- planes
 
 template <typename W>
 using Eight = Vec<W, kWindows>;
@@ -31,13 +51,14 @@ SEGFAST_INLINE void for_each_eight_windows(int64_t windows, const F& f) {
 // f(first of eight windows, their offsets).
 template <typename W, typename F>
 SEGFAST_INLINE void for_each_eight(const uint8_t* packed, int64_t windows, const F& f) {
-  const int64_t bytes = packed_width(windows, 2);
   for_each_eight_windows(windows, [&](int64_t first) __attribute__((always_inline)) {
-    const int64_t byte = first / 4;
+    const uint8_t* const from = packed + (first >> 2);
     uint16_t low;
-    __builtin_memcpy(&low, packed + byte, 2);
-    const uint32_t bits = low | uint32_t{byte + 2 < bytes ? packed[byte + 2] : uint8_t{0}} << 16;
-    f(first, unsqueeze<2, W>(bits >> first % 4 * 2 & 0xffff));
+    __builtin_memcpy(&low, from, 2);
+    uint32_t bits = low;
+    // The last eight, some of them again, may begin within a byte: then there is a third one.
+    if (const int64_t before = first & 3) bits = (bits | uint32_t{from[2]} << 16) >> 2 * before;
+    f(first, unsqueeze<2, W>(bits));
   });
 }
 // The highest bit of every lane of a mask, the first lane's lowest.
@@ -72,8 +93,8 @@ SEGFAST_INLINE void put_eight(uint8_t* packed, int64_t first, uint32_t below, ui
   v = (v | v << 2) & 0x33333333;
   v = (v | v << 1) & 0x55555555;
   const uint32_t bits = (v | v >> 15) & 0xffff;
-  uint8_t* const to = packed + first / 4;
-  const int shift = static_cast<int>(first % 4 * 2);
+  uint8_t* const to = packed + (first >> 2);
+  const int shift = static_cast<int>(first & 3) * 2;
   if (shift == 0) {
     __builtin_memcpy(to, &bits, 2);
     return;
@@ -106,28 +127,6 @@ void spread_row(const W* y, const uint8_t* packed, const PoolAxis& columns, W* t
     put(bottom + 2 * first, quarter(2), quarter(3));
   });
   if (columns.input % 2) top[columns.input - 1] = bottom[columns.input - 1] = 0;
-}
-
-// A row y [Wo] from two rows of x, top [W] and the one below.
-template <typename W>
-void gather_row(const W* top, const uint8_t* packed, const PoolAxis& columns, W* y) {
-  const W* const bottom = top + columns.input;
-  const W* const next = bottom + columns.input;  // rows end before the processor sees that others
-  const bool wide = columns.input * sizeof(W) >= 256;  // follow, unless they share cache lines
-  for_each_eight<W>(packed, columns.output, [&](int64_t first, Eight<W> offset) {
-    if (wide) {
-      __builtin_prefetch(next + 2 * first);
-      __builtin_prefetch(next + columns.input + 2 * first);
-    }
-    const auto chosen = [&](const W* from) {
-      const Eight<W> a = load<kWindows>(from), b = load<kWindows>(from + kWindows);
-      const Eight<W> left = pick<0, 2, 4, 6, 8, 10, 12, 14>(a, b);
-      const Eight<W> right = pick<1, 3, 5, 7, 9, 11, 13, 15>(a, b);
-      return (offset & 1) != 0 ? right : left;
-    };
-    const Eight<W> upper = chosen(top + 2 * first), lower = chosen(bottom + 2 * first);
-    store<kWindows>(y + first, offset > 1 ? lower : upper);
-  });
 }
 
 // -------------------------------------------------------------------------------- channels_last

@@ -53,14 +53,15 @@ struct Lanes {
   static constexpr bool kHalved = Stride == 2 && N > 1;
   static constexpr auto kAll = std::make_integer_sequence<int, N>{};
 
-  static SEGFAST_INLINE Vec<W, N> load_windows(const W* p) {
-    if constexpr (kHalved) return to_halves<W, N>(load<N>(p), kAll);
-    return load<N>(p);
+  static SEGFAST_INLINE Vec<W, N> in_lanes(Vec<W, N> v) {
+    if constexpr (kHalved) return to_halves<W, N>(v, kAll);
+    return v;
   }
   static SEGFAST_INLINE Vec<W, N> in_order(Vec<W, N> v) {
     if constexpr (kHalved) return from_halves<W, N>(v, kAll);
     return v;
   }
+  static SEGFAST_INLINE Vec<W, N> load_windows(const W* p) { return in_lanes(load<N>(p)); }
   static SEGFAST_INLINE void store_windows(W* p, Vec<W, N> v) { store<N>(p, in_order(v)); }
   // row[column + stride * k] for window k. With stride 2 at least two columns are assumed: nothing
   // outside of the windows is touched.

@@ -1,6 +1,7 @@
 // What the CPU kernels share: where windows lie, what elements are, how offsets are packed.
 #pragma once
 
+#include "integers.h"
 #include "max_unpool.h"
 #include "simd.h"
 
@@ -21,10 +22,6 @@ namespace {
 
 // Outputs handled at once: their offsets, as wide as the elements, stay in the first-level cache.
 constexpr int64_t kChunk = 512;
-
-SEGFAST_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-SEGFAST_INLINE constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-SEGFAST_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0
 
 // ------------------------------------------------------------------------------------ geometry
 
@@ -114,6 +111,14 @@ SEGFAST_INLINE void for_each_group(int64_t begin, int64_t end, const F& f) {
   } else if constexpr (N > 1) {
     for_each_group<W, (N == kLanes<W> && N >= 4 ? N / 2 : 1)>(begin, end, f);
   }
+}
+
+// What is written while a larger x passes by is not in any cache when it is read next.
+constexpr int64_t kCaches = int64_t{32} << 20;
+
+SEGFAST_INLINE bool is_past_caches(const Pooling& p) {
+  const int64_t bytes = p.dtype == Dtype::f64 ? 8 : p.dtype == Dtype::f32 ? 4 : 2;
+  return p.batch * p.channels * p.rows.input * p.columns.input * bytes > kCaches;
 }
 
 // ------------------------------------------------------------------------------ packed offsets

@@ -17,6 +17,7 @@ from segfast._swap.probe import Probe
 from segfast._swap.verdict import Leave, Swap, Verdict, hooked_below, is_plain_parameter, not_plain
 from segfast.nn import LinearAttention2d, PositionAttention2d
 from segfast.nn.linear_attention import FEATURE_MAPS
+from segfast.ops import _check
 
 PROJECTIONS = ("query_conv", "key_conv", "value_conv")
 MAP = (2, 6, 6)  # images, rows, columns of the probe: square, as the published code wants it
@@ -42,8 +43,8 @@ def to_segfast(module: nn.Module) -> Verdict:
 
 
 def _sharing(module: Any, feature_map: str, residual: bool) -> LinearAttention2d:
-    eps = getattr(module, "eps", 1e-6)
-    eps = float(eps) if isinstance(eps, (int, float)) and eps >= 0 else 1e-6
+    eps = _check.real(getattr(module, "eps", None))
+    eps = float(eps) if eps is not None and eps >= 0 else 1e-6
     query = module.query_conv
     with torch.device("meta"):
         new = LinearAttention2d(query.in_channels, query.out_channels, feature_map, eps, residual)

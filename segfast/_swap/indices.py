@@ -28,13 +28,11 @@ class Flow:
     Attributes:
         unpools: modules that were given them.
         elsewhere: what else was done with them.
-        calls: how often the pool was called.
     """
 
     def __init__(self) -> None:
         self.unpools: set[nn.Module] = set()
         self.elsewhere: list[str] = []
-        self.calls = 0
 
 
 class Token:
@@ -124,7 +122,6 @@ def _pooling(pool: Any, flow: Flow, tokens: list[Any]) -> Callable[..., Any]:
         y = F.max_pool2d(
             input, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
         )
-        flow.calls += 1
         token = Token(flow, torch.zeros_like(y, dtype=torch.int64))
         tokens.append(weakref.ref(token))
         return y, token

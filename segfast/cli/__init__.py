@@ -1,7 +1,8 @@
 """The ``segfast`` command: ``crf``, ``demo``, ``bench``, ``info``, ``models``.
 
 Exit codes: 0 done, 2 something is wrong with what was asked (one line on stderr says what and what
-was expected), 130 interrupted; ``bench`` returns pytest's own code.
+was expected), 130 interrupted; ``bench`` returns pytest's own code, ``info --kernels`` 1 where a
+kernel spills or takes too much.
 """
 
 from __future__ import annotations

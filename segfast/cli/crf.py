@@ -157,6 +157,8 @@ def _plan(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
             f"{one} is a folder and {other} is a file: expected two files or two folders"
         )
     jobs, skipped = _folder_jobs(args) if folders else ([_file_job(args)], [])
+    if args.key is not None and all(job.labels.suffix.lower() != ".npz" for job in jobs):
+        raise UserError(f"--key is for arrays in a .npz, got {args.labels}")
     for job in jobs:
         _check_results(job, args.force)
     return jobs, skipped

@@ -26,15 +26,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--size",
         type=image_size,
-        default=(512, 512),
         metavar="HxW",
         help="image that one model's multiply-accumulates are counted for (default: 512x512)",
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as JSON")
+    form.add_argument(
         "--markdown",
         action="store_true",
-        help="a table of names, layouts, parameters and sources (docs/models.md has it)",
+        help="a table of names, layouts, parameters, images and sources (README.md has it)",
     )
 
 
@@ -48,15 +48,24 @@ def image_size(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> int:
     from segfast.models import list_models, model_info
+    from segfast.models._registry import nearest
 
     names = list_models(args.pattern)
     if not names:
-        raise UserError(f"no model is called {args.pattern!r} (`segfast models` lists them)")
+        near = nearest(args.pattern, list_models())
+        raise UserError(f"no model is called {args.pattern!r} ({near}; `segfast models` lists all)")
+    one = names == [args.pattern] and not args.markdown
+    if args.size is not None and not one:
+        raise UserError("--size is for all that is known of one model, not for lists and tables")
     if args.markdown:
         print("\n".join(table(names)))
-    elif names == [args.pattern]:
-        facts = _facts(model_info(args.pattern, size=args.size))
-        print(json.dumps(facts, indent=2) if args.json else "\n".join(readable(facts)))
+    elif one:
+        try:
+            facts = _facts(model_info(args.pattern, size=args.size or (512, 512)))
+        except ValueError as error:
+            raise UserError(f"--{error}" if str(error).startswith("size ") else error) from None
+        shown = json.dumps(facts, indent=2) if args.json else "\n".join(readable(_in_words(facts)))
+        print(shown)
     else:
         print(json.dumps(names, indent=2) if args.json else "\n".join(names))
     return 0
@@ -69,22 +78,34 @@ def table(names: Sequence[str]) -> list[str]:
     from segfast.models import create_model, model_source
     from segfast.models._info import parameters
 
-    lines = ["| name | layout (others) | parameters | source |", "|---|---|--:|---|"]
+    lines = ["| name | layout (others) | parameters | images | source |", "|---|---|--:|---|---|"]
     for name in names:
         with torch.device("meta"):
             model = create_model(name)
         first, *others = model.layouts
         layouts = f"{first} ({', '.join(others)})" if others else first
-        lines.append(f"| `{name}` | {layouts} | {parameters(model):,} | {model_source(name)} |")
+        images = model.preprocessing or "not published"
+        lines.append(
+            f"| `{name}` | {layouts} | {parameters(model):,} | {images} | {model_source(name)} |"
+        )
     return lines
 
 
 def _facts(info: Any) -> dict[str, Any]:
-    """Every attribute, in what JSON knows."""
-    facts = dataclasses.asdict(info)
+    """Every attribute, in what JSON knows; null: the whole image is seen, nothing is published."""
     field = info.receptive_field.rows
-    height, width = info.size
-    facts["size"] = f"{height} x {width}"
-    facts["receptive_field"] = field.size if math.isfinite(field.size) else "the whole image"
-    facts["output_stride"] = info.output_stride
-    return facts
+    return {
+        **dataclasses.asdict(info),
+        "receptive_field": field.size if math.isfinite(field.size) else None,
+        "output_stride": info.output_stride,
+    }
+
+
+def _in_words(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same for a reader."""
+    said = {
+        "size": " x ".join(map(str, facts["size"])),
+        "receptive_field": facts["receptive_field"] or "the whole image",
+        "preprocessing": facts["preprocessing"] or "not published",
+    }
+    return {**facts, **said}

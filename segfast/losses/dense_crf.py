@@ -7,13 +7,13 @@ CNN Segmentation", ECCV 2018.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segfast._warn import warn
 from segfast.kernels.dense_crf import reference
 from segfast.kernels.dense_crf.reference_grad import pixel_sum
 from segfast.ops import _check, gaussian_filter
@@ -25,6 +25,9 @@ from segfast.ops._dense_crf_check import (
     require_same_device,
     require_sigmas,
 )
+from segfast.ops._dense_crf_grad import differentiated, require_exact
+from segfast.ops._dense_crf_look import warn_about_span
+from segfast.ops.dense_crf import resolve_method
 
 
 def dense_crf_loss(
@@ -76,10 +79,13 @@ def dense_crf_loss(
         probabilities and region; with the exact method also a floating image.
 
     Raises:
-        TypeError, ValueError: an argument breaks its contract; the message names it.
+        TypeError, ValueError: an argument breaks its contract; the message names it. So does an
+            image that requires a gradient the lattice does not have.
+        NotImplementedError: on differentiating twice or in forward mode.
 
     Warns:
-        UserWarning: probabilities outside of [0, 1] (scores passed by mistake).
+        UserWarning: probabilities outside of [0, 1] (scores passed by mistake); a float image
+            that spans less than two ``color_sigma``.
 
     Example:
         >>> import torch
@@ -103,7 +109,9 @@ def dense_crf_loss(
     given = color_sigma_of(color_sigma, image, LOSS_COLOR_SIGMA)
     color = _check.positive_floats("color_sigma", given, image.shape[1])
     _check.require_choice("method", method, METHODS)
-    _warn_about(probabilities)
+    method = resolve_method(method, image.shape[2] * image.shape[3], "none")
+    require_exact(method, {"image": differentiated(image)})
+    _warn_about(probabilities, image, color)
 
     dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
     segmentation, image = probabilities.to(dtype), image.to(dtype)  # S [B, L, H, W]
@@ -166,11 +174,12 @@ class DenseCRFLoss(nn.Module):
         super().__init__()
         self.weight = _check.not_negative("weight", weight)
         require_sigmas(bilateral_sigma=bilateral_sigma, color_sigma=color_sigma)
-        _check.positive_floats("scale_factor", scale_factor, 1)
+        self.scale_factor = _check.positive_floats("scale_factor", scale_factor, 1)[0]
         _check.require_choice("method", method, METHODS)
-        _check.not_negative("tolerance", tolerance)
-        self.bilateral_sigma, self.color_sigma = bilateral_sigma, color_sigma
-        self.scale_factor, self.method, self.tolerance = scale_factor, method, tolerance
+        self.method = method
+        self.tolerance = _check.not_negative("tolerance", tolerance)
+        self.bilateral_sigma = _check.plain(bilateral_sigma)
+        self.color_sigma = _check.plain(color_sigma)
 
     def forward(self, probabilities: Tensor, image: Tensor, region: Tensor | None = None) -> Tensor:
         """[B, L, H, W], [B, C, H, W], [B, H, W] -> the weighted loss, a scalar."""
@@ -210,12 +219,12 @@ def _require_region(region: Tensor | None, probabilities: Tensor) -> None:
     require_same_device("region", region, "probabilities", probabilities)
 
 
-def _warn_about(probabilities: Tensor) -> None:
+def _warn_about(probabilities: Tensor, image: Tensor, color: Sequence[float]) -> None:
     if torch.compiler.is_compiling() or probabilities.numel() == 0:
         return
     sample = probabilities.detach()[:, :, ::7, ::7]  # a sample of the pixels is enough
     if bool((sample < 0).any()) or bool((sample > 1 + 1e-2).any()):
-        warnings.warn(
-            "probabilities lie outside of [0, 1]: these look like scores; pass their softmax",
-            stacklevel=3,
-        )
+        warn("probabilities lie outside of [0, 1]: these look like scores; pass their softmax")
+    if image.is_floating_point() and image.numel() > 0:
+        low, high = (float(end) for end in torch.aminmax(image.detach()))
+        warn_about_span(high - low, color)

@@ -38,11 +38,14 @@ from segfast.models._checkpoint import load_checkpoint, save_checkpoint
 from segfast.models._convolutional import convolutionalize, shift_and_stitch
 from segfast.models._field import receptive_field
 from segfast.models._info import ModelInfo, describe, macs
+from segfast.models._load_backbone import load_backbone
+from segfast.models._preprocessing import Preprocessing
 from segfast.models.abcnet import ABCNet
 from segfast.models.attention_to_scale import AttentionToScale
+from segfast.models.backbones import create_backbone, list_backbones
 from segfast.models.crfrnn import CRFRNNFCN8s
 from segfast.models.danet import DANet
-from segfast.models.deconvnet import DeconvNet, aggregate
+from segfast.models.deconvnet import DeconvNet
 from segfast.models.deeplabv1 import DeepLabV1
 from segfast.models.deeplabv2_resnet import DeepLabV2ResNet
 from segfast.models.deeplabv2_vgg import DeepLabV2VGG16
@@ -58,6 +61,7 @@ from segfast.models.hrnet import HRNetOCR, HRNetSegmentation
 from segfast.models.lraspp import LRASPP
 from segfast.models.manet import MANet
 from segfast.models.maresunet import MAResUNet
+from segfast.models.proposals import aggregate
 from segfast.models.pspnet import PSPNet
 from segfast.models.refinenet import RefineNet
 from segfast.models.segnet import SegNet, SegNetBasic
@@ -90,6 +94,7 @@ __all__ = [
     "MAResUNet",
     "ModelInfo",
     "PSPNet",
+    "Preprocessing",
     "RefineNet",
     "SegNet",
     "SegNetBasic",
@@ -98,8 +103,11 @@ __all__ = [
     "UNetResNet",
     "aggregate",
     "convolutionalize",
+    "create_backbone",
     "create_model",
+    "list_backbones",
     "list_models",
+    "load_backbone",
     "load_checkpoint",
     "macs",
     "model_info",
@@ -158,8 +166,7 @@ def create_model(
         options: arguments of the architecture's class, over what the name fixes.
 
     Returns:
-        A module: images [N, C, H, W] -> scores [N, L, H, W]. It remembers `layout`, for
-        :func:`load_checkpoint`.
+        A module: images [N, C, H, W] -> scores [N, L, H, W].
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -171,18 +178,13 @@ def create_model(
         torch.Size([1, 2, 64, 96])
     """
     entry = _registry.find(_ENTRIES, name)
-    layout = entry.layout if layout is None else layout
-    _check.require_choice("layout", layout, tuple(entry.layouts))
     _check.require_choice("ops", ops, ("segfast", "torch"))
     classes = entry.num_classes if num_classes is None else num_classes
-    arguments = {**entry.options, "layout": layout, **options}
-    try:
-        model = entry.build(num_classes=classes, in_channels=in_channels, **arguments)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            raise TypeError(f"options of {name!r}: {error}") from None
-        raise
-    model.layouts, model.layout = entry.layouts, layout
+    arguments = {**entry.options, **options, **({} if layout is None else {"layout": layout})}
+    model = _registry.built(
+        name, entry.build, num_classes=classes, in_channels=in_channels, **arguments
+    )
+    model.preprocessing = entry.preprocessing(model.layout)
     if ops == "torch":
         swap(model, to="torch")
     return model

@@ -25,6 +25,7 @@ class AttentionUNet(SegmentationModel):
     Args:
         num_classes, in_channels: L of the scores, C of the image.
         depth: of the ResNet.
+        layout: of the subclass's.
         attention: channels -> module that keeps them.
     """
 
@@ -33,9 +34,10 @@ class AttentionUNet(SegmentationModel):
         num_classes: int,
         in_channels: int,
         depth: int,
+        layout: str,
         attention: Callable[[int], nn.Module],
     ) -> None:
-        super().__init__(num_classes, in_channels)
+        super().__init__(num_classes, in_channels, layout)
         self.backbone = ResNet(depth, in_channels)
         widths = self.backbone.channels
         self.attention4, self.attention3 = attention(widths[3]), attention(widths[2])

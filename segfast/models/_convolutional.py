@@ -53,6 +53,7 @@ def convolutionalize(
                 raise ValueError(f"classifier must flatten before its layers, {name} comes later")
             continue
         if not isinstance(layer, nn.Linear):
+            _require_elementwise(name, layer)
             layers.add_module(name, layer)
             continue
         kernel, channels = (1, 1), layer.in_features
@@ -63,6 +64,22 @@ def convolutionalize(
     if first:
         raise ValueError("classifier must have a torch.nn.Linear, it has none")
     return layers
+
+
+# What would work along other axes of a map than of a vector.
+ACROSS = (
+    nn.Linear, nn.Bilinear, nn.Flatten, nn.Unflatten, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.BatchNorm1d, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU,
+)  # fmt: skip
+
+
+def _require_elementwise(name: str, layer: nn.Module) -> None:
+    for module in layer.modules():
+        if isinstance(module, ACROSS) and getattr(module, "dim", None) != 1:
+            raise ValueError(
+                f"classifier must have torch.nn.Linear and what works element by element (or along "
+                f"dim=1), its {name} has {_check.describe(module)}"
+            )
 
 
 def _kernel(features: int, channels: int, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -121,7 +138,13 @@ def shift_and_stitch(net: Callable[[Tensor], Tensor], x: Tensor, stride: int) ->
     if x.dim() != 4:
         raise ValueError(f"x must be [N, C, H, W], got {_check.describe(x)}")
     _check.require_count("stride", stride, 1)
-    parts = [[net(x[..., a:, b:]) for b in range(stride)] for a in range(stride)]
+    if not callable(net):
+        raise TypeError(f"net must be callable, got {_check.describe(net)}")
+    last = _smallest(net, x, stride)
+    parts = [
+        [last if a == b == stride - 1 else net(x[..., a:, b:]) for b in range(stride)]
+        for a in range(stride)
+    ]
     _require_stride(net, x, parts[0][0], stride)
     height = sum(row[0].shape[-2] for row in parts)
     width = sum(part.shape[-1] for part in parts[0])
@@ -129,6 +152,27 @@ def shift_and_stitch(net: Callable[[Tensor], Tensor], x: Tensor, stride: int) ->
     for a, row in enumerate(parts):
         for b, part in enumerate(row):
             y[..., a::stride, b::stride] = part
+    return y
+
+
+def _smallest(net: Callable[[Tensor], Tensor], x: Tensor, stride: int) -> Tensor:
+    """Of the image that is shifted most: at least one value."""
+    wanted = (
+        f"x must be an image that net takes, also when its first {stride - 1} rows and columns "
+        f"are cut off; got {_check.describe(x)}"
+    )
+    if min(x.shape[-2:]) < stride:
+        raise ValueError(wanted)
+    try:
+        y = net(x[..., stride - 1 :, stride - 1 :])
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # layers say no more
+        raise ValueError(f"{wanted}: {error}") from error
+    _check.require_tensor("the result of net", y, "[N, L, h, w]")
+    if y.dim() != 4 or 0 in y.shape[-2:]:
+        raise ValueError(f"{wanted}: it gives a {_check.describe(y)}")
     return y
 
 

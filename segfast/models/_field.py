@@ -12,6 +12,7 @@ every operation that runs, on the meta device: nothing is computed.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,25 +105,48 @@ def _adaptive_pool(field: ReceptiveField, arguments: Any, result: Tensor) -> Rec
     return field.map(axis)
 
 
-def _mean(field: ReceptiveField, arguments: Any, result: Tensor) -> ReceptiveField:
-    x, dims = arguments[0], arguments[1] or range(arguments[0].dim())
+def _along(field: ReceptiveField, arguments: Any, result: Any) -> ReceptiveField:
+    """What combines all values along some axes, or all; positions may be one axis, behind two."""
+    x = arguments[0]
+    dims = arguments[1] if len(arguments) > 1 else None
+    dims = (dims,) if isinstance(dims, int) else dims or range(x.dim())
     reduced = {dim % x.dim() for dim in dims}
-    return field.map(lambda a, i: EVERYTHING if x.dim() == 4 and i + 2 in reduced else a)
+    if x.dim() == 4:
+        return field.map(lambda a, i: EVERYTHING if i + 2 in reduced else a)
+    return _everywhere(field, arguments, result) if 2 in reduced else field
+
+
+def _norm(field: ReceptiveField, arguments: Any, result: Any) -> ReceptiveField:
+    x, _, *dims = arguments
+    return _along(field, (x, *dims), result)
+
+
+def _volume_pool(field: ReceptiveField, arguments: Any, result: Any) -> ReceptiveField:
+    """Of [N, 1, C, H, W], as local response normalisation has it."""
+    _, kernel, *rest = arguments
+    strides = rest[0] if rest and rest[0] else kernel
+    return field.map(lambda a, i: a.layer(kernel[i + 1], strides[i + 1]))
 
 
 def _everywhere(field: ReceptiveField, arguments: Any, result: Any) -> ReceptiveField:
     return ReceptiveField(EVERYTHING, EVERYTHING)
 
 
-# By the names of the operators; all others work position by position.
+# What combines all values along axes that it names.
+COMBINED = """
+    mean sum prod var std amax amin max min argmax argmin logsumexp
+    _softmax _log_softmax _safe_softmax
+"""
+# By the names of the operators.
 RULES: dict[str, Rule] = {
     "aten::convolution": _convolution,
     "aten::max_pool2d_with_indices": _torch_pool,
     "aten::avg_pool2d": _torch_pool,
     "aten::_adaptive_avg_pool2d": _adaptive_pool,
     "aten::adaptive_max_pool2d": lambda f, a, r: _adaptive_pool(f, a, r[0]),
-    "aten::mean": _mean,
-    "aten::amax": _mean,
+    **dict.fromkeys((f"aten::{name}" for name in COMBINED.split()), _along),
+    "aten::linalg_vector_norm": _norm,
+    "aten::avg_pool3d": _volume_pool,
     "aten::upsample_nearest2d": _resized(1),
     "aten::max_unpool2d": _unpool,
     "aten::pixel_shuffle": _resized(1),
@@ -144,12 +168,23 @@ RULES: dict[str, Rule] = {
         ),
         _everywhere,
     ),
-    **dict.fromkeys(("segfast::gaussian_filter", "segfast::mean_field"), _everywhere),
     **dict.fromkeys(
         (f"segfast::_linear_attention{part}" for part in ("", "_state", "_read")), _everywhere
     ),
 }
 ATTENTION = "aten::_scaled_dot_product"  # the beginning of several names
+# What works position by position, or moves positions about (a mirrored border is one of them).
+# Normalisations by statistics of the image are counted so, too: as fields of view are published.
+KEPT = """
+    relu relu_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid sigmoid tanh softplus elu
+    leaky_relu leaky_relu_ gelu silu silu_ mish erf exp log sqrt rsqrt abs neg pow clamp clamp_min
+    clamp_max add add_ sub mul mul_ div div_ maximum minimum eq ne lt le gt ge where masked_fill
+    native_batch_norm native_group_norm native_layer_norm native_dropout
+    constant_pad_nd reflection_pad2d replication_pad2d index_select
+    cat stack split split_with_sizes unbind slice select squeeze unsqueeze expand repeat
+    view _unsafe_view _reshape_alias transpose permute t alias detach clone copy_ _to_copy
+"""
+POINTWISE = frozenset(f"aten::{name}" for name in KEPT.split())
 
 
 class _Follow(TorchDispatchMode):
@@ -159,18 +194,19 @@ class _Follow(TorchDispatchMode):
         super().__init__()
         self.fields = WeakTensorKeyDictionary()
         self.fields[image] = ReceptiveField()
-        self.operators: set[str] = set()
+        self.unknown: set[str] = set()  # operators without a rule
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
         result = function(*arguments, **(options or {}))
         name = function._schema.name
-        self.operators.add(name)
         tensors = (x for x in tree_leaves((arguments, options)) if isinstance(x, Tensor))
         seen = [self.fields[x] for x in tensors if x in self.fields]
         if seen:
             rule = _everywhere if name.startswith(ATTENTION) else RULES.get(name)
+            if rule is None and name not in POINTWISE:
+                self.unknown.add(name)
             field = _together(seen)
             field = field if rule is None else rule(field, arguments, result)
             for x in tree_leaves(result):
@@ -202,7 +238,7 @@ class _Scores(nn.Module):
 
 
 def follow(model: nn.Module, layer: str | None, shape: tuple[int, ...]) -> tuple[Any, set[str]]:
-    """(receptive field, names of the operators that ran) for an image of that shape."""
+    """(receptive field, names of the operators without a rule) for an image of that shape."""
     scores = _Scores(model)
     state = {key: x.to("meta") for key, x in scores.state_dict(keep_vars=True).items()}
     caught: list[Any] = []
@@ -221,7 +257,7 @@ def follow(model: nn.Module, layer: str | None, shape: tuple[int, ...]) -> tuple
         if hook is not None:
             hook.remove()
     output = next(x for x in tree_leaves(caught[0]) if isinstance(x, Tensor))
-    return run.fields.get(output), run.operators
+    return run.fields.get(output), run.unknown
 
 
 def receptive_field(
@@ -249,6 +285,10 @@ def receptive_field(
         TypeError, ValueError: an argument breaks its contract, or the output does not depend on
             the image.
 
+    Warns:
+        UserWarning: operators of `model` that no rule is known for; they are taken to work
+            position by position. The message names them.
+
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, dilation=2))
         >>> receptive_field(net).rows
@@ -258,9 +298,14 @@ def receptive_field(
         raise TypeError(f"model must be a torch.nn.Module, got {_check.describe(model)}")
     if layer is not None and layer not in dict(model.named_modules()):
         raise ValueError(f"layer must be the name of a submodule, got {_check.describe(layer)}")
-    field, _ = follow(model, layer, image_shape(model, size, in_channels))
+    field, unknown = follow(model, layer, image_shape(model, size, in_channels))
     if field is None:
         raise ValueError("the output does not depend on the image")
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        warnings.warn(
+            f"no rule is known for {names}: taken to work position by position", stacklevel=2
+        )
     return field
 
 
@@ -272,4 +317,14 @@ def image_shape(
     if in_channels is None:
         in_channels = int(getattr(model, "in_channels", 3))
     _check.require_count("in_channels", in_channels, 1)
+    if isinstance(model, SegmentationModel):
+        if in_channels != model.in_channels:
+            raise ValueError(
+                f"in_channels must be the model's, {model.in_channels}, got {in_channels}"
+            )
+        if min(height, width) < model.least:
+            raise ValueError(
+                f"size must be at least {model.least} x {model.least} for a "
+                f"{type(model).__name__}, got {height} x {width}"
+            )
     return 1, in_channels, height, width

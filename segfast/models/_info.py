@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segfast.models._base import SegmentationModel
 from segfast.models._field import ReceptiveField, image_shape, receptive_field
+from segfast.models._preprocessing import Preprocessing
 from segfast.models._registry import Entry
 from segfast.nn import (
     CRFRNN,
@@ -40,12 +41,14 @@ class ModelInfo:
     """Of one name of `create_model`.
 
     Attributes:
-        name, source, layouts, metrics: as in its table: published figures, not measured here.
+        name, source, metrics: as in its table: published figures, not measured here.
+        layouts: published ones, the default first.
         num_classes, in_channels, size: what was counted for.
         parameters: learned numbers.
         macs: multiply-accumulates of convolutions and products of matrices, for one image.
         receptive_field: of one score; its strides are the output stride.
         operators: of segfast's, those that its modules run.
+        preprocessing: what the published network expects of images; None where nobody says.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ModelInfo:
     macs: int
     receptive_field: ReceptiveField
     operators: tuple[str, ...]
+    preprocessing: Preprocessing | None
 
     @property
     def output_stride(self) -> float:
@@ -74,17 +78,18 @@ def describe(
     return ModelInfo(
         name=entry.name,
         source=entry.source,
-        layouts=tuple(entry.layouts),
+        layouts=tuple(model.layouts),
         metrics=dict(entry.metrics),
         num_classes=model.num_classes,
         in_channels=model.in_channels,
-        size=size,
+        size=_check.pair("size", size, 1),
         parameters=parameters(model),
         macs=macs(plain, size),
         receptive_field=receptive_field(model, size=size),
         operators=tuple(
             name for name, kinds in OPERATORS.items() if any(isinstance(m, kinds) for m in modules)
         ),
+        preprocessing=model.preprocessing,
     )
 
 

@@ -23,7 +23,7 @@ class Rules:
         substitutions: (pattern, replacement) in the order they are applied.
         drop: keys that match are left out.
         absent: what ours may have and the published state has not: pattern of our keys -> the
-            constant that it stands for.
+            constant that it stands for. Counts of batches, which PyTorch has since 0.4.1, are 0.
     """
 
     def __init__(
@@ -34,7 +34,8 @@ class Rules:
     ) -> None:
         self._substitutions = [(re.compile(p), r) for p, r in substitutions]
         self._drop = [re.compile(pattern) for pattern in drop]
-        self._absent = [(re.compile(p), value) for p, value in (absent or {}).items()]
+        constants = {**(absent or {}), r"\.num_batches_tracked$": 0}
+        self._absent = [(re.compile(p), value) for p, value in constants.items()]
 
     def key(self, published: str) -> str | None:
         """Our key, or None where it is dropped."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from segfast.nn import DilatedConv2d, SeparableDilatedConv2d
+from segfast.nn._shared import wide
 from segfast.ops import _check
 
 
@@ -70,6 +71,20 @@ def gaussian(conv: Any, std: float = 0.01) -> Any:
     return conv
 
 
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """Over five channels, with Caffe's constants; in float32 or wider.
+
+    Squares of an image from 0 to 255 overflow float16, and PyTorch has no half types for it on CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(5, alpha=1e-4, beta=0.75)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> the same shape and dtype."""
+        return super().forward(wide(x)).to(x.dtype)
+
+
 class FCNHead(nn.Sequential):
     """Scores of one map: 3 x 3 to a quarter of the channels, dropout, 1 x 1 (children 0 to 4).
 
@@ -100,12 +115,3 @@ def image_scales(scales: Sequence[float]) -> list[float]:
     if len(set(scales)) < len(scales):
         raise ValueError(f"scales must differ, got {scales}")
     return _check.positive_floats("scales", scales, len(scales))
-
-
-def require_several_values(x: Tensor, norm: Any, what: str) -> None:
-    """Refuses, in training, to normalise channels of one value."""
-    if norm.training and isinstance(norm, nn.BatchNorm2d) and x.numel() == x.shape[1]:
-        raise ValueError(
-            f"x must be [N, C, H, W] with N > 1 in training: {what} are normalised, which needs "
-            f"more than 1 value per channel; got {tuple(x.shape)} there"
-        )

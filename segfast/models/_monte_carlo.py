@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segfast.models._base import SegmentationModel
 from segfast.nn._shared import wide
 from segfast.ops import _check
 
@@ -18,6 +19,27 @@ class Prediction(NamedTuple):
 
     mean: Tensor
     variance: Tensor
+
+
+class Sampled(SegmentationModel):
+    """A network with dropout that says how sure it is: Bayesian SegNet, FC-DenseNet."""
+
+    def predict(self, x: Tensor, samples: int = 50) -> Prediction:
+        """Probabilities and uncertainty: dropout stays on, and is averaged over.
+
+            mean = 1/T sum_t p_t,   variance = 1/L sum_l 1/T sum_t (p_t - mean)^2
+
+        Args:
+            x: [N, C, H, W].
+            samples: T, drawn from PyTorch's generator; 50 is Kendall and Gal's number (NIPS 2017).
+
+        Returns:
+            (mean [N, L, H, W], variance [N, H, W]).
+
+        Raises:
+            TypeError, ValueError: an argument breaks its contract; the message names it.
+        """
+        return monte_carlo(self, x, samples)
 
 
 def monte_carlo(model: nn.Module, x: Tensor, samples: int) -> Prediction:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from segfast.models._base import SegmentationModel
-from segfast.models._keys import Rules
+from segfast.models._preprocessing import USUAL, Preprocessing
 from segfast.ops import _check
+
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,27 +21,26 @@ class Entry:
 
     Attributes:
         name: <architecture>[_<backbone>][_<variant>], lower case.
-        build: called with num_classes, in_channels, layout and the options.
+        build: the architecture's class, which knows its layouts; called with num_classes,
+            in_channels, the options and, where one is asked for, layout.
         source: paper, and code whose wiring is followed.
-        layouts: published wiring and key names: name -> rules published key -> ours; the first is
-            the default.
         options: what the name fixes of the arguments of `build`; callers may override it.
         num_classes: what the published network has.
         metrics: reported figures, as published: "VOC 2012 test, mean IU" -> 62.2.
+        images: layout -> what it expects of images, where that is not what its code usually does.
     """
 
     name: str
     build: Callable[..., SegmentationModel]
     source: str
-    layouts: Mapping[str, Rules]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_classes: int = 21
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    images: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
 
-    @property
-    def layout(self) -> str:
-        """The default."""
-        return next(iter(self.layouts))
+    def preprocessing(self, layout: str) -> Preprocessing | None:
+        """What a layout expects of images; None: nobody says."""
+        return self.images.get(layout, USUAL.get(layout))
 
 
 def table(*groups: tuple[Entry, ...]) -> dict[str, Entry]:
@@ -52,18 +53,32 @@ def table(*groups: tuple[Entry, ...]) -> dict[str, Entry]:
     return dict(sorted(entries.items()))
 
 
-def find(entries: Mapping[str, Entry], name: str) -> Entry:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Those that are spelled alike, as a message lists them."""
+    return ", ".join(difflib.get_close_matches(name.lower(), names, 5, 0.5)) or "none is near"
+
+
+def find(entries: Mapping[str, Value], name: str, listed: str = "list_models()") -> Value:
     """The entry of that name, or a ValueError that names the nearest ones."""
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {_check.describe(name)}")
     if name not in entries:
-        near = ", ".join(difflib.get_close_matches(name, entries, 5, 0.5)) or "none is near"
-        raise ValueError(f"name must be one of list_models() ({near}), got {name!r}")
+        raise ValueError(f"name must be one of {listed} ({nearest(name, entries)}), got {name!r}")
     return entries[name]
 
 
-def matching(entries: Mapping[str, Entry], pattern: str) -> list[str]:
+def built(name: str, build: Callable[..., Value], /, **options: Any) -> Value:
+    """build(**options); of an option that there is not, the error says whose it would be."""
+    try:
+        return build(**options)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise TypeError(f"options of {name!r}: {error}") from None
+        raise
+
+
+def matching(entries: Iterable[str], pattern: str) -> list[str]:
     """Names that fit a shell pattern, in alphabetical order."""
     if not isinstance(pattern, str):
         raise TypeError(f"pattern must be a str, got {_check.describe(pattern)}")
-    return fnmatch.filter(entries, pattern)
+    return sorted(fnmatch.filter(entries, pattern))

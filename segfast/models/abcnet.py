@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
-from segfast.models._layers import conv_bn_relu, require_several_values
+from segfast.models._layers import conv_bn_relu
 from segfast.models._registry import Entry
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.abcnet import LAYOUTS
@@ -83,9 +83,7 @@ class ContextPath(nn.Module):
 
     def forward(self, e2: Tensor, e3: Tensor, e4: Tensor) -> tuple[Tensor, Tensor]:
         """ResNet's maps of strides 8, 16, 32 -> contexts [N, C', h, w] of strides 8 and 16."""
-        mean = e4.mean((2, 3), keepdim=True)
-        require_several_values(mean, self.conv_avg[1], "the means of whole images")
-        y = self.arm32(e4) + self.conv_avg(mean)
+        y = self.arm32(e4) + self.conv_avg(e4.mean((2, 3), keepdim=True))
         d = self.conv_head32(F.interpolate(y, e3.shape[2:]))  # nearest: pixels repeated
         c = self.conv_head16(F.interpolate(self.arm16(e3) + d, e2.shape[2:]))
         return c, d
@@ -119,16 +117,13 @@ class ABCNet(SegmentationModel):
     Args:
         num_classes, in_channels: L of the scores, C of the image.
         depth: of the ResNet: 18 (published), 34, 50, 101 or 152.
-        aux: whether there are the heads "aux16" and "aux32", on the contexts of strides 8 and 16;
+        aux: whether there are the heads "aux_16" and "aux_32", on the contexts of strides 8 and 16;
             GeoSeg trains auxiliary losses with weight 0.4.
         layout: "lironui" or "geoseg": the same.
 
     Shape:
-        x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are "aux16" and "aux32". In training
+        x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are "aux_16" and "aux_32". In training
         N > 1, for the mean of each image is normalised.
-
-    Raises:
-        TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -139,6 +134,8 @@ class ABCNet(SegmentationModel):
         torch.Size([1, 6, 64, 90])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 8,
@@ -147,8 +144,7 @@ class ABCNet(SegmentationModel):
         aux: bool = True,
         layout: str = "lironui",
     ) -> None:
-        super().__init__(num_classes, in_channels)
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
+        super().__init__(num_classes, in_channels, layout)
         _check.require_bool("aux", aux)
         width = 128
         self.backbone = ResNet(depth, in_channels)
@@ -166,7 +162,7 @@ class ABCNet(SegmentationModel):
         c, d = self.cp(*deep)
         maps = {"out": self.conv_out(self.fam(self.sp(x), c))}
         if aux and self.conv_out16 is not None and self.conv_out32 is not None:
-            maps |= {"aux16": self.conv_out16(c), "aux32": self.conv_out32(d)}
+            maps |= {"aux_16": self.conv_out16(c), "aux_32": self.conv_out32(d)}
         return {name: y[..., : x.shape[2], : x.shape[3]] for name, y in maps.items()}
 
 
@@ -175,7 +171,6 @@ MODELS = (
         "abcnet_resnet18",
         ABCNet,
         "Li et al., ISPRS Journal 2021; lironui/ABCNet, GeoSeg",
-        LAYOUTS,
         num_classes=8,
         metrics={"UAVid test, mean IU": 63.8},
     ),

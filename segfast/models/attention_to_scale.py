@@ -17,7 +17,6 @@ from segfast.models._base import resize
 from segfast.models._layers import conv2d, gaussian, image_scales
 from segfast.models._registry import Entry
 from segfast.models.deeplabv1 import FIELDS_OF_VIEW, DeepLabV1
-from segfast.models.layouts.deeplabv1 import LAYOUTS
 from segfast.ops import _check
 
 MERGES = ("attention", "average", "max")
@@ -28,7 +27,7 @@ class AttentionToScale(DeepLabV1):
 
     Args:
         num_classes, in_channels: L of the scores, C of the image.
-        scales: of the image; the largest is 1.
+        scales: of the image, two or more; the largest is 1.
         merge: "attention" (the paper's), "average" or "max" of the scales' scores.
         layout: "caffe": keys of DeepLab-LargeFOV; those of the attention are ours.
 
@@ -57,8 +56,8 @@ class AttentionToScale(DeepLabV1):
     ) -> None:
         super().__init__(num_classes, in_channels, layout=layout)
         self.scales = image_scales(scales)
-        if max(self.scales) != 1:
-            raise ValueError(f"scales must be at most 1, one of them 1; got {scales}")
+        if max(self.scales) != 1 or len(self.scales) < 2:
+            raise ValueError(f"scales must be two or more, 1 the largest of them; got {scales}")
         _check.require_choice("merge", merge, MERGES)
         self.merge = merge
         width = FIELDS_OF_VIEW["large"].width * len(self.scales)
@@ -100,6 +99,5 @@ MODELS = (
         "attention_to_scale_vgg16",
         AttentionToScale,
         "Chen et al., CVPR 2016; on DeepLab-LargeFOV",
-        LAYOUTS,
     ),
 )

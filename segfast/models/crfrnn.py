@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
+from segfast.models._preprocessing import CAFFE_VGG
 from segfast.models._registry import Entry
 from segfast.models.fcn import FCN
 from segfast.models.layouts.crfrnn import LAYOUTS
 from segfast.nn import CRFRNN
-from segfast.ops import _check
+
+FIXED = {"model", "labels", "device", "dtype"}  # arguments of CRFRNN that are this network's own
 
 
 class CRFRNNFCN8s(SegmentationModel):
@@ -49,6 +51,8 @@ class CRFRNNFCN8s(SegmentationModel):
         torch.Size([1, 2, 40, 56])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -57,20 +61,22 @@ class CRFRNNFCN8s(SegmentationModel):
         layout: str = "crfasrnn_pytorch",
         **crf: Any,
     ) -> None:
-        super().__init__(num_classes, in_channels)
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
+        super().__init__(num_classes, in_channels, layout)
+        for name in FIXED & crf.keys():
+            raise TypeError(f"{name} is no argument of a CRFRNNFCN8s")
         self.fcn = FCN(num_classes, in_channels, backbone, stride=8, upscore2_bias=True)
         self.crfrnn = CRFRNN(nn.Identity(), num_classes, **crf)
+
+    def forward(self, x: Tensor, return_aux: bool = False, image: Tensor | None = None) -> Any:
+        """Scores of x [N, C, H, W]: [N, L, H, W]; the image [N, C', H, W] may be left away."""
+        return self._run(x, return_aux, image=image)
 
     def scores(
         self, x: Tensor, aux: bool = False, image: Tensor | None = None
     ) -> dict[str, Tensor]:
         """x [N, C, H, W], image [N, C', H, W] -> "out" [N, L, H, W], with `aux` also "fcn"."""
         fcn = self.fcn.scores(x)["out"]
-        if image is None:
-            self.crfrnn.warn_about_range(x)
-            image = x
-        out = self.crfrnn(fcn, image)
+        out = self.crfrnn(fcn, x if image is None else image)
         return {"out": out, "fcn": fcn} if aux else {"out": out}
 
 
@@ -79,7 +85,7 @@ MODELS = (
         "crfrnn_fcn8s",
         CRFRNNFCN8s,
         "Zheng et al., ICCV 2015; torrvision/crfasrnn, sadeepj/crfasrnn_pytorch",
-        LAYOUTS,
         metrics={"VOC 2012 test, mean IU": 74.7},
+        images=dict.fromkeys(LAYOUTS, CAFFE_VGG),
     ),
 )

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from segfast.models._base import SegmentationModel
-from segfast.models._layers import FCNHead, conv_bn_relu
+from segfast.models._layers import conv_bn_relu
 from segfast.models._registry import Entry
+from segfast.models._supervised import DeeplySupervised
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.danet import LAYOUTS
 from segfast.nn import ChannelAttention2d, PositionAttention2d
@@ -55,7 +55,7 @@ WIRINGS = {
 ATTENTIONS = {"both": ("position", "channel"), "position": ("position",), "channel": ("channel",)}
 
 
-class DANet(SegmentationModel):
+class DANet(DeeplySupervised):
     """Fu et al., "Dual Attention Network for Scene Segmentation", CVPR 2019, section 3.
 
     Scores of the sum, of the position branch and of the channel branch are all supervised. The
@@ -67,6 +67,7 @@ class DANet(SegmentationModel):
         depth: of the ResNet: 18, 34, 50, 101 or 152.
         attention: "both", "position" or "channel" (the paper's table 1).
         output_stride: 8, 16 or 32.
+        align_corners: of the final resize; None as the layout has it.
         layout: "official" (multi-grid (4, 8, 16) in layer4) or "mmseg" (a deep stem, and one more
             head, on layer3).
 
@@ -84,6 +85,9 @@ class DANet(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    rules = LAYOUTS
+    wirings = WIRINGS
+
     def __init__(
         self,
         num_classes: int = 19,
@@ -91,33 +95,30 @@ class DANet(SegmentationModel):
         depth: int = 50,
         attention: str = "both",
         output_stride: int = 8,
+        align_corners: bool | None = None,
         layout: str = "official",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(WIRINGS))
+        super().__init__(num_classes, in_channels, layout, align_corners)
         _check.require_choice("attention", attention, tuple(ATTENTIONS))
         wires = WIRINGS[layout]
-        super().__init__(num_classes, in_channels, wires.align_corners)
         grid = () if depth == 18 else wires.multi_grid  # whose layer4 has two blocks
         self.backbone = ResNet(depth, in_channels, output_stride, grid, wiring=wires.backbone)
-        *_, third, fourth = self.backbone.channels
+        channels = self.backbone.channels[-1]
         self.branches = nn.ModuleDict(
-            {kind: Branch(fourth, num_classes, kind) for kind in ATTENTIONS[attention]}
+            {kind: Branch(channels, num_classes, kind) for kind in ATTENTIONS[attention]}
         )
-        self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(fourth // 4, num_classes, 1))
-        self.aux_classifier = FCNHead(third, num_classes) if wires.aux else None
+        self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(channels // 4, num_classes, 1))
+        self.aux_classifier = self.auxiliary(wires.aux)
 
-    def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
-        """x [N, C, H, W] -> maps [N, L, h, w]."""
-        *_, third, fourth = self.backbone(x)
-        features = {kind: branch(fourth) for kind, branch in self.branches.items()}
+    def main(self, low: Tensor, last: Tensor, aux: bool) -> dict[str, Tensor]:
+        """The last map [N, C, h, w] -> "out" [N, L, h, w], and those of both branches."""
+        features = {kind: branch(last) for kind, branch in self.branches.items()}
         total, *others = features.values()
         for other in others:
             total = total + other
         maps = {"out": self.classifier(total)}
         if aux and others:
             maps |= {kind: self.branches[kind].scores(y) for kind, y in features.items()}  # type: ignore[operator]
-        if aux and self.aux_classifier is not None:
-            maps["aux"] = self.aux_classifier(third)
         return maps
 
 
@@ -128,6 +129,6 @@ METRICS: dict[int, dict[str, float]] = {
     101: {"Cityscapes val, mean IU": 77.57},
 }
 MODELS = tuple(
-    Entry(f"danet_resnet{depth}", DANet, SOURCE, LAYOUTS, {"depth": depth}, 19, metrics)
+    Entry(f"danet_resnet{depth}", DANet, SOURCE, {"depth": depth}, 19, metrics)
     for depth, metrics in METRICS.items()
 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segfast.models._base import SegmentationModel
 from segfast.models._layers import conv2d, gaussian
 from segfast.models._placement import spread
+from segfast.models._preprocessing import DEEPLAB
 from segfast.models._registry import Entry
 from segfast.models.backbones import DeepLabVGG16, fully_connected
 from segfast.models.layouts.deeplabv1 import LAYOUTS
@@ -73,6 +74,8 @@ class DeepLabV1(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -81,14 +84,14 @@ class DeepLabV1(SegmentationModel):
         multi_scale: bool = False,
         layout: str = "caffe",
     ) -> None:
-        super().__init__(num_classes, in_channels)
+        super().__init__(num_classes, in_channels, layout)
         _check.require_choice("field_of_view", field_of_view, tuple(FIELDS_OF_VIEW))
         _check.require_bool("multi_scale", multi_scale)
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
         fc6 = FIELDS_OF_VIEW[field_of_view]
         aligned = fc6.aligned or multi_scale
         self.first = 0 if aligned else 1
         self.backbone = DeepLabVGG16(in_channels, pool_size=3 if aligned else 2)
+        self.least = self.backbone.least
         self.pool5a = nn.AvgPool2d(3, 1, padding=1) if fc6.smooth else nn.Identity()
         self.classifier = branch(fc6.kernel_size, fc6.rate, fc6.width, num_classes)
         self.multi_scale = nn.ModuleDict() if multi_scale else None
@@ -143,26 +146,26 @@ def scale(channels: int, num_classes: int) -> nn.Sequential:
     )
 
 
-_SOURCE = "Chen et al., ICLR 2015; their Caffe networks"
-_VAL, _CRF = "VOC 2012 val, mean IU", "VOC 2012 val, mean IU with CRF"
-_TEST = "VOC 2012 test, mean IU with CRF"
+SOURCE = "Chen et al., ICLR 2015; their Caffe networks"
+VAL, CRF = "VOC 2012 val, mean IU", "VOC 2012 val, mean IU with CRF"
+TEST = "VOC 2012 test, mean IU with CRF"
 
 MODELS = tuple(
-    Entry(name, DeepLabV1, _SOURCE, LAYOUTS, options, metrics=metrics)
+    Entry(name, DeepLabV1, SOURCE, options, metrics=metrics, images={"caffe": DEEPLAB})
     for name, options, metrics in (
-        ("deeplabv1", {"field_of_view": "128"}, {_VAL: 59.80, _CRF: 63.74, _TEST: 66.4}),
-        ("deeplabv1_4x4", {"field_of_view": "4x4"}, {_CRF: 67.14}),
-        ("deeplabv1_7x7", {"field_of_view": "7x7"}, {_VAL: 64.38, _CRF: 67.64, _TEST: 70.3}),
-        ("deeplabv1_largefov", {}, {_VAL: 62.25, _CRF: 67.64, _TEST: 70.3}),
+        ("deeplabv1", {"field_of_view": "128"}, {VAL: 59.80, CRF: 63.74, TEST: 66.4}),
+        ("deeplabv1_4x4", {"field_of_view": "4x4"}, {CRF: 67.14}),
+        ("deeplabv1_7x7", {"field_of_view": "7x7"}, {VAL: 64.38, CRF: 67.64, TEST: 70.3}),
+        ("deeplabv1_largefov", {}, {VAL: 62.25, CRF: 67.64, TEST: 70.3}),
         (
             "deeplabv1_msc",
             {"field_of_view": "128", "multi_scale": True},
-            {_VAL: 61.30, _CRF: 65.21, _TEST: 67.1},
+            {VAL: 61.30, CRF: 65.21, TEST: 67.1},
         ),
         (
             "deeplabv1_msc_largefov",
             {"multi_scale": True},
-            {_VAL: 64.21, _CRF: 68.70, _TEST: 71.6},
+            {VAL: 64.21, CRF: 68.70, TEST: 71.6},
         ),
     )
 )

@@ -19,7 +19,6 @@ from segfast.models._registry import Entry
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.deeplabv2_resnet import LAYOUTS
 from segfast.nn import ASPPv2
-from segfast.ops import _check
 
 
 class DeepLabV2ResNet(SegmentationModel):
@@ -53,6 +52,8 @@ class DeepLabV2ResNet(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -64,8 +65,7 @@ class DeepLabV2ResNet(SegmentationModel):
         align_corners: bool = False,
         layout: str = "deeplab-pytorch",
     ) -> None:
-        super().__init__(num_classes, in_channels, align_corners)
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
+        super().__init__(num_classes, in_channels, layout, align_corners)
         self.scales = image_scales(scales)
         self.backbone = ResNet(depth, in_channels, output_stride, wiring=layout)
         features = self.backbone.channels[-1]
@@ -91,22 +91,20 @@ class DeepLabV2ResNet(SegmentationModel):
         return self.classifier(self.backbone(x)[-1])
 
 
+SOURCE = "Chen et al., TPAMI 2018; kazuto1011/deeplab-pytorch"
 MODELS = (
     Entry(
         "deeplabv1_resnet101",
         DeepLabV2ResNet,
         "Chen et al., ICLR 2015, its VGG16 replaced; kazuto1011/deeplab-pytorch",
-        LAYOUTS,
         {"rates": None},
     ),
+    Entry("deeplabv2_resnet101", DeepLabV2ResNet, SOURCE),
     Entry(
-        "deeplabv2_resnet101",
+        "deeplabv2_resnet101_msc",
         DeepLabV2ResNet,
-        "Chen et al., TPAMI 2018; kazuto1011/deeplab-pytorch",
-        LAYOUTS,
-        metrics={
-            "VOC 2012 val, mean IU, three scales": 76.35,
-            "VOC 2012 val, mean IU, three scales, with CRF": 77.69,
-        },
+        SOURCE,
+        {"scales": (1, 0.75, 0.5)},
+        metrics={"VOC 2012 val, mean IU": 76.35, "VOC 2012 val, mean IU with CRF": 77.69},
     ),
 )

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
 from segfast.models._placement import spread
+from segfast.models._preprocessing import DEEPLAB
 from segfast.models._registry import Entry
 from segfast.models.backbones import DeepLabVGG16
 from segfast.models.deeplabv1 import branch
 from segfast.models.layouts.deeplabv2_vgg import LAYOUTS
 from segfast.nn._shared import chosen
 from segfast.nn.aspp import ASPP_RATES
-from segfast.ops import _check
 
 
 class DeepLabV2VGG16(SegmentationModel):
@@ -44,6 +44,8 @@ class DeepLabV2VGG16(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -51,8 +53,7 @@ class DeepLabV2VGG16(SegmentationModel):
         rates: str | Sequence[int] = "L",
         layout: str = "caffe",
     ) -> None:
-        super().__init__(num_classes, in_channels)
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
+        super().__init__(num_classes, in_channels, layout)
         self.backbone = DeepLabVGG16(in_channels)
         self.branches = nn.ModuleDict()
         for number, rate in enumerate(chosen("rates", rates, ASPP_RATES), 1):
@@ -73,9 +74,9 @@ MODELS = tuple(
         f"deeplabv2_vgg16_aspp_{rates.lower()}",
         DeepLabV2VGG16,
         "Chen et al., TPAMI 2018; their Caffe network",
-        LAYOUTS,
         {"rates": rates},
         metrics={"VOC 2012 val, mean IU": iou, "VOC 2012 val, mean IU with CRF": with_crf},
+        images={"caffe": DEEPLAB},
     )
     for rates, iou, with_crf in (("L", 68.96, 71.57), ("S", 66.98, 69.73))
 )

@@ -7,55 +7,39 @@ image -> backbone -> last map [N, C, h, w] -> pyramid -> [N, 256, h, w] -> resiz
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from segfast.models._base import SegmentationModel, resize
-from segfast.models._layers import FCNHead, conv_bn_relu, separable_bn_relu
+from segfast.models import _deeplab
+from segfast.models._base import resize
+from segfast.models._keys import Rules
+from segfast.models._layers import conv_bn_relu, separable_bn_relu
 from segfast.models._registry import Entry
-from segfast.models.backbones.dilated import create_dilated
-from segfast.models.deeplabv3 import pyramid_rates
-from segfast.models.layouts.deeplabv3plus import LAYOUTS, MOBILENET_V2, XCEPTION
-from segfast.nn import ASPP
-from segfast.ops import _check
+from segfast.models.backbones import RESNETS
+from segfast.models.layouts.deeplabv3plus import layouts
 
 
-class Wiring(NamedTuple):
-    """Where published code differs.
+@dataclasses.dataclass(frozen=True)
+class Wiring(_deeplab.Wiring):
+    """Where published code differs, beside the pyramid.
 
     Attributes:
-        output_stride: of the backbone, unless another is asked for.
-        multi_grid: of a residual network's last stage.
-        rates: of the pyramid; None for the paper's, 6, 12, 18 times 16 over the output stride.
-        width: of pyramid and decoder; None for a quarter of the backbone's channels.
         joined: channels of the stride 4 map; None for 3/16 of those it has.
-        aspp: options of :class:`segfast.nn.ASPP`.
-        refine: a 3 x 3 layer follows the pyramid.
         separable: the 3 x 3 layers are separable; "act" with act between their parts.
-        dropout: behind each 3 x 3 layer of the decoder.
-        aux: there is a second head, on the third stage.
-        align_corners: of all resizes.
+        dropout: behind each 3 x 3 layer of the decoder, of the pyramid's width.
     """
 
-    output_stride: int = 16
-    multi_grid: tuple[int, ...] = ()
-    rates: tuple[int, ...] | None = None
-    width: int | None = 256
     joined: int | None = 48
-    aspp: Mapping[str, Any] = {}
-    refine: bool = False
     separable: bool | str = False
     dropout: tuple[float, ...] = (0.0, 0.0)
-    aux: bool = False
-    align_corners: bool = False
 
 
 WIRINGS = {
-    "jfzhang": Wiring(multi_grid=(1, 2, 4), dropout=(0.5, 0.1), align_corners=True),
-    "deeplab-pytorch": Wiring(multi_grid=(1, 2, 4), rates=(6, 12, 18), aspp={"dropout": 0.0}),
+    "jfzhang": Wiring(16, (1, 2, 4), dropout=(0.5, 0.1), align_corners=True),
+    "deeplab-pytorch": Wiring(16, (1, 2, 4), rates=(6, 12, 18), aspp={"dropout": 0.0}),
     "mmseg": Wiring(
         output_stride=8,
         width=None,
@@ -66,12 +50,12 @@ WIRINGS = {
         aux=True,
     ),
     "smp": Wiring(
-        rates=(12, 24, 36), refine=True, separable=True, dropout=(0.0,), align_corners=True
+        16, rates=(12, 24, 36), refine=True, separable=True, dropout=(0.0,), align_corners=True
     ),
 }
 
 
-class DeepLabV3Plus(SegmentationModel):
+class DeepLabV3Plus(_deeplab.PyramidNet):
     """Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image
     Segmentation", ECCV 2018, figure 2.
 
@@ -89,7 +73,9 @@ class DeepLabV3Plus(SegmentationModel):
         aux: whether there is a second head, on the third stage; None as the layout has it. Its
             loss has weight 0.4 as mmseg trains it.
         align_corners: of all resizes; None as the layout has it.
-        layout: "jfzhang", "deeplab-pytorch", "mmseg" or "smp" (these with separable convolutions).
+        layout: "jfzhang", "deeplab-pytorch", "mmseg" or "smp" (these with separable convolutions);
+            None for the first that the backbone has: ResNet-18 and 34 have "smp" and "mmseg",
+            Xception "jfzhang", MobileNetV2 "jfzhang" and "smp".
 
     Shape:
         x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are "aux". With image pooling N > 1 in
@@ -105,6 +91,9 @@ class DeepLabV3Plus(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    backbones = (*(f"resnet{depth}" for depth in RESNETS), "xception", "mobilenet_v2")
+    wirings = WIRINGS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -116,20 +105,14 @@ class DeepLabV3Plus(SegmentationModel):
         image_pooling: bool = True,
         aux: bool | None = None,
         align_corners: bool | None = None,
-        layout: str = "jfzhang",
+        layout: str | None = None,
     ) -> None:
-        _check.require_choice("layout", layout, tuple(WIRINGS))
-        wires = WIRINGS[layout]
-        align_corners = wires.align_corners if align_corners is None else align_corners
-        super().__init__(num_classes, in_channels, align_corners)
-        stride = wires.output_stride if output_stride is None else output_stride
-        self.backbone, self.picks = create_dilated(
-            backbone, in_channels, stride, layout, multi_grid, wires.multi_grid
-        )
-        low, middle, last = (self.backbone.channels[i] for i in self.picks)
-        width, joined = wires.width or last // 4, wires.joined or 3 * low // 16
-        if rates is None:
-            rates = wires.rates or pyramid_rates(stride)
+        super().__init__(
+            num_classes, in_channels, layout, backbone, output_stride, multi_grid, rates,
+            align_corners,
+        )  # fmt: skip
+        wires, width, (low, *_) = WIRINGS[self.layout], self.width, self.channels
+        joined = wires.joined or 3 * low // 16
 
         def layer(channels: int, dropout: float = 0.0) -> nn.Sequential:
             if wires.separable:
@@ -138,68 +121,48 @@ class DeepLabV3Plus(SegmentationModel):
                 block = conv_bn_relu(channels, width, 3)
             return block.append(nn.Dropout(dropout)) if dropout else block
 
-        self.aspp = ASPP(
-            last, rates, width, wires.separable, image_pooling=image_pooling, **wires.aspp
-        )
+        self.aspp = self.pyramid(image_pooling, wires.separable)
         self.refine = layer(width) if wires.refine else None
         self.reduce = conv_bn_relu(low, joined, 1)
-        channels = [width + joined, width]
-        self.decoder = nn.Sequential(*map(layer, channels, wires.dropout))
+        self.decoder = nn.Sequential(*map(layer, (width + joined, width), wires.dropout))
         self.classifier = nn.Conv2d(width, num_classes, 1)
-        has_aux = wires.aux if aux is None else aux
-        _check.require_bool("aux", has_aux)
-        self.aux_classifier = FCNHead(middle, num_classes) if has_aux else None
+        self.aux_classifier = self.auxiliary(wires.aux if aux is None else aux)
 
-    def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
-        """x [N, C, H, W] -> maps: "out" [N, L, H/4, W/4], "aux" of the third stage's size."""
-        maps = self.backbone(x)
-        low, middle, last = (maps[i] for i in self.picks)
+    @classmethod
+    def layouts_of(cls, variant: tuple[str, int]) -> Mapping[str, Rules]:
+        """On a backbone, with so many rates."""
+        return layouts(*variant)
+
+    def main(self, low: Tensor, last: Tensor, aux: bool) -> dict[str, Tensor]:
+        """Maps [N, c, H/4, W/4] and [N, C, h, w] -> "out" [N, L, H/4, W/4]."""
         y = self.aspp(last)
         if self.refine is not None:
             y = self.refine(y)
         y = resize(y, low.shape[-2:], self.align_corners)
         y = self.decoder(torch.cat([y, self.reduce(low)], 1))
-        found = {"out": self.classifier(y)}
-        if aux and self.aux_classifier is not None:
-            found["aux"] = self.aux_classifier(middle)
-        return found
+        return {"out": self.classifier(y)}
 
 
 SOURCE = "Chen et al., ECCV 2018; jfzhang95/pytorch-deeplab-xception, deeplab-pytorch, mmseg, smp"
 MODELS = (
     *(
-        Entry(
-            f"deeplabv3plus_resnet{depth}",
-            DeepLabV3Plus,
-            SOURCE,
-            LAYOUTS,
-            {"backbone": f"resnet{depth}"},
-        )
-        for depth in (50, 101)
-    ),
-    *(
-        Entry(
-            f"deeplabv3plus_resnet{depth}",
-            DeepLabV3Plus,
-            SOURCE,
-            {name: LAYOUTS[name] for name in ("smp", "mmseg")},
-            {"backbone": f"resnet{depth}"},
-        )
-        for depth in (18, 34)
+        Entry(f"deeplabv3plus_resnet{depth}", DeepLabV3Plus, SOURCE, {"backbone": f"resnet{depth}"})
+        for depth in (18, 34, 50, 101)
     ),
     Entry(
         "deeplabv3plus_mobilenet_v2",
         DeepLabV3Plus,
         "Chen et al., ECCV 2018, on Sandler et al., CVPR 2018; jfzhang95, smp",
-        MOBILENET_V2,
         {"backbone": "mobilenet_v2"},
     ),
     Entry(
         "deeplabv3plus_xception",
         DeepLabV3Plus,
         "Chen et al., ECCV 2018; jfzhang95/pytorch-deeplab-xception",
-        XCEPTION,
         {"backbone": "xception"},
-        metrics={"VOC 2012 val, mean IU": 82.2, "VOC 2012 test, mean IU": 87.8},
+        metrics={
+            "VOC 2012 val, mean IU, output stride 16 (TensorFlow's network)": 82.20,
+            "VOC 2012 test, mean IU (TensorFlow's network)": 87.8,
+        },
     ),
 )

@@ -8,18 +8,21 @@ image, reflected by 186 on each side
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
+from segfast.models._keys import Rules
 from segfast.models._layers import gaussian
 from segfast.models._placement import reflected, spread
+from segfast.models._preprocessing import Preprocessing
 from segfast.models._registry import Entry
 from segfast.models.backbones import VGG16, VGG16_STAGES, fully_connected
 from segfast.models.layouts.dilation import layouts
 from segfast.nn import CONTEXT_DILATIONS, BilinearConvTranspose2d, ContextModule, MaxPool2d
+from segfast.nn._shared import chosen
 from segfast.ops import _check
 
 MARGIN = 186  # what the front end without padding takes off each side
@@ -32,7 +35,8 @@ class DilationNet(SegmentationModel):
     Args:
         num_classes, in_channels: L of the scores, C of the image.
         context: "basic" (L channels in every layer), "large" (up to 32 L), or None: the front end.
-        dilations, padding: of the context module, see `segfast.nn.ContextModule`.
+        dilations, padding: of the context module, see `segfast.nn.ContextModule`; None for
+            "pascal" and "each".
         upsample: the scores are upsampled by a bilinear transposed convolution, which is learned.
         layout: "caffe".
 
@@ -58,14 +62,14 @@ class DilationNet(SegmentationModel):
         num_classes: int = 21,
         in_channels: int = 3,
         context: str | None = "basic",
-        dilations: str | Sequence[int] = "pascal",
-        padding: str = "each",
+        dilations: str | Sequence[int] | None = None,
+        padding: str | None = None,
         upsample: bool = False,
         layout: str = "caffe",
     ) -> None:
-        super().__init__(num_classes, in_channels)
+        rates = chosen("dilations", "pascal" if dilations is None else dilations, CONTEXT_DILATIONS)
+        super().__init__(num_classes, in_channels, layout, variant=len(rates))
         _check.require_bool("upsample", upsample)
-        _check.require_choice("layout", layout, ("caffe",))
         self.backbone = VGG16(in_channels, rates=(1, 1, 1, 1, 2), padding=(0,) * 5)
         self.pool = MaxPool2d(2, ceil_mode=True)
         self.fc = fully_connected(512, dilation=4)
@@ -73,12 +77,21 @@ class DilationNet(SegmentationModel):
         self.context: nn.Module = nn.Identity()
         if context is not None:
             _check.require_choice("context", context, ("basic", "large"))
-            self.context = ContextModule(num_classes, context, dilations, padding=padding)
+            pad = "each" if padding is None else padding
+            self.context = ContextModule(num_classes, context, rates, padding=pad)
+        for name, value in (("dilations", dilations), ("padding", padding)):
+            if context is None and value is not None:
+                raise ValueError(f"{name} is of the context module, there is none; got {value!r}")
         self.upsample = (
             BilinearConvTranspose2d(num_classes, scale_factor=STRIDE, groups=num_classes)
             if upsample
             else None
         )
+
+    @classmethod
+    def layouts_of(cls, variant: int) -> Mapping[str, Rules]:
+        """With that many 3 x 3 convolutions in the context module."""
+        return layouts(variant)
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
         """x [N, C, H + 372, W + 372] -> [N, L, H/8, W/8], with upsampling [N, L, H, W]."""
@@ -100,25 +113,31 @@ class DilationNet(SegmentationModel):
         return spread(y, STRIDE, size)
 
 
-_SOURCE = "Yu and Koltun, ICLR 2016; fyu/dilation"
+SOURCE = "Yu and Koltun, ICLR 2016; fyu/dilation"
+# Mean pixels, BGR, as published with the networks (of Cityscapes, to two decimals, in their ports).
+MEANS = {
+    "voc": (102.93, 111.36, 116.52),
+    "camvid": (110.70313206, 108.77808759, 105.41212523),
+    "cityscapes": (72.39, 82.91, 73.16),
+    "kitti": (96.19429688, 95.55136972, 91.34692262),
+}
 
 
 def _entry(
     name: str, num_classes: int, metrics: dict[str, float] | None = None, **options: Any
 ) -> Entry:
-    rates = CONTEXT_DILATIONS[options.get("dilations", "pascal")]
-    found = layouts(len(rates))
-    return Entry(name, DilationNet, _SOURCE, found, options, num_classes, metrics or {})
+    images = {"caffe": Preprocessing("BGR", 255.0, MEANS[name.rsplit("_", 1)[1]])}
+    return Entry(name, DilationNet, SOURCE, options, num_classes, metrics or {}, images)
 
 
-_VAL = "VOC 2012 val, mean IU"
+VAL = "VOC 2012 val, mean IU"
 
 MODELS = (
-    _entry("dilation_frontend_voc", 21, {_VAL: 69.8, "VOC 2012 test, mean IU": 71.3}, context=None),
+    _entry("dilation_frontend_voc", 21, {VAL: 69.8, "VOC 2012 test, mean IU": 71.3}, context=None),
     _entry(
         "dilation8_voc",
         21,
-        {_VAL: 72.1, f"{_VAL} with CRF": 73.3, f"{_VAL} with CRF-RNN": 73.9},
+        {VAL: 72.1, f"{VAL} with CRF": 73.3, f"{VAL} with CRF-RNN": 73.9},
         context="large",
         padding="first",
     ),

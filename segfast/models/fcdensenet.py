@@ -10,14 +10,14 @@ x -> 3 x 3 -> dense block -> (x, new) ----------------------> (up, skip) -> dens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from segfast.models._base import SegmentationModel
-from segfast.models._layers import conv2d, require_several_values
-from segfast.models._monte_carlo import Prediction, monte_carlo
+from segfast.models._layers import conv2d
+from segfast.models._monte_carlo import Sampled
+from segfast.models._preprocessing import Preprocessing
 from segfast.models._registry import Entry
 from segfast.models.layouts.fcdensenet import LAYOUTS
 from segfast.models.unet import centred
@@ -79,7 +79,7 @@ def transition_down(channels: int, dropout: float) -> nn.Sequential:
     )
 
 
-class FCDenseNet(SegmentationModel):
+class FCDenseNet(Sampled):
     """Jegou et al., "The One Hundred Layers Tiramisu: Fully Convolutional DenseNets for Semantic
     Segmentation", CVPR workshops 2017, and with `aleatoric` the network of Kendall and Gal, "What
     Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?", NIPS 2017.
@@ -107,6 +107,9 @@ class FCDenseNet(SegmentationModel):
         (torch.Size([1, 11, 65, 97]), torch.Size([1, 11, 65, 97]))
     """
 
+    rules = LAYOUTS
+    least = 32  # for five pools
+
     def __init__(
         self,
         num_classes: int = 11,
@@ -116,12 +119,11 @@ class FCDenseNet(SegmentationModel):
         aleatoric: bool = False,
         layout: str = "tiramisu",
     ) -> None:
-        super().__init__(num_classes, in_channels)
+        super().__init__(num_classes, in_channels, layout)
         if depth not in tuple(SIZES):
-            raise ValueError(f"depth must be one of {', '.join(map(str, SIZES))}; got {depth}")
+            raise ValueError(f"depth must be one of {', '.join(map(str, SIZES))}; got {depth!r}")
         _check.not_negative("dropout", dropout)
         _check.require_bool("aleatoric", aleatoric)
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
         down, bottom, up, growth = SIZES[depth]
         self.first = conv2d(in_channels, FIRST, 3, bias=True)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -144,15 +146,11 @@ class FCDenseNet(SegmentationModel):
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
         """x [N, C, H, W] -> maps [N, L, H, W]."""
-        if min(x.shape[-2:]) < 32:
-            raise ValueError(f"x must have H, W >= 32 for five pools, got {_check.describe(x)}")
         x = self.first(x)
         skips = []
         for block, shrink in zip(self.down, self.shrink, strict=True):
             skips.append(torch.cat([x, block(x)], 1))
             x = shrink(skips[-1])
-        first: Any = self.bottom[0]
-        require_several_values(x, first[0], "the bottom block's maps")
         new = self.bottom(x)
         for block, enlarge in zip(self.up, self.enlarge, strict=True):
             skip = skips.pop()
@@ -164,28 +162,21 @@ class FCDenseNet(SegmentationModel):
             maps["log_variance"] = self.log_variance(x)
         return maps
 
-    def predict(self, x: Tensor, samples: int = 50) -> Prediction:
-        """Mean probabilities and their variance over samples of dropout.
 
-        Args:
-            x: [N, C, H, W].
-            samples: the paper takes 50.
-
-        Raises:
-            TypeError, ValueError: an argument breaks its contract.
-        """
-        return monte_carlo(self, x, samples)
-
-
+# CamVid's, in pytorch_tiramisu.
+IMAGES = Preprocessing(
+    mean=(0.41189489566336, 0.4251328133025, 0.4326707089857),
+    std=(0.27413549931506, 0.28506257482912, 0.28284674400252),
+)
 MODELS = tuple(
     Entry(
         f"fcdensenet{depth}",
         FCDenseNet,
         "Jegou et al., CVPRW 2017; SimJeg/FC-DenseNet, bfortuner/pytorch_tiramisu",
-        LAYOUTS,
         {"depth": depth},
         num_classes=11,
         metrics={"CamVid test, mean IU (Kendall and Gal)": 67.1} if depth == 103 else {},
+        images={"tiramisu": IMAGES},
     )
     for depth in SIZES
 )

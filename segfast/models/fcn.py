@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel
+from segfast.models._keys import Rules
+from segfast.models._preprocessing import FCN as IMAGES
 from segfast.models._registry import Entry
 from segfast.models.backbones import AlexNet, GoogLeNet, PooledVGG16, fully_connected
-from segfast.models.layouts.fcn import GOOGLENET_LAYOUTS, LAYOUTS
+from segfast.models.layouts.fcn import ALEXNET_LAYOUTS, GOOGLENET_LAYOUTS, LAYOUTS
 from segfast.nn import BilinearConvTranspose2d
 from segfast.ops import _check
 
@@ -36,6 +38,7 @@ class Trunk(NamedTuple):
         channels: of the top, and of the maps of strides 16 and 8.
         crops: stride of the network -> offsets, of each skip and of the scores.
         odd: transposed convolutions by s have 2 s - odd taps: so that offsets are whole numbers.
+        rules: of its published keys.
     """
 
     backbone: Callable[[int], nn.Module]
@@ -44,6 +47,7 @@ class Trunk(NamedTuple):
     channels: tuple[int, int, int]
     crops: Mapping[int, tuple[int, ...]]
     odd: int
+    rules: Mapping[str, Rules]
 
 
 def _average() -> nn.Module:
@@ -60,6 +64,7 @@ TRUNKS = {
         (4096, 512, 256),
         {32: (19,), 16: (5, 27), 8: (5, 9, 31)},
         odd=0,
+        rules=LAYOUTS,
     ),
     "alexnet": Trunk(
         partial(AlexNet, wiring="caffe", first_padding=100),
@@ -68,6 +73,7 @@ TRUNKS = {
         (4096, 256, 96),
         {32: (18,), 16: (5, 18), 8: (5, 10, 18)},
         odd=1,
+        rules=ALEXNET_LAYOUTS,
     ),
     "googlenet": Trunk(
         partial(GoogLeNet, wiring="caffe", first_padding=114),
@@ -76,6 +82,7 @@ TRUNKS = {
         (1024, 480, 192),
         {32: (16,), 16: (6, 16), 8: (6, 12, 16)},
         odd=1,
+        rules=GOOGLENET_LAYOUTS,
     ),
     "googlenet_without_pool": Trunk(
         partial(GoogLeNet, wiring="caffe", first_padding=26),
@@ -84,6 +91,7 @@ TRUNKS = {
         (1024, 480, 192),
         {32: (24,), 16: (0, 24), 8: (0, 0, 24)},
         odd=1,
+        rules=GOOGLENET_LAYOUTS,
     ),
 }
 SCALES = (0.01, 0.0001)  # of pool4 and pool3 where all is trained at once
@@ -104,11 +112,12 @@ class FCN(SegmentationModel):
             text recommends: 715).
         stride: of the finest scores: 32, 16 or 8.
         at_once: skips are scaled by 0.01 and 0.0001, to be trained together; else stage by stage,
-            see :meth:`start_from`.
+            see :meth:`start_from`. There are none at stride 32.
         heads: more scores of the same maps: name -> number of classes. SIFT Flow's network has
             ``{"geometric": 3}`` beside 33 semantic classes.
-        upscore2_bias: the first transposed convolution has a bias (CRF-RNN's has).
-        layout: "caffe" or "wkentaro", which names its parameters alike.
+        upscore2_bias: the transposed convolution before the first skip has a bias (CRF-RNN's has).
+        layout: "caffe", or of VGG16 "wkentaro", which names its parameters alike. Names of `heads`
+            other than "geometric" were not published: their keys are ours.
 
     Score layers start as zero and transposed convolutions as bilinear interpolation, as published;
     the released networks keep the latter so (``requires_grad_(False)``).
@@ -138,13 +147,15 @@ class FCN(SegmentationModel):
         upscore2_bias: bool = False,
         layout: str = "caffe",
     ) -> None:
-        super().__init__(num_classes, in_channels)
         _check.require_choice("backbone", backbone, tuple(TRUNKS))
+        super().__init__(num_classes, in_channels, layout, variant=backbone)
         if stride not in (32, 16, 8):
             raise ValueError(f"stride must be 32, 16 or 8, got {_check.describe(stride)}")
         _check.require_bool("at_once", at_once)
         _check.require_bool("upscore2_bias", upscore2_bias)
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
+        for name, value in (("at_once", at_once), ("upscore2_bias", upscore2_bias)):
+            if value and stride == 32:
+                raise ValueError(f"{name} is of skips, which a network of stride 32 has not")
         trunk = TRUNKS[backbone]
         head = partial(SkipHead, trunk, stride, at_once, upscore2_bias)
         self.taps, self.stride = trunk.taps, stride
@@ -152,6 +163,11 @@ class FCN(SegmentationModel):
         self.classifier = trunk.top()
         self.head = head(num_classes)
         self.heads = nn.ModuleDict({name: head(n) for name, n in _heads(heads).items()})
+
+    @classmethod
+    def layouts_of(cls, variant: str) -> Mapping[str, Rules]:
+        """Of a backbone."""
+        return TRUNKS[variant].rules
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
         """x [N, C, H, W] -> "out" [N, L, H, W], and those of the other heads."""
@@ -266,23 +282,28 @@ def fused(y: Tensor, skip: Tensor, offset: int) -> Tensor:
     return cropped(y, 0, size) + cropped(skip, offset, size)
 
 
-_SOURCE = "Long, Shelhamer and Darrell, CVPR 2015; shelhamer/fcn.berkeleyvision.org"
-_VAL, _RELEASED = "VOC 2011 val, mean IU", "seg11valid, mean IU of the released network"
+SOURCE = "Long, Shelhamer and Darrell, CVPR 2015; shelhamer/fcn.berkeleyvision.org"
+VAL, RELEASED = "VOC 2011 val, mean IU", "seg11valid, mean IU of the released network"
+METRICS = {
+    "fcn32s_vgg16": {VAL: 59.4, RELEASED: 63.6},
+    "fcn16s_vgg16": {VAL: 62.4, RELEASED: 65.0},
+    "fcn8s_vgg16": {VAL: 62.7, RELEASED: 65.5, "VOC 2012 test, mean IU": 62.2},
+    "fcn8s_vgg16_atonce": {RELEASED: 65.4},
+    "fcn32s_alexnet": {VAL: 39.8, RELEASED: 48.0},
+    "fcn32s_googlenet": {VAL: 42.5},
+}
 
 
-def _entry(name: str, layouts: Any = LAYOUTS, /, metrics: Any = None, **options: Any) -> Entry:
-    return Entry(name, FCN, _SOURCE, layouts, options, metrics=metrics or {})
+def _entry(name: str, **options: Any) -> Entry:
+    metrics = METRICS.get(name, {})
+    return Entry(name, FCN, SOURCE, options, metrics=metrics, images={"caffe": IMAGES})
 
 
 MODELS = (
-    _entry("fcn32s_vgg16", metrics={_VAL: 59.4, _RELEASED: 63.6}, stride=32),
-    _entry("fcn16s_vgg16", metrics={_VAL: 62.4, _RELEASED: 65.0}, stride=16),
-    _entry(
-        "fcn8s_vgg16",
-        metrics={_VAL: 62.7, _RELEASED: 65.5, "VOC 2012 test, mean IU": 62.2},
-        stride=8,
+    *(
+        _entry(f"fcn{stride}s_{backbone}", backbone=backbone, stride=stride)
+        for backbone in ("vgg16", "alexnet", "googlenet")
+        for stride in (32, 16, 8)
     ),
-    _entry("fcn8s_vgg16_atonce", metrics={_RELEASED: 65.4}, stride=8, at_once=True),
-    _entry("fcn32s_alexnet", metrics={_VAL: 39.8, _RELEASED: 48.0}, backbone="alexnet"),
-    _entry("fcn32s_googlenet", GOOGLENET_LAYOUTS, metrics={_VAL: 42.5}, backbone="googlenet"),
+    _entry("fcn8s_vgg16_atonce", stride=8, at_once=True),
 )

@@ -9,12 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from segfast.models._base import SegmentationModel
 from segfast.models._layers import FCNHead, conv_bn_relu
 from segfast.models._registry import Entry
+from segfast.models._supervised import DeeplySupervised
 from segfast.models.backbones import ResNet
 from segfast.models.layouts.fcn_resnet import LAYOUTS
-from segfast.ops import _check
 
 
 class FCNConcatHead(nn.Module):
@@ -39,7 +38,7 @@ class FCNConcatHead(nn.Module):
 HEADS: dict[str, type[nn.Module]] = {"torchvision": FCNHead, "mmseg": FCNConcatHead}
 
 
-class FCNResNet(SegmentationModel):
+class FCNResNet(DeeplySupervised):
     """Long, Shelhamer and Darrell's fully convolutional network on a dilated ResNet.
 
         scores = W relu(norm(conv_3x3 layer4(x)))
@@ -52,6 +51,7 @@ class FCNResNet(SegmentationModel):
         output_stride: 8, 16 or 32.
         aux: whether there is a second head, on layer3; its loss has weight 0.5 as torchvision
             trains it, 0.4 as mmseg does.
+        align_corners: of the final resize.
         layout: "torchvision", or "mmseg": a deep stem, and three 3 x 3 layers of which the last
             sees the map and the second.
 
@@ -68,6 +68,9 @@ class FCNResNet(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    rules = LAYOUTS
+    wirings = HEADS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -75,23 +78,17 @@ class FCNResNet(SegmentationModel):
         depth: int = 50,
         output_stride: int = 8,
         aux: bool = True,
+        align_corners: bool = False,
         layout: str = "torchvision",
     ) -> None:
-        super().__init__(num_classes, in_channels)
-        _check.require_choice("layout", layout, tuple(HEADS))
-        _check.require_bool("aux", aux)
+        super().__init__(num_classes, in_channels, layout, align_corners)
         self.backbone = ResNet(depth, in_channels, output_stride, wiring=layout)
-        *_, third, fourth = self.backbone.channels
-        self.classifier = HEADS[layout](fourth, num_classes)
-        self.aux_classifier = FCNHead(third, num_classes) if aux else None
+        self.classifier = HEADS[layout](self.backbone.channels[-1], num_classes)
+        self.aux_classifier = self.auxiliary(aux)
 
-    def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
-        """x [N, C, H, W] -> maps [N, L, h, w]."""
-        *_, third, fourth = self.backbone(x)
-        maps = {"out": self.classifier(fourth)}
-        if aux and self.aux_classifier is not None:
-            maps["aux"] = self.aux_classifier(third)
-        return maps
+    def main(self, low: Tensor, last: Tensor, aux: bool) -> dict[str, Tensor]:
+        """The last map [N, C, h, w] -> "out" [N, L, h, w]."""
+        return {"out": self.classifier(last)}
 
 
 MODELS = tuple(
@@ -99,7 +96,6 @@ MODELS = tuple(
         f"fcn_resnet{depth}",
         FCNResNet,
         "Long, Shelhamer and Darrell, CVPR 2015; torchvision, mmseg",
-        LAYOUTS,
         {"depth": depth},
         metrics={"COCO val 2017, VOC labels, mean IU (torchvision)": iou},
     )

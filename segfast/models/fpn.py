@@ -56,6 +56,7 @@ class FPN(SegmentationModel):
         num_classes, in_channels: L of the scores, C of the image.
         depth: of the ResNet: 18, 34, 50, 101 or 152.
         pyramid_channels, head_channels: of the pyramid, and of what is summed.
+        align_corners: of all bilinear resizes; None as the layout has it.
         layout: "mmseg" (a deep stem) or "smp" (no 3 x 3 on the pyramid, group norm, aligned
             corners).
 
@@ -72,6 +73,9 @@ class FPN(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    rules = LAYOUTS
+    wirings = WIRINGS
+
     def __init__(
         self,
         num_classes: int = 19,
@@ -79,13 +83,13 @@ class FPN(SegmentationModel):
         depth: int = 50,
         pyramid_channels: int = 256,
         head_channels: int = 128,
+        align_corners: bool | None = None,
         layout: str = "mmseg",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(WIRINGS))
+        super().__init__(num_classes, in_channels, layout, align_corners)
         _check.require_count("pyramid_channels", pyramid_channels, 1)
         _check.require_count("head_channels", head_channels, 1)
         wires = WIRINGS[layout]
-        super().__init__(num_classes, in_channels, wires.align_corners)
         self.backbone = ResNet(depth, in_channels, wiring=wires.backbone)
         self.lateral = nn.ModuleList(
             nn.Conv2d(channels, pyramid_channels, 1) for channels in self.backbone.channels
@@ -97,7 +101,8 @@ class FPN(SegmentationModel):
             for _ in self.lateral
         )
         self.heads = nn.ModuleList(
-            LevelHead(pyramid_channels, head_channels, doublings, wires) for doublings in range(4)
+            LevelHead(pyramid_channels, head_channels, i, wires.norm, self.align_corners)
+            for i in range(4)
         )
         self.classifier = nn.Sequential(wires.dropout(), nn.Conv2d(head_channels, num_classes, 1))
 
@@ -117,11 +122,18 @@ class FPN(SegmentationModel):
 class LevelHead(nn.Module):
     """relu(norm(conv_3x3)), twice as large, as often as needed: at least one convolution."""
 
-    def __init__(self, in_channels: int, channels: int, doublings: int, wires: Wiring) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        doublings: int,
+        norm: Callable[[int], nn.Module],
+        align_corners: bool,
+    ) -> None:
         super().__init__()
-        self.doublings, self.align_corners = doublings, wires.align_corners
+        self.doublings, self.align_corners = doublings, align_corners
         self.convs = nn.ModuleList(
-            conv_bn_relu(in_channels if i == 0 else channels, channels, 3, norm=wires.norm)
+            conv_bn_relu(in_channels if i == 0 else channels, channels, 3, norm=norm)
             for i in range(max(doublings, 1))
         )
 
@@ -139,9 +151,8 @@ MODELS = tuple(
         f"fpn_resnet{depth}",
         FPN,
         "Kirillov et al., CVPR 2019; mmseg, segmentation_models.pytorch",
-        LAYOUTS,
         {"depth": depth},
         num_classes=19,
     )
-    for depth in (50, 101)
+    for depth in (34, 50, 101)
 )

@@ -23,7 +23,7 @@ class LateFusion(SegmentationModel):
 
     Shape:
         x [N, C_1 + C_2 + ..., H, W] -> [N, L, H, W]; with `return_aux` also every modality's own
-        scores, s_m, under "0", "1", ... State: models.0, models.1, ...
+        scores, s_m, under "model_0", "model_1", ... State: models.0, models.1, ...
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -49,22 +49,22 @@ class LateFusion(SegmentationModel):
         if len(classes) > 1:
             raise ValueError(f"models must have the same num_classes, got {sorted(classes)}")
         weights = [1.0] * len(models) if weights is None else weights
-        if not isinstance(weights, (list, tuple)) or not all(_is_number(w) for w in weights):
+        numbers = (
+            [_check.real(w) for w in weights] if isinstance(weights, (list, tuple)) else [None]
+        )
+        if None in numbers:
             raise TypeError(f"weights must be numbers, got {_check.describe(weights)}")
-        if len(weights) != len(models):
-            raise ValueError(f"weights must be {len(models)}, one per model; got {len(weights)}")
+        if len(numbers) != len(models):
+            raise ValueError(f"weights must be {len(models)}, one per model; got {len(numbers)}")
         super().__init__(classes.pop(), sum(model.in_channels for model in models))
         self.models = nn.ModuleList(models)
-        self.weights = tuple(weights)
+        self.weights = tuple(numbers)
         self.widths = [model.in_channels for model in models]
 
     def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
-        """x [N, C, H, W] -> "out" [N, L, H, W], and with `aux` "0", "1", ..."""
+        """x [N, C, H, W] -> "out" [N, L, H, W], and with `aux` "model_0", ..."""
         parts = [m(part) for m, part in zip(self.models, x.split(self.widths, 1), strict=True)]
         first, *others = (w * part for w, part in zip(self.weights, parts, strict=True))
         found = {"out": sum(others, first)}
-        return {**found, **{str(i): part for i, part in enumerate(parts)}} if aux else found
-
-
-def _is_number(x: object) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
+        named = {f"model_{i}": part for i, part in enumerate(parts)}
+        return {**found, **named} if aux else found

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from segfast.models._base import SegmentationModel, resize
-from segfast.models._layers import conv_bn_relu, require_several_values
+from segfast.models._layers import conv_bn_relu
 from segfast.models._registry import Entry
 from segfast.models.backbones.hrnet import HRNETS, HRNet
 from segfast.models.layouts.hrnet import LAYOUTS, OCR_LAYOUTS
-from segfast.ops import _check
+
+BIAS = {"official": True, "mmseg": False}  # before the normalisation of the head
 
 
 def head(channels: int, num_classes: int, bias: bool) -> nn.Sequential:
@@ -35,6 +36,7 @@ class HRNetSegmentation(SegmentationModel):
     Args:
         num_classes, in_channels: L of the scores, C of the image.
         size: "w18_small", "w18", "w32", "w40" or "w48".
+        align_corners: of all resizes; None as in the released configurations: False, with OCR True.
         layout: "official" or "mmseg": a bias that a normalisation takes away again, or none.
 
     Shape:
@@ -50,23 +52,25 @@ class HRNetSegmentation(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
-    layouts = LAYOUTS
-    aligned: ClassVar[bool] = False  # corners, in the released configurations
+    rules = LAYOUTS
+    wirings = BIAS
+    aligned: ClassVar[bool] = False
 
     def __init__(
         self,
         num_classes: int = 19,
         in_channels: int = 3,
         size: str = "w48",
+        align_corners: bool | None = None,
         layout: str = "official",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(self.layouts))
-        super().__init__(num_classes, in_channels, self.aligned)
+        corners = self.aligned if align_corners is None else align_corners
+        super().__init__(num_classes, in_channels, layout, corners)
         self.backbone = HRNet(size, in_channels, self.align_corners)
         self._build_head(sum(self.backbone.channels), num_classes, layout)
 
     def _build_head(self, channels: int, num_classes: int, layout: str) -> None:
-        self.classifier: nn.Module = head(channels, num_classes, bias=layout == "official")
+        self.classifier: nn.Module = head(channels, num_classes, bias=BIAS[layout])
 
     def features(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> all maps at stride 4, [N, 15 C, H / 4, W / 4]."""
@@ -85,7 +89,7 @@ class HRNetOCR(HRNetSegmentation):
     The auxiliary scores say softly where each class is; their loss has weight 0.4 as published.
 
     Args:
-        num_classes, in_channels, size: as :class:`HRNetSegmentation`.
+        num_classes, in_channels, size, align_corners: as :class:`HRNetSegmentation`.
         layout: "official".
 
     Shape:
@@ -101,7 +105,7 @@ class HRNetOCR(HRNetSegmentation):
         torch.Size([1, 2, 65, 97])
     """
 
-    layouts = OCR_LAYOUTS
+    rules = OCR_LAYOUTS
     aligned = True
 
     def _build_head(self, channels: int, num_classes: int, layout: str) -> None:
@@ -140,7 +144,6 @@ class ObjectContext(nn.Module):
         """x [N, C, h, w], scores [N, L, h, w] -> z [N, C, h, w]."""
         weights = scores.flatten(2).softmax(2)  # [N, L, hw]
         objects = (x.flatten(2) @ weights.mT)[..., None]  # [N, C, L, 1]
-        require_several_values(objects, self.down[1], "the classes' features")
         query = self.pixel(x).flatten(2).mT  # [N, hw, D]
         key, value = self.object(objects)[..., 0], self.down(objects)[..., 0].mT  # [N, D, L] ...
         attention = (query @ key * key.shape[1] ** -0.5).softmax(2)  # [N, hw, L]
@@ -156,13 +159,9 @@ MODELS = tuple(
         f"hrnet_{size}",
         HRNetSegmentation,
         SOURCE,
-        LAYOUTS,
         {"size": size},
         19,
         METRICS.get(size, {}),
     )
     for size in HRNETS
-) + tuple(
-    Entry(f"hrnet_{size}_ocr", HRNetOCR, OCR_SOURCE, OCR_LAYOUTS, {"size": size}, 19)
-    for size in ("w18", "w48")
-)
+) + tuple(Entry(f"hrnet_{size}_ocr", HRNetOCR, OCR_SOURCE, {"size": size}, 19) for size in HRNETS)

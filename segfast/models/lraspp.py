@@ -20,7 +20,6 @@ from segfast.models._registry import Entry
 from segfast.models.backbones import MobileNetV3
 from segfast.models.backbones.mobilenet_v3 import norm
 from segfast.models.layouts.lraspp import LAYOUTS
-from segfast.ops import _check
 
 
 class LRASPPHead(nn.Module):
@@ -112,6 +111,9 @@ class LRASPP(SegmentationModel):
         torch.Size([1, 2, 65, 96])
     """
 
+    rules = LAYOUTS
+    wirings = WIRINGS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -119,8 +121,7 @@ class LRASPP(SegmentationModel):
         output_stride: int | None = None,
         layout: str = "torchvision",
     ) -> None:
-        super().__init__(num_classes, in_channels)
-        _check.require_choice("layout", layout, tuple(WIRINGS))
+        super().__init__(num_classes, in_channels, layout)
         published, taps, head = WIRINGS[layout]
         stride = published if output_stride is None else output_stride
         self.backbone = MobileNetV3(in_channels, stride, layout, taps)
@@ -136,6 +137,5 @@ MODELS = (
         "lraspp_mobilenet_v3_large",
         LRASPP,
         "Howard et al., ICCV 2019; torchvision, mmseg",
-        LAYOUTS,
     ),
 )

@@ -15,7 +15,6 @@ from segfast.models._attention_unet import AttentionUNet
 from segfast.models._registry import Entry
 from segfast.models.layouts.manet import LAYOUTS
 from segfast.nn import ChannelAttention2d, LinearAttention2d
-from segfast.ops import _check
 
 
 class AttentionBlock(nn.Module):
@@ -60,6 +59,8 @@ class MANet(AttentionUNet):
         torch.Size([1, 6, 64, 90])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 5,
@@ -67,8 +68,7 @@ class MANet(AttentionUNet):
         depth: int = 50,
         layout: str = "lironui",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
-        super().__init__(num_classes, in_channels, depth, AttentionBlock)
+        super().__init__(num_classes, in_channels, depth, layout, AttentionBlock)
 
 
 MODELS = (
@@ -76,7 +76,6 @@ MODELS = (
         "manet_resnet50",
         MANet,
         "Li et al., TGRS 2021; lironui/Multi-Attention-Network, GeoSeg",
-        LAYOUTS,
         num_classes=5,
         metrics={
             "Vaihingen test, mean F1": 90.411,

@@ -19,7 +19,6 @@ from segfast.models._layers import conv2d
 from segfast.models._registry import Entry
 from segfast.models.layouts.maresunet import LAYOUTS
 from segfast.nn import ChannelAttention2d, LinearAttention2d
-from segfast.ops import _check
 
 
 class AttentionBlock(nn.Module):
@@ -78,6 +77,8 @@ class MAResUNet(AttentionUNet):
         torch.Size([1, 6, 64, 90])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 5,
@@ -85,8 +86,7 @@ class MAResUNet(AttentionUNet):
         depth: int = 34,
         layout: str = "lironui",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
-        super().__init__(num_classes, in_channels, depth, AttentionBlock)
+        super().__init__(num_classes, in_channels, depth, layout, AttentionBlock)
 
 
 SOURCE = "Li et al., GRSL 2021; lironui/MAResU-Net"
@@ -96,7 +96,6 @@ MODELS = tuple(
         f"maresunet_resnet{depth}",
         MAResUNet,
         SOURCE,
-        LAYOUTS,
         {"depth": depth},
         num_classes=5,
         metrics={

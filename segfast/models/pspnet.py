@@ -6,17 +6,20 @@ image -> ResNet, output stride 8 -> layer4 [N, 2048, H/8, W/8] -> pyramid -> hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from segfast.models._base import SegmentationModel, resize
-from segfast.models._layers import FCNHead, conv_bn_relu, require_several_values
+from segfast.models._base import resize
+from segfast.models._keys import Rules
+from segfast.models._layers import conv_bn_relu
+from segfast.models._preprocessing import CAFFE_VGG
 from segfast.models._registry import Entry
+from segfast.models._supervised import DeeplySupervised
 from segfast.models.backbones import ResNet
-from segfast.models.layouts.pspnet import LAYOUTS
+from segfast.models.layouts.pspnet import RELEASED, layouts
 from segfast.ops import _check
 
 POOLS: dict[str, type[nn.Module]] = {
@@ -70,13 +73,7 @@ class PyramidPooling(nn.Module):
         """As the class says."""
         parts = [x]
         for feature in self.features:
-            pool, *layers = feature.children()
-            pooled = pool(x)
-            if layers:
-                require_several_values(pooled, layers[1], "the pyramid's means of whole images")
-            for layer in layers:
-                pooled = layer(pooled)
-            parts.append(resize(pooled, x.shape[-2:], self.align_corners))
+            parts.append(resize(feature(x), x.shape[-2:], self.align_corners))
         return torch.cat(parts, 1)
 
 
@@ -94,7 +91,7 @@ WIRINGS = {
 }
 
 
-class PSPNet(SegmentationModel):
+class PSPNet(DeeplySupervised):
     """Zhao, Shi, Qi, Wang and Jia, "Pyramid Scene Parsing Network", CVPR 2017.
 
     Deep supervision (section 3.3): the auxiliary loss has weight 0.4. Its ablations (tables 1 and
@@ -106,9 +103,10 @@ class PSPNet(SegmentationModel):
         bins, pool, reduce: of :class:`PyramidPooling`.
         output_stride: 8, 16 or 32.
         aux: whether layer3 has a head, too.
+        align_corners: of all resizes; None as the layout has it.
         layout: "semseg" (hszhao's PyTorch code; sizes 8 k + 1 fit it best), "caffe" (the released
-            networks: strides on the first 1 x 1, but for depth 101 on the 3 x 3; no auxiliary head
-            in their files: ``aux=False``) or "mmseg".
+            networks of depths 50 and 101: strides on the first 1 x 1, in 101 on the 3 x 3; no
+            auxiliary head in their files: ``aux=False``) or "mmseg".
 
     Shape:
         x [N, C, H, W] -> [N, L, H, W]; the auxiliary scores are "aux". In training N > 1.
@@ -123,6 +121,8 @@ class PSPNet(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    wirings = WIRINGS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -133,40 +133,50 @@ class PSPNet(SegmentationModel):
         reduce: bool = True,
         output_stride: int = 8,
         aux: bool = True,
+        align_corners: bool | None = None,
         layout: str = "semseg",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(WIRINGS))
-        _check.require_bool("aux", aux)
-        wires = WIRINGS[layout]
-        super().__init__(num_classes, in_channels, wires.align_corners)
-        wiring = "caffe101" if (layout, depth) == ("caffe", 101) else wires.backbone
+        bins = _check.require_counts("bins", bins)
+        if layout == "caffe" and depth not in RELEASED:
+            raise ValueError(f"depth must be 50 or 101 in layout 'caffe', got {depth}")
+        variant = depth in RELEASED, bins
+        super().__init__(num_classes, in_channels, layout, align_corners, variant)
+        wiring = "caffe101" if (layout, depth) == ("caffe", 101) else WIRINGS[layout].backbone
         self.backbone = ResNet(depth, in_channels, output_stride, wiring=wiring)
-        *_, third, fourth = self.backbone.channels
-        self.ppm = PyramidPooling(fourth, bins, pool, reduce, wires.align_corners)
-        width = fourth // 4
+        channels = self.backbone.channels[-1]
+        self.ppm = PyramidPooling(channels, bins, pool, reduce, self.align_corners)
+        width = channels // 4
         self.classifier = nn.Sequential(
             *conv_bn_relu(self.ppm.out_channels, width, 3),
             nn.Dropout(0.1),
             nn.Conv2d(width, num_classes, 1),
         )
-        self.aux_classifier = FCNHead(third, num_classes) if aux else None
+        self.aux_classifier = self.auxiliary(aux)
 
-    def scores(self, x: Tensor, aux: bool = False) -> dict[str, Tensor]:
-        """x [N, C, H, W] -> maps [N, L, h, w]."""
-        *_, third, fourth = self.backbone(x)
-        maps = {"out": self.classifier(self.ppm(fourth))}
-        if aux and self.aux_classifier is not None:
-            maps["aux"] = self.aux_classifier(third)
-        return maps
+    @classmethod
+    def layouts_of(cls, variant: tuple[bool, tuple[int, ...]]) -> Mapping[str, Rules]:
+        """Of a released depth or another, with these bins."""
+        return layouts(*variant)
+
+    def main(self, low: Tensor, last: Tensor, aux: bool) -> dict[str, Tensor]:
+        """The last map [N, C, h, w] -> "out" [N, L, h, w]."""
+        return {"out": self.classifier(self.ppm(last))}
 
 
 SOURCE = "Zhao et al., CVPR 2017; hszhao/semseg, hszhao/PSPNet, mmseg"
 METRICS: dict[int, dict[str, float]] = {
     34: {},
     50: {"ADE20K val, mean IU": 41.68},
-    101: {"VOC 2012 test, mean IU": 85.41, "Cityscapes, mean IU": 79.70},
+    101: {"VOC 2012 test, mean IU, several scales": 85.41, "Cityscapes val, mean IU": 79.70},
 }
 MODELS = tuple(
-    Entry(f"pspnet_resnet{depth}", PSPNet, SOURCE, LAYOUTS, {"depth": depth}, metrics=metrics)
+    Entry(
+        f"pspnet_resnet{depth}",
+        PSPNet,
+        SOURCE,
+        {"depth": depth},
+        metrics=metrics,
+        images={"caffe": CAFFE_VGG},
+    )
     for depth, metrics in METRICS.items()
 )

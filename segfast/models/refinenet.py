@@ -74,6 +74,8 @@ class Level(nn.Module):
         onward: channels handed to the next level; None at the last.
         deepest: nothing comes from below.
         light: the light-weight form: 1 x 1 convolutions, no residual units.
+        stages, order: of the chained pooling.
+        align_corners: of the resize of what comes from below.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Level(nn.Module):
         light: bool,
         stages: int,
         order: str,
+        align_corners: bool,
     ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         kernel = 1 if light else 3
         self.reduce = conv2d(in_channels, channels, kernel)
         self.adapt = units(channels, 0 if light else 2)
@@ -99,7 +103,7 @@ class Level(nn.Module):
         """x [N, in_channels, h, w], below [N, C, h', w'] -> [N, onward or C, h, w]."""
         x = self.adapt(self.reduce(x))
         if self.join is not None and below is not None:
-            x = self.join(x) + resize(below, x.shape[-2:], align_corners=True)
+            x = self.join(x) + resize(below, x.shape[-2:], self.align_corners)
         x = self.out(self.pool(torch.relu(x)))
         return x if self.onward is None else self.onward(x)
 
@@ -121,6 +125,7 @@ class RefineNet(SegmentationModel):
         pool_stages: of the chained pooling: 4 as released; the paper's figure shows 2.
         order: of the chained pooling: "pool_conv" or "conv_pool".
         widths: channels of the levels, the deepest first.
+        align_corners: of all resizes.
         layout: "official" (DrSleep's names).
 
     Shape:
@@ -136,6 +141,8 @@ class RefineNet(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -145,19 +152,20 @@ class RefineNet(SegmentationModel):
         pool_stages: int = 4,
         order: str = "pool_conv",
         widths: Sequence[int] = (512, 256, 256, 256),
+        align_corners: bool = True,
         layout: str = "official",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
+        super().__init__(num_classes, in_channels, layout, align_corners)
+        _check.require_bool("align_corners", align_corners)
         _check.require_choice("order", order, ORDERS)
         _check.require_bool("light", light)
         _check.require_count("pool_stages", pool_stages, 1)
         widths = _check.require_counts("widths", widths)
         if len(widths) != 4:
             raise ValueError(f"widths must be four integers, got {widths}")
-        super().__init__(num_classes, in_channels, align_corners=True)
         self.backbone = ResNet(depth, in_channels)
         self.levels = nn.ModuleList(
-            Level(channels, width, onward, deepest, light, pool_stages, order)
+            Level(channels, width, onward, deepest, light, pool_stages, order, align_corners)
             for channels, width, onward, deepest in zip(
                 reversed(self.backbone.channels),
                 widths,
@@ -187,14 +195,13 @@ METRICS: dict[int, dict[str, float]] = {
     152: {"VOC 2012 test, mean IU": 83.4},
 }
 MODELS = tuple(
-    Entry(f"refinenet_resnet{depth}", RefineNet, SOURCE, LAYOUTS, {"depth": depth}, metrics=metrics)
+    Entry(f"refinenet_resnet{depth}", RefineNet, SOURCE, {"depth": depth}, metrics=metrics)
     for depth, metrics in METRICS.items()
 ) + tuple(
     Entry(
         f"refinenet_resnet{depth}_light",
         RefineNet,
         LIGHT_SOURCE,
-        LAYOUTS,
         {"depth": depth, "light": True},
     )
     for depth in METRICS

@@ -8,14 +8,14 @@ scores <- conv1_D <- unpool1 <- conv2_D <- ... <- conv5_D <- unpool5
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from segfast.models._base import SegmentationModel
-from segfast.models._layers import conv2d, msra
-from segfast.models._monte_carlo import Prediction, monte_carlo
+from segfast.models._layers import LocalResponseNorm, conv2d, msra
+from segfast.models._monte_carlo import Sampled
+from segfast.models._preprocessing import Preprocessing
 from segfast.models._registry import Entry
 from segfast.models._unpooling import decode, encode, mirrored, named_layers
 from segfast.models.backbones import VGG16, VGG16_STAGES
@@ -48,20 +48,29 @@ WIRINGS = {
 }
 
 
-class _PoolAndUnpool(SegmentationModel):
+class _PoolAndUnpool(Sampled):
     """What both networks do; they differ in their stages."""
 
-    decoder: nn.Sequential
-
-    def __init__(
-        self, num_classes: int, in_channels: int, depth: int, dropout: float, ceil: bool
-    ) -> None:
-        super().__init__(num_classes, in_channels)
+    def __init__(self, num_classes: int, in_channels: int, dropout: float, layout: str) -> None:
+        super().__init__(num_classes, in_channels, layout)
         _check.not_negative("dropout", dropout)
-        self.pool = MaxPool2d(2, return_indices=True, ceil_mode=ceil)
+        self.wires: Wiring = self.wirings[layout]
+        self.dropout = dropout
+        self.pool = MaxPool2d(2, return_indices=True, ceil_mode=self.wires.ceil)
         self.unpool = MaxUnpool2d(2)
-        # Bayesian SegNet: behind every pool from the third
-        self.encdrop = nn.Sequential(*(_dropout(dropout, i >= 2) for i in range(depth)))
+
+    def mirror(self, stages: Mapping[int, nn.Sequential]) -> None:
+        """Makes the decoder of these, by their numbers, the deepest first."""
+        self.encdrop = nn.Sequential(*(self._dropout(i) for i in sorted(stages)))
+        self.decoder = nn.Sequential()
+        self.least = 1 if self.wires.ceil else 2 ** len(stages)
+        for i, stage in stages.items():
+            stage.add_module(f"decdrop{i}", self._dropout(i))
+            self.decoder.add_module(str(i), stage)
+
+    def _dropout(self, stage: int) -> nn.Module:
+        """Bayesian SegNet's, in the stages from the third."""
+        return nn.Dropout(self.dropout) if stage >= 3 and self.dropout else nn.Identity()
 
     def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """Of the encoder."""
@@ -71,20 +80,6 @@ class _PoolAndUnpool(SegmentationModel):
         """x [N, C, H, W] -> [N, L, H, W]."""
         x, pools = encode(x, self.stages(), self.pool, self.encdrop)
         return {"out": decode(x, self.decoder, self.unpool, pools)}
-
-    def predict(self, x: Tensor, samples: int) -> Prediction:
-        """Bayesian SegNet's probabilities and uncertainty: dropout stays on, and is averaged over.
-
-            mean = 1/T sum_t p_t,   variance = 1/L sum_l 1/T sum_t (p_t - mean)^2
-
-        Args:
-            x: [N, C, H, W].
-            samples: T; drawn from PyTorch's generator.
-
-        Returns:
-            (mean [N, L, H, W], variance [N, H, W]).
-        """
-        return monte_carlo(self, x, samples)
 
 
 class SegNet(_PoolAndUnpool):
@@ -98,8 +93,8 @@ class SegNet(_PoolAndUnpool):
             "yassouali" (one more convolution in the last stage).
 
     Shape:
-        x [N, C, H, W] -> [N, L, H, W], of any size: every unpooling gives back the size
-        that was pooled.
+        x [N, C, H, W] -> [N, L, H, W], of any size (32 pixels at least, but in "caffe", whose pools
+        round up): every unpooling gives back the size that was pooled.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -114,6 +109,9 @@ class SegNet(_PoolAndUnpool):
         (torch.Size([1, 3, 45, 60]), torch.Size([1, 45, 60]))
     """
 
+    rules = LAYOUTS
+    wirings = WIRINGS
+
     def __init__(
         self,
         num_classes: int = 11,
@@ -121,20 +119,18 @@ class SegNet(_PoolAndUnpool):
         dropout: float = 0.0,
         layout: str = "caffe",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(WIRINGS))
-        wires = WIRINGS[layout]
-        super().__init__(num_classes, in_channels, len(VGG16_STAGES), dropout, wires.ceil)
-        self.backbone = VGG16(in_channels, batch_norm=True, eps=wires.eps)
+        super().__init__(num_classes, in_channels, dropout, layout)
+        eps = self.wires.eps
+        self.backbone = VGG16(in_channels, batch_norm=True, eps=eps)
         conv = functools.partial(conv2d, kernel_size=3, bias=True)
-        plain = ("conv1_1_D",) if wires.plain else ()
-        self.decoder = nn.Sequential()
+        plain = ("conv1_1_D",) if self.wires.plain else ()
+        stages = {}
         for i, channels in mirrored(VGG16_STAGES, num_classes):
             if i == 1:
-                channels = [64] * wires.extra + channels
+                channels = [64] * self.wires.extra + channels
             names = [f"conv{i}_{j}_D" for j in range(len(channels) - 1, 0, -1)]
-            stage = named_layers(names, channels, conv, eps=wires.eps, plain=plain)
-            stage.add_module(f"decdrop{i}", _dropout(dropout, i >= 3))
-            self.decoder.add_module(str(i), stage)
+            stages[i] = named_layers(names, channels, conv, eps=eps, plain=plain)
+        self.mirror(stages)
         msra(self)
 
     def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
@@ -166,6 +162,9 @@ class SegNetBasic(_PoolAndUnpool):
         torch.Size([1, 3, 45, 60])
     """
 
+    rules = BASIC
+    wirings: ClassVar[Mapping[str, Wiring]] = {"caffe": WIRINGS["caffe"]}
+
     def __init__(
         self,
         num_classes: int = 11,
@@ -173,20 +172,15 @@ class SegNetBasic(_PoolAndUnpool):
         dropout: float = 0.0,
         layout: str = "caffe",
     ) -> None:
-        _check.require_choice("layout", layout, tuple(BASIC))
-        super().__init__(num_classes, in_channels, 4, dropout, ceil=True)
+        super().__init__(num_classes, in_channels, dropout, layout)
         conv = functools.partial(conv2d, kernel_size=7, bias=True)
-        self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
-        self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
-        channels = in_channels
-        for i in range(1, 5):
-            stage = named_layers([f"conv{i}"], [channels, 64], conv, eps=EPS)
-            self.encoder.add_module(str(i), stage)
-            channels = 64
-        for i in range(4, 0, -1):
-            stage = named_layers([f"conv_decode{i}"], [64, 64], conv, eps=EPS, relu=False)
-            stage.add_module(f"decdrop{i}", _dropout(dropout, i >= 3))
-            self.decoder.add_module(str(i), stage)
+        layers = functools.partial(named_layers, conv=conv, eps=self.wires.eps)
+        self.norm = LocalResponseNorm()
+        self.encoder = nn.Sequential()
+        for i, channels in enumerate((in_channels, 64, 64, 64), 1):
+            self.encoder.add_module(str(i), layers([f"conv{i}"], [channels, 64]))
+        decoder = {i: layers([f"conv_decode{i}"], [64, 64], relu=False) for i in (4, 3, 2, 1)}
+        self.mirror(decoder)
         self.classifier = nn.Conv2d(64, num_classes, 1)
         msra(self)
 
@@ -199,22 +193,25 @@ class SegNetBasic(_PoolAndUnpool):
         return {"out": self.classifier(super().scores(self.norm(x))["out"])}
 
 
-def _dropout(probability: float, here: bool) -> nn.Module:
-    return nn.Dropout(probability) if here and probability else nn.Identity()
-
-
-_SEGNET = "Badrinarayanan, Kendall and Cipolla, TPAMI 2017; SegNet-Tutorial"
-_BAYESIAN = "Kendall, Badrinarayanan and Cipolla, BMVC 2017; SegNet-Tutorial"
-_METRICS = {
-    "CamVid test, class average": 71.20,
-    "CamVid test, global accuracy": 90.40,
-    "CamVid test, mean IU": 60.10,
-    "CamVid test, boundary F1": 46.84,
+SEGNET = "Badrinarayanan, Kendall and Cipolla, TPAMI 2017; SegNet-Tutorial"
+BAYESIAN = "Kendall, Badrinarayanan and Cipolla, BMVC 2017; SegNet-Tutorial"
+METRICS = {  # after 140,000 iterations
+    "CamVid test, trained on 3,500 images, class average": 71.20,
+    "CamVid test, trained on 3,500 images, global accuracy": 90.40,
+    "CamVid test, trained on 3,500 images, mean IU": 60.10,
+    "CamVid test, trained on 3,500 images, boundary F1": 46.84,
 }
+# Of the classes in the loss of the released networks, label 11 (nothing) ignored. As published:
+# the labels that came with them have other frequencies.
+CAMVID_WEIGHTS = (
+    0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614,
+)  # fmt: skip
+# Of the Caffe networks; pytorch-semseg has changed its own, yassouali has one for every data set.
+IMAGES = {"caffe": Preprocessing("BGR", 255.0)}
 
 MODELS = (
-    Entry("segnet", SegNet, _SEGNET, LAYOUTS, num_classes=11, metrics=_METRICS),
-    Entry("segnet_basic", SegNetBasic, _SEGNET, BASIC, num_classes=11),
-    Entry("bayesian_segnet", SegNet, _BAYESIAN, LAYOUTS, {"dropout": 0.5}, 11),
-    Entry("bayesian_segnet_basic", SegNetBasic, _BAYESIAN, BASIC, {"dropout": 0.5}, 11),
+    Entry("segnet", SegNet, SEGNET, {}, 11, METRICS, IMAGES),
+    Entry("segnet_basic", SegNetBasic, SEGNET, {}, 11, {}, IMAGES),
+    Entry("bayesian_segnet", SegNet, BAYESIAN, {"dropout": 0.5}, 11, {}, IMAGES),
+    Entry("bayesian_segnet_basic", SegNetBasic, BAYESIAN, {"dropout": 0.5}, 11, {}, IMAGES),
 )

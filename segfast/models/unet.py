@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from segfast.models._base import SegmentationModel
 from segfast.models._layers import conv_bn_relu
 from segfast.models._placement import reflected
+from segfast.models._preprocessing import UNCHANGED
 from segfast.models._registry import Entry
 from segfast.models.layouts.unet import LAYOUTS
 from segfast.nn import MaxPool2d
@@ -38,7 +39,7 @@ class Wiring(NamedTuple):
             convolutions.
         up_relu: a ReLU after the transposed convolution.
         up_first: before the skip, where they meet.
-        last_up: channels of the last transposed convolution; None means those of its level.
+        wide_up: the last transposed convolution has twice the channels of its level.
         dropout: after the two deepest levels.
         heads: 3 x 3 convolutions before the scores, and auxiliary scores one level below.
     """
@@ -48,14 +49,14 @@ class Wiring(NamedTuple):
     up: str = "transposed"
     up_relu: bool = False
     up_first: bool = False
-    last_up: int | None = None
+    wide_up: bool = False
     dropout: float = 0.0
     heads: bool = False
 
 
 WIRINGS = {
     "paper": Wiring(valid=True, up_relu=True, up_first=True, dropout=0.5),
-    "released": Wiring(valid=True, up_relu=True, up_first=True, dropout=0.5, last_up=128),
+    "released": Wiring(valid=True, up_relu=True, up_first=True, dropout=0.5, wide_up=True),
     "milesial": Wiring(),
     "milesial_bilinear": Wiring(up="bilinear"),
     "mateuszbuda": Wiring(width=32, up_first=True),
@@ -94,6 +95,9 @@ class UNet(SegmentationModel):
         torch.Size([1, 2, 50, 70])
     """
 
+    rules = LAYOUTS
+    wirings = WIRINGS
+
     def __init__(
         self,
         num_classes: int = 2,
@@ -101,12 +105,12 @@ class UNet(SegmentationModel):
         width: int | None = None,
         layout: str = "paper",
     ) -> None:
-        super().__init__(num_classes, in_channels)
-        _check.require_choice("layout", layout, tuple(WIRINGS))
+        super().__init__(num_classes, in_channels, layout)
         wires = WIRINGS[layout]
         width = wires.width if width is None else width
         _check.require_count("width", width, 2)
         self.wires = wires
+        self.least = 1 if wires.valid else 2 ** (LEVELS - 1)
         bilinear = wires.up == "bilinear"
         widths = [width * 2**i for i in range(LEVELS)]
         if bilinear:
@@ -120,9 +124,9 @@ class UNet(SegmentationModel):
         self.up, self.dec = nn.ModuleList(), nn.ModuleList()
         below = widths[-1]
         for i in reversed(range(LEVELS - 1)):
-            up = wires.last_up if i == 0 and wires.last_up is not None else width * 2**i
-            self.up.append(enlarging(below, up, wires))
             inside = width * 2**i
+            up = 2 * inside if wires.wide_up and i == 0 else inside
+            self.up.append(enlarging(below, up, wires))
             out = inside // 2 if bilinear and i > 0 else inside
             self.dec.append(convs(up + widths[i], inside, out, wires.valid))
             below = out
@@ -217,8 +221,11 @@ MODELS = (
         "unet",
         UNet,
         SOURCE,
-        LAYOUTS,
         num_classes=2,
-        metrics={"PhC-U373, IoU": 92.03, "DIC-HeLa, IoU": 77.56},
+        metrics={
+            "ISBI cell tracking challenge 2015, PhC-U373, IoU": 92.03,
+            "ISBI cell tracking challenge 2015, DIC-HeLa, IoU": 77.56,
+        },
+        images=dict.fromkeys(("milesial", "milesial_bilinear"), UNCHANGED),
     ),
 )

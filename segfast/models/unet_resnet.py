@@ -43,6 +43,8 @@ class UNetResNet(SegmentationModel):
         torch.Size([1, 2, 65, 97])
     """
 
+    rules = LAYOUTS
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -51,8 +53,7 @@ class UNetResNet(SegmentationModel):
         widths: Sequence[int] = (256, 128, 64, 32, 16),
         layout: str = "smp",
     ) -> None:
-        super().__init__(num_classes, in_channels)
-        _check.require_choice("layout", layout, tuple(LAYOUTS))
+        super().__init__(num_classes, in_channels, layout)
         widths = _check.require_counts("widths", widths)
         if len(widths) != 5:
             raise ValueError(f"widths must be five integers, got {widths}")
@@ -80,7 +81,6 @@ MODELS = tuple(
         f"unet_resnet{depth}",
         UNetResNet,
         "Ronneberger et al., MICCAI 2015; segmentation_models.pytorch",
-        LAYOUTS,
         {"depth": depth},
     )
     for depth in (34, 50)

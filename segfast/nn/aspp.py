@@ -79,7 +79,9 @@ class ASPP(nn.Module):
         out_channels = _check.require_count("out_channels", out_channels, 1)
         rates = _check.require_counts("rates", rates)
         if separable not in (True, False, "act"):
-            raise TypeError(f"separable must be True, False or 'act', got {separable!r}")
+            raise TypeError(
+                f"separable must be True, False or 'act', got {_check.describe(separable)}"
+            )
         _check.require_bool("image_pooling", image_pooling)
         _check.require_bool("pooled_first", pooled_first)
         projection = _check.require_count("projection", projection, 1)
@@ -144,10 +146,12 @@ class ASPP(nn.Module):
         if self.training or learns(x, self) or torch.jit.is_tracing():
             return False  # (a trace is of one graph, with gradients or without)
         branches: Any = self.convs
-        atrous = [branch[0] for branch in branches[1:-1]]
-        atrous = [c[0] if isinstance(c, SeparableDilatedConv2d) else c for c in atrous]
-        plain = type(self.project[0]) is nn.Conv2d and self.project[0].bias is None
-        plain &= all_dilated(atrous)
+        local = branches[:-1] if self.image_pooling else branches
+        first, *atrous = (branch[0] for branch in local)
+        pairs = atrous if all(isinstance(c, SeparableDilatedConv2d) for c in atrous) else []
+        pointwise = [first, *(pair[-1] for pair in pairs), self.project[0]]
+        plain = all(type(conv) is nn.Conv2d and conv.bias is None for conv in pointwise)
+        plain &= all_dilated([pair[0] for pair in pairs] or atrous)
         rectified = all(type(branch[-1]) is nn.ReLU for branch in (*branches, self.project[:3]))
         norms = [*(branch[-2] for branch in branches), self.project[1]]
         return plain and rectified and all(map(is_fixed, norms))

@@ -69,8 +69,9 @@ class PositionAttention2d(ProjectedAttention2d):
         device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
-        x [B, C, H, W] -> y [B, C, H, W], any H and W. Parameters: query_conv, key_conv, value_conv
-        (weight and bias), gamma [1], which starts as zero.
+        x [B, C, H, W] -> y [B, C, H, W] in the dtype of the parameters, any H and W from 1.
+        Parameters: query_conv, key_conv, value_conv (weight and bias), gamma [1], which starts as
+        zero.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -85,7 +86,8 @@ class PositionAttention2d(ProjectedAttention2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> y [B, C, H, W]."""
-        require_map(x, self.channels)
+        require_map(x, self.channels, getattr(self.query_conv, "weight", None))
+        _require_pixels(x, 1)
         o = attend(self.query_conv(x), self.key_conv(x), self.value_conv(x), scale=1.0)
         return x + self.gamma * o
 
@@ -154,15 +156,16 @@ class NonLocal2d(nn.Module):
     Args:
         channels: C of x.
         inner_channels: C' of theta, phi and g; None means channels // 2.
-        mode: "embedded_gaussian" or "dot_product".
-        use_scale: s = 1 / sqrt(C'), as the released code and mmcv have it; False: s = 1, as the
-            paper prints it. Of the embedded Gaussian only.
-        sub_sample: max-pool phi and g by 2 x 2, a quarter of the work (section 3.3).
-        batch_norm: after W_z, which then has no bias.
+        mode: "embedded_gaussian" (the default) or "dot_product".
+        use_scale: True (the default): s = 1 / sqrt(C'), as the released code and mmcv have it;
+            False: s = 1, as the paper prints it. Of the embedded Gaussian only.
+        sub_sample: max-pool phi and g by 2 x 2, a quarter of the work (section 3.3); False is the
+            default.
+        batch_norm: after W_z, which then has no bias; True is the default.
         device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
-        x [B, C, H, W] -> y [B, C, H, W], any H and W (from 2 with `sub_sample`). State as
+        x [B, C, H, W] -> y [B, C, H, W], any H and W from 1 (from 2 with `sub_sample`). State as
         published by mmcv and mmseg: theta.conv, phi.conv, g.conv (weight and bias), conv_out.conv,
         conv_out.bn; with `sub_sample` g.0.conv and phi.0.conv.
 
@@ -195,6 +198,10 @@ class NonLocal2d(nn.Module):
             inner_channels = max(channels // 2, 1)
         inner_channels = _check.require_count("inner_channels", inner_channels, 1)
         _check.require_choice("mode", mode, MODES)
+        for name, flag in (
+            ("use_scale", use_scale), ("sub_sample", sub_sample), ("batch_norm", batch_norm)
+        ):  # fmt: skip
+            _check.require_bool(name, flag)
         self.channels, self.inner_channels = channels, inner_channels
         self.mode, self.use_scale = mode, use_scale
         self.sub_sample, self.batch_norm = sub_sample, batch_norm
@@ -217,11 +224,8 @@ class NonLocal2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> y [B, C, H, W]."""
-        require_map(x, self.channels)
-        if self.sub_sample and min(x.shape[2:]) < 2:
-            raise ValueError(
-                "x must be at least 2 x 2 to be sub-sampled by 2 x 2, got " + _check.describe(x)
-            )
+        require_map(x, self.channels, getattr(self.conv_out[0], "weight", None))
+        _require_pixels(x, 2 if self.sub_sample else 1)
         theta, phi, g = self.theta(x), self.phi(x), self.g(x)  # [B, C', H, W], then twice M
         if self.mode == "dot_product":
             o = multiply(theta, phi, g)
@@ -238,6 +242,12 @@ class NonLocal2d(nn.Module):
 # ------------------------------------------------------------------------------ of maps
 
 
+def _require_pixels(x: Tensor, least: int) -> None:
+    # Sizes one by one: `min` would tie H to W in exported graphs.
+    if x.shape[2] < least or x.shape[3] < least:
+        raise ValueError(f"x must be at least {least} x {least} pixels, got {_check.describe(x)}")
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """sum_j softmax_j(scale q_n . k_j) v_j.
 
@@ -248,7 +258,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in tokens)
     if q.device.type == "cpu" and not learns:
         # That of the CPU wants D = E, too. It saves N x M numbers at about the same speed, but its
-        # gradient takes 1.3 times as long in float32, 20 times in bfloat16: learning goes without.
+        # gradient takes 1.3 times as long in float32, 20 times in bfloat16: to learn, none pads.
         width = max(q.shape[1], v.shape[1])
         tokens = [F.pad(x, (0, width - x.shape[-1])) for x in tokens]
     queries, keys, values = tokens

@@ -7,7 +7,7 @@ Recurrent Neural Networks", ICCV 2015.
 from __future__ import annotations
 
 import os
-import warnings
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segfast._warn import warn
 from segfast.nn.dense_crf import PRESETS, require_weight
 from segfast.ops import _check, mean_field
 from segfast.ops._dense_crf_check import METHODS, SPATIAL, require_sigmas
@@ -117,12 +118,14 @@ class CRFRNN(nn.Module):
         require_sigmas(spatial_sigma, bilateral_sigma, color_sigma)
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)
-        _check.not_negative("tolerance", tolerance)
-        require_weight("spatial_weight", spatial_weight, "a number", (0,))
-        require_weight("bilateral_weight", bilateral_weight, "a number", (0,))
+        tolerance = _check.not_negative("tolerance", tolerance)
+        diagonal = "a number, the diagonal's (matrices are copied into the parameters)"
+        spatial_weight = require_weight("spatial_weight", spatial_weight, diagonal, (0,))
+        bilateral_weight = require_weight("bilateral_weight", bilateral_weight, diagonal, (0,))
         self.labels = labels
-        self.spatial_sigma, self.bilateral_sigma = spatial_sigma, bilateral_sigma
-        self.color_sigma = color_sigma
+        self.spatial_sigma = _check.plain(spatial_sigma)
+        self.bilateral_sigma = _check.plain(bilateral_sigma)
+        self.color_sigma = _check.plain(color_sigma)
         self.training_iterations, self.iterations = training_iterations, iterations
         self.method, self.spatial, self.tolerance = method, spatial, tolerance
         eye = torch.eye(labels, device=device, dtype=dtype)  # [L, L]
@@ -141,9 +144,7 @@ class CRFRNN(nn.Module):
         """
         given = self.model(x)
         scores: Any = given.get("out") if isinstance(given, Mapping) else given
-        if image is None:
-            image = x
-            self.warn_about_range(x)
+        image = x if image is None else image
         self._require_scores(scores, image)
         refined = mean_field(
             scores,
@@ -188,7 +189,7 @@ class CRFRNN(nn.Module):
 
         Raises:
             ValueError, TypeError: a matrix is missing, there twice, of another shape or not
-                finite; then nothing has been changed.
+                finite, or the file is not PyTorch's; then nothing has been changed.
 
         Warns:
             UserWarning: the CRF would push equal labels apart: the sign is likely another one's.
@@ -203,7 +204,7 @@ class CRFRNN(nn.Module):
         """
         _check.require_choice("convention", convention, tuple(CONVENTIONS))
         if isinstance(state, (str, os.PathLike)):
-            state = torch.load(state, map_location="cpu", weights_only=True)
+            state = _read(state)
         if not isinstance(state, Mapping):
             raise TypeError(f"state must hold tensors by name, got {_check.describe(state)}")
         kind = CONVENTIONS[convention]
@@ -211,10 +212,9 @@ class CRFRNN(nn.Module):
         spatial, bilateral, compatibility = (self._matrix(key, state[key]) for key in keys)
         compatibility = kind.sign * compatibility
         if (compatibility @ (spatial + bilateral)).trace() < 0:
-            warnings.warn(
+            warn(
                 f"compatibility_matrix has the sign that pushes equal labels apart: is the state "
-                f"really convention={convention!r}?",
-                stacklevel=3,
+                f"really convention={convention!r}?"
             )
         for name, value in zip(PARAMETERS, (spatial, bilateral, compatibility), strict=True):
             getattr(self, name).copy_(value)
@@ -239,21 +239,8 @@ class CRFRNN(nn.Module):
         if scores.shape[-2:] != image.shape[-2:]:
             raise ValueError(
                 f"model must give scores of the image's size {tuple(image.shape[-2:])}, got "
-                f"{_check.describe(scores)}: let it end with an interpolation"
-            )
-
-    def warn_about_range(self, x: Any) -> None:
-        """What networks take is often scaled, and 3 then switches colour off."""
-        plain = isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 4 and x.numel() > 0
-        if torch.compiler.is_compiling() or not plain or x.is_meta:
-            return
-        low, high = (float(end) for end in torch.aminmax(x.detach()))
-        sigma = min(_check.positive_floats("color_sigma", self.color_sigma, x.shape[1]))
-        if 0 < high - low < 10 * sigma:
-            warnings.warn(
-                f"x spans {high - low:.3g} and color_sigma is {sigma:.3g}: colour has little say; "
-                f"pass the photograph in its own units as image, or another color_sigma",
-                stacklevel=3,
+                f"{_check.describe(scores)} for an image [B, C, H, W] of shape "
+                f"{tuple(image.shape)}: let it end with an interpolation"
             )
 
     def _matrix(self, key: str, value: Any) -> Tensor:
@@ -270,6 +257,18 @@ class CRFRNN(nn.Module):
         if not matrix.isfinite().all():
             raise ValueError(f"state[{key!r}] must be finite, it is not")
         return matrix.reshape(like.shape).to(like)
+
+
+def _read(path: str | os.PathLike[str]) -> Any:
+    """torch.load, which runs no code of the file; of others' files it makes any kind of error."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"state must be a mapping of names to arrays, or a file of one that torch.save wrote, "
+            f"got {os.fspath(path)!r}, which torch.load cannot read safely; what Caffe or Keras "
+            f"wrote is to be read with their libraries and passed as a dict"
+        ) from error
 
 
 def _only_key(state: Mapping[str, Any], ending: str, convention: str) -> str:

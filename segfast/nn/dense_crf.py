@@ -147,7 +147,7 @@ class DenseCRF(nn.Module):
         _check.require_choice("normalization", normalization, NORMALIZATIONS)
         _check.require_choice("method", method, METHODS)
         _check.require_choice("spatial", spatial, SPATIAL)
-        _check.not_negative("tolerance", tolerance)
+        tolerance = _check.not_negative("tolerance", tolerance)
         require_capacity(capacity)
         require_weight("spatial_weight", spatial_weight, "a number, [L] or [L, L]", (0, 1, 2))
         require_weight("bilateral_weight", bilateral_weight, "a number, [L] or [L, L]", (0, 1, 2))
@@ -162,7 +162,7 @@ class DenseCRF(nn.Module):
         }
         self.trainable = _learnt(trainable, values, method)
         for name, value in values.items():
-            self._keep(name, value, name in self.trainable)
+            self._keep(name, _check.plain(value), name in self.trainable)
         self.iterations = iterations
         self.normalization = normalization
         self.method = method
@@ -212,12 +212,8 @@ class DenseCRF(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The arguments, in the constructor's order; tensors by their shape."""
-        values = {name: getattr(self, name) for name in _ARGUMENTS}
-        return ", ".join(
-            f"{name}={list(value.shape) if isinstance(value, Tensor) else repr(value)}"
-            for name, value in values.items()
-        )
+        """The arguments, in the constructor's order; tensors that are no numbers by their shape."""
+        return ", ".join(f"{name}={_shown(getattr(self, name))}" for name in _ARGUMENTS)
 
     def _keep(self, name: str, value: Any, learn: bool) -> None:
         """Stores a parameter, a buffer for a tensor that is none, or the value as it is."""
@@ -234,6 +230,12 @@ class DenseCRF(nn.Module):
             self.register_buffer(name, value.clone())
         else:
             setattr(self, name, value)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return str(list(value.shape)) if value.dim() or value.is_meta else f"{value.item():g}"
 
 
 def _learnt(
@@ -260,18 +262,19 @@ def _learnt(
     return tuple(name for name in values if name in trainable)
 
 
-def require_weight(name: str, value: Any, wanted: str, dims: Sequence[int]) -> None:
+def require_weight(name: str, value: Any, wanted: str, dims: Sequence[int]) -> Any:
     """A number where `dims` has 0, None where it has not, or a floating tensor of `dims`."""
     if isinstance(value, Tensor):
         square = value.dim() != 2 or value.shape[0] == value.shape[1]
         if not value.dtype.is_floating_point or value.dim() not in dims or not square:
             raise ValueError(f"{name} must be {wanted}, floating, got {_check.describe(value)}")
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and 0 in dims) and not (value is None and 0 not in dims):
+        return value
+    number = _check.real(value)
+    if not (number is not None and 0 in dims) and not (value is None and 0 not in dims):
         raise TypeError(f"{name} must be {wanted}, got {_check.describe(value)}")
-    if number and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+    if number is not None and not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
 
 
 _ARGUMENTS = tuple(inspect.signature(DenseCRF.__init__).parameters)[1:]

@@ -67,6 +67,7 @@ class DilatedConv2d(nn.Conv2d):
 
         Raises:
             TypeError: it is something else.
+            ValueError: it has what the new one would lose: hooks, a computed weight.
 
         Example:
             >>> conv = nn.Conv2d(4, 4, 3, dilation=2)
@@ -274,10 +275,18 @@ def _require_dilatable(name: str, module: nn.Module) -> None:
             raise TypeError(f"{name} must be a torch.nn.Conv2d, got {type(module).__name__}")
         if why := _not_plain(module):
             raise ValueError(f"{name} must be a plain convolution, got one with {why}")
-    elif _largest_stride(module) != 1:
+    elif _computes(module) and _largest_stride(module) != 1:
         raise ValueError(f"{name} has a stride and is no convolution: {module}")
     elif isinstance(module, _ConvTransposeNd):
         raise ValueError(f"{name} is a transposed convolution: not dilated")
+
+
+def _computes(module: nn.Module) -> bool:
+    """Whether it is more than a frame of others: torchvision's and timm's blocks keep a `stride`,
+    a record of what their convolutions were made with."""
+    children = any(child is not None for child in module._modules.values())
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    return not children or any(tensor is not None for tensor in tensors)
 
 
 def _largest_stride(module: nn.Module) -> int:

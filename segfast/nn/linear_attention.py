@@ -37,13 +37,14 @@ class LinearAttention2d(ProjectedAttention2d):
     Args:
         channels: C of x.
         key_channels: of queries and keys; None means channels // 8, as published.
-        feature_map: "softplus", "taylor", "relu" or "elu" (elu + 1).
-        eps: added to every component of the sum of keys, as published.
-        residual: False leaves x + away.
+        feature_map: "softplus" (the default), "taylor", "relu" or "elu" (elu + 1).
+        eps: added to every component of the sum of keys, as published: 1e-6.
+        residual: True (the default), or False, which leaves x + away.
         device, dtype: of the parameters, as `torch.nn`'s modules have them.
 
     Shape:
-        x [B, C, H, W] -> y [B, C, H, W] in the dtype of x, any H and W. Parameters as published:
+        x [B, C, H, W] in the dtype of the parameters -> y [B, C, H, W] in that of x, any H and W.
+        Parameters as published:
         query_conv, key_conv, value_conv (weight and bias), gamma [1], which starts as zero.
 
     The projections are part of the operator: hooks on them are not called.
@@ -70,12 +71,13 @@ class LinearAttention2d(ProjectedAttention2d):
     ) -> None:
         super().__init__(channels, key_channels, device, dtype)
         _check.require_choice("feature_map", feature_map, FEATURE_MAPS)
+        _check.require_bool("residual", residual)
         self.feature_map, self.residual = feature_map, residual
         self.eps = _check.not_negative("eps", eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> y [B, C, H, W]."""
-        require_map(x, self.channels)
+        require_map(x, self.channels, self.query_conv.weight)
         q, k, v = self.query_conv, self.key_conv, self.value_conv
         return linear_attention2d(
             x, q.weight, q.bias, k.weight, k.bias, v.weight, v.bias, self.gamma,

@@ -62,6 +62,7 @@ class NearestUpsample2d(_Interpolate2d):
 class _SmoothUpsample2d(_Interpolate2d):
     def __init__(self, scale_factor: int = 2, align_corners: bool = False) -> None:
         super().__init__(scale_factor)
+        _check.require_bool("align_corners", align_corners)
         self.align_corners = align_corners
 
 
@@ -168,13 +169,14 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
     def reset_parameters(self) -> None:
         """Bilinear filters on the diagonal of the channels, zeros elsewhere; the bias zero."""
         filter_1d = bilinear_filter(self.kernel_size[0])
+        filter_2d = torch.outer(filter_1d, filter_1d)
         each = self.out_channels // self.groups
         with torch.no_grad():
             self.weight.zero_()  # [in_channels, out_channels / groups, k, k]
             for c in range(min(self.in_channels, self.out_channels)):
                 group = c // (self.in_channels // self.groups)
                 if group == c // each:
-                    self.weight[c, c % each] = torch.outer(filter_1d, filter_1d)
+                    self.weight[c, c % each] = filter_2d
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -184,11 +186,11 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
 
 
 def bilinear_filter(taps: int) -> Tensor:
-    """1 - |i - c| / f for i < taps, with c = (taps - 1) / 2 and f = ceil(taps / 2).
+    """1 - |i - c| / f for i < taps in float64, with c = (taps - 1) / 2 and f = ceil(taps / 2).
 
     Example:
         >>> bilinear_filter(4)
-        tensor([0.2500, 0.7500, 0.7500, 0.2500])
+        tensor([0.2500, 0.7500, 0.7500, 0.2500], dtype=torch.float64)
     """
     i = torch.arange(taps, dtype=torch.float64)
-    return (1 - (i - (taps - 1) / 2).abs() / ((taps + 1) // 2)).float()
+    return 1 - (i - (taps - 1) / 2).abs() / ((taps + 1) // 2)

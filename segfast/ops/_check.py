@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from segfast.ops._function import tracing
 
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
@@ -23,6 +27,8 @@ def describe(value: object) -> str:
             return f"nested {value.dtype} tensor"
         kind = "" if value.layout == torch.strided else f"{value.layout} ".removeprefix("torch.")
         return f"{kind}{value.dtype} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray) and value.ndim > 0:
+        return f"{value.dtype} NumPy array of shape {value.shape}"
     return f"{type(value).__name__} {value!r}"[:120]
 
 
@@ -59,18 +65,42 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def integer(value: Any) -> int | None:
     """What counts as an integer (NumPy's do), as Python's or a symbol; None: it is none.
 
-    Booleans are none, nor are tensors: their numbers may change, and may lie on a GPU.
+    Booleans are none, nor are tensors: their numbers may change, and may lie on a GPU. But where
+    torch.jit.trace looks on, sizes are tensors.
     """
     if type(value) is int:
         return value
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
-    if isinstance(value, (bool, Tensor)):
+    if isinstance(value, Tensor):
+        size = tracing() and value.dim() == 0 and value.dtype == torch.int64
+        return value if size else None  # type: ignore[return-value]
+    if isinstance(value, bool):
         return None
     try:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def real(value: Any) -> Any:
+    """What counts as a number (NumPy's do), as Python's or a symbol; None: it is none."""
+    if type(value) is float:
+        return value
+    if (number := integer(value)) is not None:
+        return number
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers, alone or in a tuple or list, as Python's; all else as it is."""
+    if isinstance(value, (tuple, list)):
+        each = [plain(x) for x in value]
+        return each if isinstance(value, list) else tuple(each)
+    number = real(value)
+    return value if number is None else number
 
 
 def require_count(name: str, value: object, minimum: int = 0) -> int:
@@ -109,7 +139,7 @@ def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
 
 def not_negative(name: str, value: object) -> float:
     """A finite number >= 0 as a float."""
-    number = value if isinstance(value, float) else integer(value)
+    number = real(value)
     if number is None:
         raise TypeError(f"{name} must be a number, got {describe(value)}")
     if not 0 <= number <= LARGEST:
@@ -122,9 +152,10 @@ def positive_floats(name: str, value: object, count: int) -> list[float]:
     values: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value]
     if len(values) != 1 and len(values) != count:  # `in` does not trace where count is symbolic
         raise ValueError(f"{name} must be one number or {count} of them, got {describe(value)}")
-    for number in values:
-        if not isinstance(number, float) and integer(number) is None:
+    numbers = [real(number) for number in values]
+    for number in numbers:
+        if number is None:
             raise TypeError(f"{name} must be a number or {count} of them, got {describe(value)}")
         if not 0 < number <= LARGEST:  # math.isfinite does not trace
             raise ValueError(f"{name} must be positive and finite, got {describe(value)}")
-    return [float(number) for number in values]
+    return [float(number) for number in numbers]

@@ -63,7 +63,7 @@ def cases() -> Iterator[Case]:
 def _configured(kernel: Any, chosen: tiles.Configuration, dims: int) -> Case:
     constants = {
         "F": dims,
-        "AXES": tiles.axes(dims),
+        "AXES": tiles.axes(dims) if kernel is filter_kernel else tiles.moments(dims),
         "INDEX": tl.int64 if dims == 32 else tl.int32,
         "BLOCK_M": chosen.block_m,
         "BLOCK_C": chosen.block_c,

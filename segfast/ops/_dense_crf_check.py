@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,8 @@ MAX_FEATURES = 32
 # loss that of the training it was published with (meng-tang/rloss): two models, two numbers.
 MEAN_FIELD_COLOR_SIGMA = 13.0
 LOSS_COLOR_SIGMA = 15.0
+# softmax(c one_hot) is p where the label is, for this c.
+CERTAINTY = "log(p (L - 1) / (1 - p)), if one of L labels is right with probability p"
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 Weight = float | Tensor  # a number, [L] or [L, L]
@@ -32,6 +35,16 @@ def require_same_device(name: str, value: Tensor, other: str, like: Tensor) -> N
 def require_capacity(capacity: int | None) -> None:
     if capacity is not None:
         _check.require_count("capacity", capacity)
+
+
+def require_logits(logits: Tensor) -> None:
+    _check.require_tensor("logits", logits, "[B, L, H, W]")
+    if not (logits.dtype.is_floating_point or logits.dtype.is_complex):
+        raise TypeError(
+            f"logits must be a floating-point tensor [B, L, H, W], got {_check.describe(logits)}; "
+            f"of labels, one_hot(labels, L).movedim(-1, 1) times {CERTAINTY}"
+        )
+    _check.require_floating("logits", logits, "[B, L, H, W]")
 
 
 def require_maps(name: str, maps: Tensor, image: Tensor) -> None:
@@ -61,6 +74,16 @@ def require_sigmas(
     spatial_sigma: object = None, bilateral_sigma: object = None, color_sigma: object = None
 ) -> None:
     """What can be said of numbers before there is an image; None is left to `color_sigma_of`."""
+    given = {
+        "spatial_sigma": spatial_sigma, "bilateral_sigma": bilateral_sigma,
+        "color_sigma": color_sigma,
+    }  # fmt: skip
+    for name, sigma in given.items():
+        if isinstance(sigma, Tensor) or (isinstance(sigma, np.ndarray) and sigma.ndim > 0):
+            raise TypeError(
+                f"{name} must be a number or a tuple of numbers, got {_check.describe(sigma)}; "
+                f"what learns it is segfast.nn.DenseCRF(trainable=[{name!r}], method='exact')"
+            )
     for name, sigma in (("spatial_sigma", spatial_sigma), ("bilateral_sigma", bilateral_sigma)):
         if sigma is not None:
             _check.positive_floats(name, sigma, 2)
@@ -110,13 +133,13 @@ def weight_tensor(name: str, weight: Weight, labels: int, logits: Tensor) -> Ten
             )
         require_same_device(name, weight, "logits", logits)
         return weight
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+    if (number := _check.real(weight)) is None:
         raise TypeError(
             f"{name} must be a number or a tensor [L] or [L, L], got {_check.describe(weight)}"
         )
-    if not abs(weight) <= FLOAT32_MAX:
+    if not abs(number) <= FLOAT32_MAX:
         raise ValueError(f"{name} must be finite in float32, got {weight:.3g}")
-    return torch.full((), float(weight), dtype=torch.float64, device=logits.device)
+    return torch.full((), float(number), dtype=torch.float64, device=logits.device)
 
 
 def require_compatibility(compatibility: Tensor | None, labels: int, logits: Tensor) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -62,34 +63,50 @@ class GridGaussian:
         return convolve(convolve(maps, along, 3), down, 2).flatten(-2)
 
 
+@dataclass(frozen=True)
+class Call:
+    """What mean field is given.
+
+    Attributes:
+        logits: [B, L, H, W]
+        features: [B, F, N] of the bilateral kernel, or of any; float32.
+        mixings: of the spatial and the bilateral term, [], [L] or [L, L].
+        spatial_sigma: (y, x)
+        present: whether each term takes part; None: not known, both do.
+    """
+
+    logits: Tensor
+    features: Tensor
+    mixings: Sequence[Tensor]
+    spatial_sigma: Sequence[float]
+    options: Options
+    present: Sequence[bool] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.logits.shape[2:]
+        return height, width
+
+    def unary(self) -> Tensor:
+        """[B, L, N] float32"""
+        return self.logits.float().flatten(2).contiguous()
+
+
 class ExactModel:
     """The terms of a batch of images, prepared once.
-
-    Args:
-        features: [B, F, N] float32 of the bilateral kernel, or of any.
-        mixings: of the spatial and the bilateral term, [], [L] or [L, L].
-        size, spatial_sigma: of the spatial kernel, (H, W) and (y, x).
-        present: whether each takes part; None: not known, both do.
 
     Attributes:
         gone: images whose bilateral kernel has weight 0 and no place for a pixel, [B].
     """
 
-    def __init__(
-        self,
-        features: Tensor,
-        mixings: Sequence[Tensor],
-        size: tuple[int, int],
-        spatial_sigma: Sequence[float],
-        options: Options,
-        present: Sequence[bool] | None = None,
-    ) -> None:
-        ones = features.new_ones(len(features), 1, features.shape[2])
-        used = [True, True] if present is None else present
-        features, self.gone = without_say(features, mixings[1])
-        self.spatial = GridGaussian(size, spatial_sigma, features) if used[0] else None
+    def __init__(self, call: Call) -> None:
+        ones = torch.ones_like(call.features[:, :1])
+        used = [True, True] if call.present is None else call.present
+        features, self.gone = without_say(call.features, call.mixings[1])
+        size, sigma, options = call.size, call.spatial_sigma, call.options
+        self.spatial = GridGaussian(size, sigma, features) if used[0] else None
         self.exact = launchers().ExactFilter(features, options.tolerance) if used[1] else None
-        self.mixings = [mixing.float() for mixing in mixings]
+        self.mixings = [mixing.float() for mixing in call.mixings]
         self.terms = [
             None if raw is None else Kernel(raw, raw, ones, options.normalization)
             for raw in (self.spatial, self.exact)
@@ -115,27 +132,19 @@ class ExactModel:
             yield scores
 
 
-def mean_field(
-    logits: Tensor,
-    features: Tensor,
-    mixings: Sequence[Tensor],
-    spatial_sigma: Sequence[float],
-    options: Options,
-    present: Sequence[bool] | None = None,
-) -> Tensor:
-    """[B, L, H, W] -> scores [S, B, L, H, W] of all steps, or of the last; or the belief."""
-    height, width = logits.shape[2:]
-    model = ExactModel(features, mixings, (height, width), spatial_sigma, options, present)
-    unary = logits.float().flatten(2).contiguous()  # [B, L, N]
+def mean_field(call: Call) -> Tensor:
+    """Scores [S, B, L, H, W] of all steps, or of the last; or the belief."""
+    options, unary = call.options, call.unary()
+    model = ExactModel(call)
     count = options.iterations if options.keep_steps else 1
-    steps = logits.new_empty((count, *unary.shape))
+    steps = call.logits.new_empty((count, *unary.shape))
     last = unary
     for i, last in enumerate(model.run(unary, options.iterations)):
         if options.keep_steps:
             steps[i] = last
     if not options.keep_steps:
         steps[0] = torch.softmax(last, 1) if options.softmax else last
-    return steps.unflatten(3, (height, width))
+    return steps.unflatten(3, call.size)
 
 
 def gaussian_filter(

@@ -13,16 +13,14 @@ Scores of all iterations are computed again, and kept with G and V: 3 [B, L, N] 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf.reference_grad import belief_gradient, norm_gradient
-from segfast.ops._dense_crf_exact_cuda import ExactModel, GridGaussian, launchers
+from segfast.ops._dense_crf_exact_cuda import Call, ExactModel, GridGaussian, launchers
 from segfast.ops._dense_crf_look import not_a_number_if
-from segfast.ops._dense_crf_options import Options
 from segfast.ops._dense_crf_terms import Kernel, mix, scaled
 
 
@@ -65,24 +63,11 @@ class _Trace:
 
 
 def mean_field(
-    grad: Tensor,
-    logits: Tensor,
-    features: Tensor,
-    mixings: Sequence[Tensor],
-    spatial_sigma: Sequence[float],
-    options: Options,
-    present: Sequence[bool] | None = None,
-    of_features: bool = True,
-    of_sigma: bool = True,
+    grad: Tensor, call: Call, of_features: bool = True, of_sigma: bool = True
 ) -> Gradients:
-    """From dL/dsteps [S, B, L, H, W]; the other arguments are the forward call's.
-
-    A kernel that is learned must be among those `present`.
-    """
-    height, width = logits.shape[2:]
-    iterations, normalization = options.iterations, options.normalization
-    model = ExactModel(features, mixings, (height, width), spatial_sigma, options, present)
-    unary = logits.float().flatten(2).contiguous()  # [B, L, N]
+    """From dL/dsteps [S, B, L, H, W]; a kernel that is learned must be among those present."""
+    iterations, normalization = call.options.iterations, call.options.normalization
+    model, unary = ExactModel(call), call.unary()
     upstream = grad.float().flatten(3)  # [S, B, L, N]
     states = [unary, *model.run(unary, iterations)]
     traces = [
@@ -92,7 +77,7 @@ def mean_field(
         )
     ]
     g = torch.zeros_like(unary) if len(upstream) == 0 else upstream[-1]
-    if options.softmax:
+    if call.options.softmax:
         g = belief_gradient(torch.softmax(states[-1], 1), g)
     total = g.clone()
     for t in reversed(range(iterations)):
@@ -101,7 +86,7 @@ def mean_field(
         for trace in filter(None, traces):
             sent += trace.step(g, belief)
         g = belief_gradient(belief, sent)
-        if t > 0 and options.keep_steps:
+        if t > 0 and call.options.keep_steps:
             g = g + upstream[t - 1]
         total += g
     moved, slopes = None, None
@@ -113,7 +98,7 @@ def mean_field(
         slopes = _slopes(model.spatial, spatial, normalization)
     of_spatial = None if spatial is None else spatial.grad
     of_bilateral = None if bilateral is None else not_a_number_if(model.gone, bilateral.grad)
-    total = total.unflatten(2, (height, width))
+    total = total.unflatten(2, call.size)
     return Gradients(total, moved, (of_spatial, of_bilateral), slopes)
 
 

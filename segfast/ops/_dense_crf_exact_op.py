@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf.reference_grad import image_gradients
 from segfast.ops import _dense_crf_exact_cuda, _dense_crf_exact_grad
+from segfast.ops._dense_crf_exact_cuda import Call
 from segfast.ops._dense_crf_look import Look, Seen, constants, is_recording, without_say
 from segfast.ops._dense_crf_terms import require_finite_quotients
 
@@ -28,15 +29,20 @@ def _look(problem: Problem, features: Tensor) -> Seen | None:
     return seen
 
 
+def _call(problem: Problem, features: Tensor, present: Sequence[bool] | None) -> Call:
+    return Call(
+        problem.logits, features, problem.mixings, problem.sigmas[0].tolist(), problem.options,
+        present,
+    )  # fmt: skip
+
+
 def refine(problem: Problem) -> Tensor:
     """segfast::mean_field, [S, B, L, H, W]."""
     features = problem.features()
     if seen := _look(problem, features):
         seen.warn(problem.sigmas[2].tolist())
-    return _dense_crf_exact_cuda.mean_field(
-        problem.logits, features, problem.mixings, problem.sigmas[0].tolist(), problem.options,
-        None if seen is None else seen.present,
-    )  # fmt: skip
+    present = None if seen is None else seen.present
+    return _dense_crf_exact_cuda.mean_field(_call(problem, features, present))
 
 
 def gradients(problem: Problem, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -46,15 +52,15 @@ def gradients(problem: Problem, grad: Tensor, wanted: Sequence[bool]) -> list[Te
     present = None if seen is None else [
         p or learned for p, learned in zip(seen.present, wanted[2:4], strict=True)
     ]  # fmt: skip
+    places = wanted[1] or wanted[5] or wanted[6]
     found = _dense_crf_exact_grad.mean_field(
-        grad, problem.logits, features, problem.mixings, problem.sigmas[0].tolist(),
-        problem.options, present, wanted[1] or wanted[5] or wanted[6], wanted[4],
-    )  # fmt: skip
+        grad, _call(problem, features, present), places, wanted[4]
+    )
     image, position, color = None, None, None
     if found.features is not None:
         sigmas = [constants(sigma.tolist(), features) for sigma in problem.sigmas[1:]]
-        places, _ = without_say(features, problem.mixings[1])
-        each = [image_gradients(g, f, *sigmas) for g, f in zip(found.features, places, strict=True)]
+        placed, _ = without_say(features, problem.mixings[1])
+        each = [image_gradients(g, f, *sigmas) for g, f in zip(found.features, placed, strict=True)]
         images, positions, colors = zip(*each, strict=True)
         image = torch.stack(images).reshape(problem.image.shape)
         position, color = torch.stack(positions).sum(0), torch.stack(colors).sum(0)

@@ -91,7 +91,7 @@ def centred_parts(tiled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Returns:
         centres of the rows [B, F, rows], times sqrt(log2 e), NaN where a row is too large;
-        a, -|a|^2 / 2 and zeros, [B, slots, AXES] float32;
+        a, -|a|^2 / 2 as a multiple of PART and the rest, zeros, [B, slots, AXES] float32;
         a in parts: low, high, low and high, low, low, [B, slots, DEPTH] float16 each.
     """
     dims, width = tiled.shape[1], depth(tiled.shape[1])
@@ -106,9 +106,10 @@ def centred_parts(tiled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     head = _rounded(a, PART)
     tail = _rounded(a - head, PART**2 / 4)
     norms = -0.5 * (head + tail).square().sum(1, keepdim=True)  # [B, 1, slots]
+    whole = _rounded(norms, PART)
     return (
         centres.masked_fill(~small, math.nan).float(),
-        _by_pixel(axes(dims), head + tail, norms).float(),
+        _by_pixel(axes(dims), head + tail, whole, norms - whole).float(),
         _by_pixel(width, tail, head, tail).half(),
         _by_pixel(width, head, tail, tail).half(),
     )

@@ -145,7 +145,7 @@ class ExactFilter:
         parts = tiles.ROW // chosen.block_m
         splits = tiles.splits(self.batch * self.rows * parts, self.tiles)
         g, v = (self._by_pixel(x, chosen.block_c) for x in (grads, values))
-        axes = tiles.axes(self.dims)
+        axes = tiles.moments(self.dims)
         sums = values.new_empty((splits, self.batch, self.slots, axes))
         with on_device(values):
             for seen in self.lists(moment=True):

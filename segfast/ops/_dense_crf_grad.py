@@ -192,19 +192,19 @@ def require_exact(method: str, wanted: Mapping[str, bool]) -> None:
 
 
 def gaussian_filter(values: Tensor, features: Tensor, *options: Any) -> Tensor:
-    require_exact(options[0], {"features": _differentiated(features)})
+    require_exact(options[0], {"features": differentiated(features)})
     return call(GaussianFilter, values, features, *options)
 
 
 def mean_field(tensors: Sequence[Tensor], options: Options) -> Tensor:
     """segfast::mean_field with its gradient; run eagerly on the CPU, its run is kept for it."""
-    require_exact(options.method, _pixels([_differentiated(x) for x in tensors]))
+    require_exact(options.method, _pixels([differentiated(x) for x in tensors]))
     if tensors[0].is_cpu and needs_graph(*tensors) and not transformed():
         return call(KeptMeanField, options, *tensors)
     return call(MeanField, *tensors, *astuple(options))
 
 
-def _differentiated(x: Tensor) -> bool:
+def differentiated(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad
 
 

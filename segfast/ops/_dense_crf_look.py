@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from segfast._warn import warn
+from segfast.ops._dense_crf_check import CERTAINTY
 
 
 def is_recording() -> bool:
@@ -35,7 +37,7 @@ class Look:
             finite = features.isfinite().all()
         given = [m.count_nonzero() for m in mixings]
         self.numbers = torch.stack([x.double() for x in (sums_to_one, finite, *ends, *given)])
-        self.empty = sample.numel() == 0
+        self.sample = sample
 
     def read(self, numbers: Sequence[float] | None = None) -> Seen:
         return Seen(self, self.numbers.tolist() if numbers is None else numbers)
@@ -52,24 +54,37 @@ class Seen:
 
     def __init__(self, look: Look, numbers: Sequence[float]) -> None:
         probable, finite, self.low, self.high, *given = numbers
-        self.probable = bool(probable) and look.labels > 1 and not look.empty
+        self.sample = look.sample
+        self.probable = bool(probable) and look.labels > 1 and look.sample.numel() > 0
         self.finite = bool(finite)
         self.present = [count > 0 for count in given]
 
     def warn(self, color: Sequence[float]) -> None:
-        if self.probable:
-            warnings.warn(
+        if self.probable and bool((self.sample.amax(1) == 1).all()):
+            warn(
+                "logits are 1 for one label and 0 for the others: these look like labels; "
+                f"multiply them by {CERTAINTY}"
+            )
+        elif self.probable:
+            warn(
                 "logits are not negative and sum to 1 over the labels: these look like "
-                "probabilities; pass their logarithm",
-                stacklevel=4,
+                "probabilities; pass their logarithm"
             )
-        span = self.high - self.low
-        if 0 < span < min(color, default=0.0) / 5:
-            warnings.warn(
-                f"image spans {span:.3g} but color_sigma is {min(color):.3g}: colour has almost "
-                f"no say; color_sigma is in image units",
-                stacklevel=4,
-            )
+        warn_about_span(self.high - self.low, color)
+
+
+def warn_about_span(span: float, color: Sequence[float]) -> None:
+    """Of an image that was scaled to 0 to 1 or normalised, and a sigma for 0 to 255.
+
+    Three channels that deviate by a quarter of the span leave a typical pair exp(-3 span^2 /
+    16 sigma^2) of its weight: half at this limit, and more below. Normalised for ImageNet, values
+    span 4.8 at most, and published sigmas are 3 or more.
+    """
+    if 0 < span < 2 * min(color, default=0.0):
+        warn(
+            f"image spans {span:.3g} and color_sigma is {min(color):.3g}: colour has little say; "
+            f"pass the photograph in its own units, or a color_sigma in the image's"
+        )
 
 
 def without_say(features: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,4 +104,4 @@ def not_a_number_if(gone: Tensor, grad: Tensor) -> Tensor:
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
     """On `like`'s device and in its dtype, without a copy that a GPU would have to wait for."""
-    return torch.cat([like.new_full((1,), value) for value in values])
+    return torch.cat([like.new_empty(0), *(like.new_full((1,), value) for value in values)])

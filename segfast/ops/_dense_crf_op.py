@@ -123,7 +123,9 @@ class Problem:
         o = self.options
         terms = self._terms(self.image[b], wanted or [False] * len(NAMES))
         unary = self.logits[b].to("cpu", self.dtype).flatten(1)  # [L, N]
-        warn_if_slow(unary, list(terms.values()), o.iterations)
+        if b == 0:  # once, for all
+            images = len(self.logits)
+            warn_if_slow(unary, list(terms.values()), o.iterations, images, bool(wanted))
         engine = Engine(unary, list(terms.values()), (self.height, self.width), o.tolerance)
         kept = o.iterations if o.keep_steps else max(0, o.iterations - 1) if wanted else 0
         states = unary.new_empty(kept, *unary.shape) if kept else None

@@ -126,7 +126,7 @@ def _depthwise(dtype: str, channels_last: bool, variant: str) -> Case:
     constants = {
         **_contiguous(channels_last, "x", "y"),
         "TRANSPOSED": variant == "ragged",
-        "INDEX": tl.int32,
+        "INDEX": tl.int32 if variant == "whole" else tl.int64,
         "BLOCK_P": block.positions,
         "BLOCK_C": block.channels,
     }
@@ -140,7 +140,7 @@ def _depthwise_grad_weight(dtype: str, channels_last: bool, variant: str) -> Cas
     block = DEPTHWISE["grad_weight", channels_last]
     constants = {
         **_contiguous(channels_last, "x", "grad"),
-        "INDEX": tl.int32,
+        "INDEX": tl.int32 if variant == "whole" else tl.int64,
         "BLOCK_T": MOST_TAPS,
         "BLOCK_P": block.positions,
         "BLOCK_C": block.channels,

@@ -64,10 +64,15 @@ def observed_by(observer: Any) -> Iterator[None]:
 def call(function: type[Function], *arguments: Any) -> Any:
     """`function.apply(*arguments)`, whose 60 us are saved where nothing needs them.
 
-    In forward mode `function.in_forward_mode` takes its place, where there is one.
+    In forward mode `function.in_forward_mode` takes its place, in a trace `function.in_trace`,
+    where there are such.
     """
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
+    if tracing():  # a node that can be saved; its gradient is registered
+        traced = getattr(function, "in_trace", getattr(function.forward, "operator", None))
+        if traced is not None:
+            return traced(*arguments)
     if forward_ad._current_level >= 0:
         function = getattr(function, "in_forward_mode", function)
     if torch._C._are_functorch_transforms_active():
@@ -75,7 +80,8 @@ def call(function: type[Function], *arguments: Any) -> Any:
     if needs_graph(*arguments):
         # What Function.apply ends in, without its look at the signature and for torch.func.
         return super(Function, function).apply(*arguments)  # type: ignore[misc]
-    return function.forward(*arguments)
+    below = getattr(function.forward, "below", function.forward)
+    return below(*arguments)
 
 
 def compiled(name: str, device: str) -> bool:
@@ -93,16 +99,21 @@ def forward_of(operator: Any, python: Callable[..., Any] | None = None) -> Any:
     through the dispatcher takes 25 us.
     """
 
-    def forward(*arguments: Any) -> Any:
-        if transformed():
-            return operator(*arguments)
+    inner = getattr(operator, "_op", operator)  # what calling it comes to, 1 us later
+
+    def below(*arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():  # past the registered formula, in Python
-            return operator(*arguments) if python is None or watched() else python(*arguments)
+            return inner(*arguments) if python is None or watched() else python(*arguments)
+
+    def forward(*arguments: Any) -> Any:
+        return operator(*arguments) if transformed() else below(*arguments)
 
     names = [argument.name for argument in operator._schema.arguments]
     forward.__signature__ = Signature(  # type: ignore[attr-defined]
         [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
     )  # torch.compile counts the parameters
+    forward.below = below  # type: ignore[attr-defined]  # for `call`, which has looked
+    forward.operator = operator  # type: ignore[attr-defined]
     return staticmethod(forward)
 
 

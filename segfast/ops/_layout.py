@@ -16,14 +16,22 @@ def channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and torch._prims_common.suggest_memory_format(x) == torch.channels_last
 
 
+def _pixels(x: Tensor) -> bool:
+    """Whether x is dense in channels_last, its strides along sizes of 1, too (channels_last looks).
+
+    Empty maps, and those of one element, may be so and still count as contiguous.
+    """
+    _, c, h, w = x.shape
+    return x.stride() == (h * w * c, 1, w * c, c)
+
+
 def gapless(x: Tensor, like: Tensor | None = None) -> Tensor:
     """x without gaps, in its own memory format or in that of `like`; x itself where it is so."""
     if like is None:
         like = x
     if like.stride(1) != 1:  # the usual cases first: this is part of every call
         return x.contiguous()
-    _, c, h, w = x.shape
-    if like is x and x.stride() == (h * w * c, 1, w * c, c):  # of size 1, too: channels_last looks
+    if _pixels(x) and (like is x or (_pixels(like) and like.stride(0) > 1 and like.shape[0] > 0)):
         return x
     if not channels_last(like):
         return x.contiguous()

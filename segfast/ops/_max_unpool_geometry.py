@@ -40,13 +40,12 @@ def windows_of(
 @remembered
 def pooled_size(
     input_size: Sequence[int], kernel_size: IntOrPair, stride: IntOrPair | None,
-    padding: IntOrPair, dilation: IntOrPair, ceil_mode: bool,
+    padding: IntOrPair, dilation: IntOrPair, ceil_mode: bool, name: str = "input_size",
 ) -> tuple[Windows, Pair, Pair]:  # fmt: skip
-    """The windows, (H, W) and (Ho, Wo) of a pool over maps of `input_size`."""
+    """The windows, (H, W) and (Ho, Wo) of a pool over maps of `input_size`, called `name`."""
     windows = windows_of(kernel_size, stride, padding, dilation)
-    if not isinstance(ceil_mode, bool):
-        raise TypeError(f"ceil_mode must be True or False, got {_check.describe(ceil_mode)}")
-    size = _last_two("input_size", input_size)
+    _check.require_bool("ceil_mode", ceil_mode)
+    size = _last_two(name, input_size)
     pooled = []
     for n, (k, s, p, d) in zip(size, windows.axes, strict=True):
         room = n + 2 * p - d * (k - 1) - 1  # how far the first window can move
@@ -55,7 +54,7 @@ def pooled_size(
             count -= 1  # the last window would begin beyond the map
         if n < 1 or count < 1:
             raise ValueError(
-                f"input_size must hold a window of kernel_size {windows.kernel}, dilation "
+                f"{name} must hold a window of kernel_size {windows.kernel}, dilation "
                 f"{windows.dilation}, padding {windows.padding}; got {tuple(size)}"
             )
         if d > n and p > 0:  # windows that begin in the padding: is one of their positions inside?

@@ -18,37 +18,36 @@ from torch import Tensor
 from torch.autograd import Function
 
 from segfast.kernels.max_unpool.reference import Windows
+from segfast.ops import _max_unpool_trace
 from segfast.ops._function import call, forward_of
 from segfast.ops._max_unpool_op import gapless
 
 _ops = torch.ops.segfast
 
 
-def _keep(ctx: Any, tensor: Tensor, inputs: tuple[Any, ...], tensors: int) -> None:
-    """Keeps a tensor, and the windows, which follow the input `tensors`."""
-    ctx.save_for_backward(tensor)
-    ctx.windows = inputs[tensors : tensors + len(Windows._fields)]
-    ctx.others = [None] * (len(inputs) - 1)  # gradients of all inputs but the first
+_EIGHT = len(Windows._fields)
+_NOTHING = (None,) * (_EIGHT + 2)  # gradients of the windows and of what follows them, a pair
 
 
 class MaxPool(Function):
     generate_vmap_rule = True
     forward = forward_of(_ops._max_pool2d.default)
+    in_trace = _max_unpool_trace.POOL
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _keep(ctx, output[1], inputs, 1)
-        ctx.input_size = inputs[0].shape[2:]
+        x, *windows = inputs[: 1 + _EIGHT]
+        ctx.save_for_backward(output[1])
+        ctx.rest = *windows, *x.shape[2:]  # of the gradient's arguments, here and below
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)  # else zeros for packed
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad_y is None:
-            return None, *ctx.others
+            return None, *_NOTHING
         (packed,) = ctx.saved_tensors
-        grad_y = gapless(grad_y, packed)
-        return call(MaxPoolBackward, grad_y, packed, *ctx.windows, *ctx.input_size), *ctx.others
+        return call(MaxPoolBackward, gapless(grad_y, packed), packed, *ctx.rest), *_NOTHING
 
 
 class MaxPoolValues(Function):
@@ -56,18 +55,20 @@ class MaxPoolValues(Function):
 
     generate_vmap_rule = True
     forward = forward_of(_ops._max_pool2d_values.default)
+    in_trace = _max_unpool_trace.POOL_VALUES
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, inputs[0], inputs, 1)
+        ctx.save_for_backward(inputs[0])
+        ctx.windows = inputs[1 : 1 + _EIGHT]
         ctx.output_size = output.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         _, packed = call(MaxPool, x.detach(), *ctx.windows, *ctx.output_size)
-        grad_y = gapless(grad_y, packed)
-        return call(MaxPoolBackward, grad_y, packed, *ctx.windows, *x.shape[2:]), *ctx.others
+        rest = *ctx.windows, *x.shape[2:]
+        return call(MaxPoolBackward, gapless(grad_y, packed), packed, *rest), *_NOTHING
 
 
 class MaxPoolBackward(Function):
@@ -76,28 +77,37 @@ class MaxPoolBackward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, inputs[1], inputs, 2)
-        ctx.width = inputs[0].shape[3]
+        _from_windows(ctx, inputs, winners=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (packed,) = ctx.saved_tensors
-        grad = gapless(grad)
-        packed = gapless(packed, grad)
-        return call(MaxGather, grad, packed, *ctx.windows, ctx.width, False), *ctx.others
+        return _gathered(ctx, grad)
 
 
 class MaxUnpool(Function):
     generate_vmap_rule = True
     forward = forward_of(_ops._max_unpool2d.default)
-    setup_context = MaxPoolBackward.setup_context
+    in_trace = _max_unpool_trace.UNPOOL
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _from_windows(ctx, inputs, winners=True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (packed,) = ctx.saved_tensors
-        grad = gapless(grad)
-        packed = gapless(packed, grad)
-        return call(MaxGather, grad, packed, *ctx.windows, ctx.width, True), *ctx.others
+        return _gathered(ctx, grad)
+
+
+def _from_windows(ctx: Any, inputs: tuple[Any, ...], winners: bool) -> None:
+    y, packed, *windows = inputs[: 2 + _EIGHT]
+    ctx.save_for_backward(packed)
+    ctx.rest = *windows, y.shape[3], winners
+
+
+def _gathered(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (packed,) = ctx.saved_tensors
+    grad = gapless(grad)
+    return call(MaxGather, grad, gapless(packed, grad), *ctx.rest), None, *_NOTHING
 
 
 class MaxGather(Function):
@@ -106,21 +116,22 @@ class MaxGather(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, inputs[1], inputs, 2)
+        x, packed, *windows = inputs[: 2 + _EIGHT]
+        ctx.save_for_backward(packed)
+        ctx.rest = *windows, *x.shape[2:]
         ctx.winners = inputs[-1]
-        ctx.size = inputs[0].shape[2:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (packed,) = ctx.saved_tensors
         adjoint = MaxUnpool if ctx.winners else MaxPoolBackward
-        grad = gapless(grad, packed)
-        return call(adjoint, grad, packed, *ctx.windows, *ctx.size), *ctx.others
+        return call(adjoint, gapless(grad, packed), packed, *ctx.rest), None, *_NOTHING
 
 
 class MaxUnpoolIndices(Function):
     generate_vmap_rule = True
     forward = forward_of(_ops._max_unpool2d_indices.default)
+    in_trace = _max_unpool_trace.UNPOOL_INDICES
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

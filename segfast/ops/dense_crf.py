@@ -182,8 +182,8 @@ def mean_field(
         NotImplementedError: on differentiating twice or in forward mode.
 
     Warns:
-        UserWarning: logits that sum to 1 over labels (probabilities passed by mistake); a float
-        image whose range is far below ``color_sigma``.
+        UserWarning: logits that sum to 1 over labels (probabilities or labels passed by mistake); a
+        float image that spans less than two ``color_sigma``; a job of over a minute on the CPU.
 
     Example:
         >>> import torch, segfast
@@ -192,7 +192,7 @@ def mean_field(
         torch.Size([1, 20, 30])
     """
     unbatched = isinstance(logits, Tensor) and logits.dim() == 3
-    _check.require_floating("logits", logits, "[B, L, H, W]")
+    _dense_crf_check.require_logits(logits)
     _check.require_tensor("image", image, "[B, C, H, W]")
     if unbatched and image.dim() == 3:
         logits, image = logits[None], image[None]

@@ -50,13 +50,14 @@ def linear_attention(
             bfloat16; leading dimensions (batch, heads) are broadcast; any sizes, any strides.
             Fastest are views of convolutions' outputs, ``x.flatten(2).mT``: positions next to each
             other. Other strides are copied once.
-        feature_map: "softplus"; "taylor"; "relu"; "elu" (elu(x) + 1); "identity": q and k are
-            features already, not negative.
-        eps: added to every component of the sum of keys, as the published code does.
+        feature_map: "softplus" (the default); "taylor"; "relu"; "elu" (elu(x) + 1); "identity": q
+            and k are features already, not negative.
+        eps: added to every component of the sum of keys, as the published code does, 1e-6; >= 0.
 
     Returns:
-        o [..., N, E] in the dtype of v; laid out in memory as v is. A query whose features are all
-        zero gives zero. Under autocast, inputs are cast first; sums stay in float32.
+        o [..., N, E] in the dtype of v; laid out in memory as v is. 0 / 0 is 0: a query whose
+        features are all zero gives zero. Under autocast, inputs are cast first; sums stay in
+        float32.
 
     Raises:
         TypeError, ValueError: an argument breaks its contract; the message names it.
@@ -70,16 +71,12 @@ def linear_attention(
         torch.Size([2, 1, 3072, 64])
     """
     index, eps = _options(feature_map, eps)
-    _require_tokens(q, k, v)
-    q, k, v = (autocast(x) for x in (q, k, v))
-    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    queries, keys, values = (
-        rows(x.mT.expand(*lead, *x.mT.shape[-2:]).reshape(math.prod(lead), *x.mT.shape[-2:]))
-        for x in (q, k, v)
-    )  # [B, D, N], [B, D, M], [B, E, M]
+    lead = _require_tokens(q, k, v)
+    dtype = autocast_dtype(q)
+    queries, keys, values = (_maps(x.to(dtype), lead) for x in (q, k, v))  # [B, D | E, N | M]
     state = call(State, keys, values, index)
     o = call(Read, queries, state, None, None, index, eps)  # [B, E, N]
-    o = o.reshape(*lead, *o.shape[1:]).mT
+    o = o.mT if len(lead) == 1 else o.reshape(*lead, *o.shape[1:]).mT
     return o.contiguous() if v.stride(-1) == 1 and v.stride(-2) != 1 else o
 
 
@@ -101,16 +98,18 @@ def linear_attention2d(
 
     .. math:: y = x + \gamma \, \mathrm{attention}(W_q x + b_q, W_k x + b_k, W_v x + b_v)
 
-    The value projection is folded, so that the values are never formed:
+    On maps of at least D positions the value projection is folded, so that values are never formed:
     :math:`\sum_j \phi(k_j) v_j^T = (\sum_j \phi(k_j) x_j^T) W_v^T + (\sum_j \phi(k_j)) b_v^T`.
+    On smaller ones they are less work than the sums' projection.
 
     Args:
-        x: [B, C, H, W], float32, float64, float16 or bfloat16. Channels-last maps are copied.
+        x: [B, C, H, W], float32, float64, float16 or bfloat16. A channels-last map
+            is copied, and y is contiguous: positions next to each other are what the sums need.
         w_q, w_k: [D, C] or [D, C, 1, 1], the weights of 1 x 1 convolutions; b_q, b_k: [D] or None.
         w_v: [C, C] or [C, C, 1, 1]; b_v: [C] or None.
-        gamma: one element.
-        feature_map, eps: see :func:`linear_attention`.
-        residual: False leaves x + away, as in ABCNet.
+        gamma: one element. It, weights and biases are in the dtype of x (autocast casts all).
+        feature_map, eps: see :func:`linear_attention`, with the same defaults.
+        residual: True (the default), or False, which leaves x + away, as in ABCNet.
 
     Returns:
         y [B, C, H, W] in the dtype of x; under autocast only attention is computed in its dtype.
@@ -130,22 +129,25 @@ def linear_attention2d(
     weights = {"w_q": w_q, "w_k": w_k, "w_v": w_v}
     biases = {"b_q": b_q, "b_k": b_k, "b_v": b_v}
     _require_block(x, weights, biases, gamma)
+    _check.require_bool("residual", residual)
     w_q, w_k, w_v = (autocast(w).flatten(1) for w in weights.values())
     b_q, b_k, b_v = (None if b is None else autocast(b) for b in biases.values())
     tokens = rows(autocast(x).flatten(2))  # [B, C, N]
-    dtype, features = tokens.dtype, w_q.shape[0]
-    qk = _project_queries(tokens, torch.cat([w_q, w_k]))  # [B, 2 D, N]
+    features, positions = w_q.shape[0], tokens.shape[-1]
+    folded = not isinstance(positions, int) or positions >= features  # of any size: folded
+    b_qk = None
     if b_q is not None or b_k is not None:
         zeros = w_q.new_zeros(features)
-        both = torch.cat([zeros if b is None else b for b in (b_q, b_k)])
-        qk = qk + both.to(dtype)[:, None]
-    qk = rows(qk)
-    state = call(State, qk[:, features:], tokens, index)  # [B, R, C + 1]
-    ones = state[..., -1:]
-    state = torch.cat([_project(state[..., :-1], w_v, b_v, ones), ones], -1)
+        b_qk = torch.cat([zeros if b is None else b for b in (b_q, b_k)])
+    q, k = _project(tokens, torch.cat([w_q, w_k]), b_qk).split(features, 1)  # [B, D, N]
+    v = tokens if folded else _project(tokens, w_v, b_v)  # [B, C, N]
+    state = call(State, k, v, index)  # [B, R, C + 1]
+    if folded:
+        ones = state[..., -1:]
+        state = torch.cat([_project_sums(state[..., :-1], w_v, b_v, ones), ones], -1)
     scale = gamma.reshape(1).to(state.dtype).expand(x.shape[0])
-    fused = residual and dtype == x.dtype
-    y = call(Read, qk[:, :features], state, scale, tokens if fused else None, index, eps)
+    fused = residual and tokens.dtype == x.dtype
+    y = call(Read, q, state, scale, tokens if fused else None, index, eps)
     y = y.reshape(x.shape).to(x.dtype)
     return x + y if residual and not fused else y
 
@@ -159,16 +161,18 @@ def served_by() -> dict[str, str]:
     return {"cpu": cpu, "cuda": _linear_attention_cuda.served_by()}
 
 
-def _project_queries(tokens: Tensor, weight: Tensor) -> Tensor:
-    """weight tokens in the dtype of tokens: [2 D, C], [B, C, N] -> [B, 2 D, N]."""
+def _project(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """W tokens + b in the dtype of tokens: [B, C, N], [D, C], [D] -> [B, D, N]."""
     dtype = tokens.dtype
     if tokens.device.type == "cpu" and dtype.itemsize < 4:  # PyTorch's products of halves are slow
         with without_autocast(tokens):
-            return (weight.float() @ tokens.float()).to(dtype)
-    return weight.to(dtype) @ tokens
+            projected = (weight.float() @ tokens.float()).to(dtype)
+    else:
+        projected = weight.to(dtype) @ tokens
+    return rows(projected if bias is None else projected + bias.to(dtype)[:, None])
 
 
-def _project(sums: Tensor, weight: Tensor, bias: Tensor | None, ones: Tensor) -> Tensor:
+def _project_sums(sums: Tensor, weight: Tensor, bias: Tensor | None, ones: Tensor) -> Tensor:
     """sums W^T + ones b^T in the precision of sums, under autocast, too."""
     with without_autocast(sums):
         values = sums @ weight.to(sums.dtype).mT
@@ -180,27 +184,40 @@ def _options(feature_map: Any, eps: Any) -> tuple[int, float]:
     return FEATURE_MAPS.index(feature_map), _check.not_negative("eps", eps)
 
 
-def _require_dtype(name: str, x: Tensor, like: Tensor | None = None) -> None:
+def _require_like(first: str, like: Tensor, name: str, x: Tensor) -> None:
+    """x is where `like` is, and in its dtype, if only under autocast."""
     _check.require_dtype(name, x)
-    if like is not None and x.device != like.device:
+    if x.device != like.device:
         raise ValueError(f"{name} is on {x.device}, expected {like.device}")
+    if x.dtype != like.dtype and autocast_dtype(x) != autocast_dtype(like):
+        raise TypeError(f"{name} must have the dtype of {first}, {like.dtype}; got {x.dtype}")
 
 
-def _require_tokens(q: Any, k: Any, v: Any) -> None:
+def _maps(x: Tensor, lead: torch.Size) -> Tensor:
+    """x [..., N, C] -> [B, C, N], positions next to each other; B = all of `lead`."""
+    x = x.mT
+    if x.shape[:-2] != lead:
+        x = x.expand(*lead, *x.shape[-2:])
+    return rows(x if len(lead) == 1 else x.reshape(math.prod(lead), *x.shape[-2:]))
+
+
+def _require_tokens(q: Any, k: Any, v: Any) -> torch.Size:
+    """Checks; returns the leading dimensions, broadcast."""
     shapes = {"q": "[..., N, D]", "k": "[..., M, D]", "v": "[..., M, E]"}
     for (name, shape), x in zip(shapes.items(), (q, k, v), strict=True):
         _check.require_floating(name, x, shape)
         if x.dim() < 2 or x.shape[-1] < 1:
             raise ValueError(f"{name} must be {shape} with channels, got {_check.describe(x)}")
-        _require_dtype(name, x, q)
-        if autocast_dtype(x) != autocast_dtype(q):
-            raise TypeError(f"{name} must have the dtype of q, {q.dtype}; got {x.dtype}")
+        _require_like("q", q, name, x)
     if k.shape[-1] != q.shape[-1]:
         raise ValueError(f"k must have the channels of q, {q.shape[-1]}; got {_check.describe(k)}")
     if v.shape[-2] != k.shape[-2]:
         raise ValueError(f"v must have the positions of k, {k.shape[-2]}; got {_check.describe(v)}")
+    leads = [x.shape[:-2] for x in (q, k, v)]
+    if leads[0] == leads[1] == leads[2]:  # `broadcast_shapes` takes 15 us
+        return leads[0]
     try:
-        torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        return torch.broadcast_shapes(*leads)
     except RuntimeError:
         raise ValueError(
             "leading dimensions of q, k and v must broadcast, got "
@@ -212,13 +229,13 @@ def _require_block(x: Any, weights: dict[str, Any], biases: dict[str, Any], gamm
     _check.require_floating("x", x, "[B, C, H, W]")
     if x.dim() != 4 or x.shape[1] < 1:
         raise ValueError(f"x must be [B, C, H, W] with channels, got {_check.describe(x)}")
-    _require_dtype("x", x)
+    _check.require_dtype("x", x)
     channels = x.shape[1]
     for name, w in weights.items():
         _check.require_floating(name, w, "[D, C]")
-        _require_dtype(name, w, x)
-        shape = tuple(w.shape)
-        if shape not in {(shape[0], channels), (shape[0], channels, 1, 1)} or shape[0] < 1:
+        _require_like("x", x, name, w)
+        matrix = w.dim() in (2, 4) and w.shape[1] == channels  # sizes may be symbols: one by one
+        if not matrix or w.shape[0] < 1 or w.numel() != w.shape[0] * channels:
             raise ValueError(
                 f"{name} must be [D, {channels}] or [D, {channels}, 1, 1], got {_check.describe(w)}"
             )
@@ -237,10 +254,10 @@ def _require_block(x: Any, weights: dict[str, Any], biases: dict[str, Any], gamm
             continue
         size = weights["w" + name[1:]].shape[0]
         _check.require_floating(name, b, f"[{size}] or None")
-        _require_dtype(name, b, x)
+        _require_like("x", x, name, b)
         if tuple(b.shape) != (size,):
             raise ValueError(f"{name} must be [{size}], got {_check.describe(b)}")
     _check.require_floating("gamma", gamma, "of one element")
-    _require_dtype("gamma", gamma, x)
+    _require_like("x", x, "gamma", gamma)
     if gamma.numel() != 1:
         raise ValueError(f"gamma must have one element, got {_check.describe(gamma)}")

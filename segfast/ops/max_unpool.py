@@ -23,7 +23,7 @@ from torch import Tensor
 
 from segfast._native import native
 from segfast.ops import _check
-from segfast.ops._function import call, compiled
+from segfast.ops._function import call, compiled, tracing
 from segfast.ops._layout import gapless
 from segfast.ops._max_unpool_geometry import (
     IntOrPair,
@@ -221,6 +221,7 @@ def unpack_indices(
     row = packed_width(pooled[1], windows.kernel)
     require_shape("packed", packed, (*packed.shape[:-2], pooled[0], row))
     maps = gapless(packed if packed.dim() == 4 else packed[None])
+    _require_no_trace("unpack_indices")
     indices = torch.ops.segfast._max_unpack(maps, *windows, *size, pooled[1])
     return indices if packed.dim() == 4 else indices[0]
 
@@ -265,6 +266,7 @@ def pack_indices(
     require_integers("indices", indices, torch.int64)
     require_shape("indices", indices, (*indices.shape[:-2], *pooled))
     maps = gapless(indices if indices.dim() == 4 else indices[None])
+    _require_no_trace("pack_indices")
     packed = torch.ops.segfast._max_pack(maps, *windows, *size)
     return packed if indices.dim() == 4 else packed[0]
 
@@ -281,6 +283,13 @@ def served_by() -> dict[str, str]:
     return {"cpu": cpu, "cuda": cuda}
 
 
+def _require_no_trace(name: str) -> None:
+    if tracing():  # its graph would keep the sizes of the example
+        raise NotImplementedError(
+            f"{name} cannot be traced by torch.jit.trace; torch.compile and torch.export take it"
+        )
+
+
 def _pool(
     x: Tensor, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair,
     dilation: IntOrPair, ceil_mode: bool,
@@ -288,6 +297,6 @@ def _pool(
     """Checked arguments of the raw pools."""
     require_map("x", x)
     windows, _, pooled = pooled_size(
-        x.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode
+        x.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode, "x"
     )
     return gapless(x if x.dim() == 4 else x[None]), (*windows, *pooled)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from segfast.cli import main as segfast
 
 ROOT = str(Path(__file__).resolve().parents[2])
 if ROOT not in sys.path:
@@ -18,10 +19,12 @@ Bench = Callable[[str, str], tuple[list[dict[str, Any]], str, str]]
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Bench:
     """From a benchmark to its report, as CI does: an operator's rows, the table, what was printed.
 
-    Rows are chosen by a part of their names; they are gated and timed.
+    Rows are chosen by a part of their names; they are gated and timed, in a process of their own.
     """
     for module in ("pytest_benchmark", "matplotlib"):
         pytest.importorskip(module)
@@ -29,11 +32,12 @@ def bench(tmp_path: Path) -> Bench:
 
     def run(operator: str, rows: str) -> tuple[list[dict[str, Any]], str, str]:
         path = tmp_path / "result.json"
-        command = [sys.executable, "-m", "segfast", "bench", operator, "-k", rows, "-q"]
-        command += ["-p", "no:cacheprovider", f"--benchmark-json={path}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
+        options = ["-q", "-p", "no:cacheprovider", f"--benchmark-json={path}"]
+        monkeypatch.chdir(ROOT)
+        code = segfast(["bench", operator, "-k", rows, *options])
+        said = capfd.readouterr()
+        assert code == 0, said.out + said.err
         assert report.main([str(path)]) == 0
-        return report.load(path), path.with_suffix(".md").read_text(), done.stdout
+        return report.load(path), path.with_suffix(".md").read_text(), said.out
 
     return run

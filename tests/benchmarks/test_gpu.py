@@ -242,7 +242,8 @@ def test_benchmarks_measured_before_the_limit_are_on_disk(tmp_path: Path) -> Non
     pytest_ = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider")
     files = (f"--rootdir={tmp_path}", "-p", "benchmarks.conftest", str(tmp_path / "test_two.py"))
     json_ = "--benchmark-json={out}/results.json"
-    _, phases = run(tmp_path, Phase("slow", (*pytest_, *files, json_), 8))
+    # Most of the limit is for importing torch on a machine that does other things beside.
+    _, phases = run(tmp_path, Phase("slow", (*pytest_, *files, json_), 15))
     assert phases["slow"]["status"] == "timed out"
     results = json.loads((tmp_path / "results.json").read_text())
     assert [each["name"] for each in results["benchmarks"]] == ["test_done"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +22,6 @@ from benchmarks._max_unpool.workloads import (
 )
 from benchmarks._targets import Target, judge
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ((2, 3, 9, 12), (2, 4, 4, 6))
 
 
@@ -169,13 +167,12 @@ def test_share_of_copy_is_judged(gb_per_s: float, met: bool) -> None:
 
 
 def test_from_the_benchmark_to_the_report(bench: Any) -> None:
-    rows, text, _ = bench("max_unpool", "small")
-    for layout in ("nchw", "nhwc"):
-        for operation in ("forward", "train"):
-            assert f"| small-{layout}-{operation} (2x8x45x60 and 1 more, warm allocator)" in text
+    rows, text, _ = bench("max_unpool", "small-nchw-forward or small-nhwc-train")
+    for row in ("nchw-forward", "nhwc-train"):
+        assert f"| small-{row} (2x8x45x60 and 1 more, warm allocator)" in text
     assert "set-up" not in text  # a column of the dense CRF's
     assert "packed indices" in text  # the benchmark's own note
-    assert len(rows) == 4
+    assert len(rows) == 2
     for row in rows:
         assert row["operator"] == "max_unpool"
         assert [p["name"] for p in row["providers"]] == ["segfast", "torch"]

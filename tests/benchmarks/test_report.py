@@ -11,8 +11,6 @@ import pytest
 
 from benchmarks import report
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def provider(name: str, ms: float, ratio: float, served_by: str, **more: Any) -> dict[str, Any]:
     spread = {"ms_q20": 0.9 * ms, "ms_q80": 1.1 * ms, "ratio_q20": 0.9 * ratio}

@@ -40,6 +40,7 @@ Refuse = Callable[..., str]
         (("--input", "energies"), "argument --input: invalid choice"),
         (("--input", "probs"), "--input probs expects .npy or .npz"),
         (("--layout", "LHW"), "--layout is for --input probs"),
+        (("--key", "labels"), "--key is for arrays in a .npz, got"),
         (("--confidence", "0"), "--confidence must lie in (1/L, 1)"),
         (("--confidence", "1"), "--confidence must lie in (1/L, 1)"),
         (("--confidence", "nan"), "--confidence must lie in (1/L, 1)"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib
 import itertools
 from typing import Any
@@ -336,7 +335,7 @@ def test_kl_divergence_falls(problem: Any) -> None:
     assert isinstance(values[0], float)
 
 
-# ------------------------------------------------------------------------------ names, examples
+# ------------------------------------------------------------------------------ names
 
 
 def test_names_and_values() -> None:
@@ -360,11 +359,3 @@ def test_the_issue_s_import_line() -> None:
     package = importlib.import_module("segfast.compat.pydensecrf")
     assert module is package.densecrf is dcrf
     assert package.utils is utils
-
-
-@pytest.mark.parametrize("name", ["densecrf", "eigen", "utils"])
-def test_docstring_examples_run(name: str) -> None:
-    module = importlib.import_module(f"segfast.compat.pydensecrf.{name}")
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0

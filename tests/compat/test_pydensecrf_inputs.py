@@ -195,6 +195,31 @@ def test_many_labels_and_features() -> None:
     np.testing.assert_allclose(belief.sum(0), 1, rtol=0, atol=150 * 2.0**-24)  # 150 roundings
 
 
+def test_the_exact_method_takes_any_number_of_features() -> None:
+    """Those beyond the second say nothing: all are alike."""
+    results = []
+    for features in (F, np.concatenate([F, np.ones((38, N))])):
+        model = crf()
+        model.addPairwiseEnergy(features, 3, method="exact")
+        results.append(np.array(model.inference(2)))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.filterwarnings("error")
+def test_beliefs_of_any_strides() -> None:
+    model = crf()
+    model.addPairwiseGaussian(1, 3)
+    start, expected = np.array(model.inference(1), order="C"), np.array(model.inference(1))
+    model.stepInference(expected, None, None)
+    divergence = model.klDivergence(start)
+    for form in (np.asfortranarray, strided, FORMS["negative strides"]):
+        given = form(start.copy())
+        assert model.klDivergence(given) == divergence
+        model.stepInference(given, None, None)
+        np.testing.assert_array_equal(given, expected)
+    assert model.klDivergence(read_only(start)) == divergence
+
+
 def test_a_unary_outlives_its_crf_and_its_array() -> None:
     energy = U.copy()
     unary = dcrf.ConstUnary(energy)
@@ -267,6 +292,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] =
         lambda: crf().addPairwiseEnergy(F[0], 3), ValueError, ("features", "(20,)")),
     "features NaN": (
         lambda: crf().addPairwiseEnergy(with_value(F, np.nan), 3), ValueError, ("features", "NaN")),
+    "features many": (
+        lambda: crf().addPairwiseEnergy(np.zeros((33, N)), 3),
+        ValueError, ("features", "at most 32", "got 33", "method='exact' takes more")),
+    "channels many": (
+        lambda: crf().addPairwiseBilateral(3, 20, np.zeros((H, W, 31)), 3),
+        ValueError, ("features", "positions included", "got 33")),
     "features method": (
         lambda: crf().addPairwiseEnergy(F, 3, method="conv"),
         ValueError, ("method", "lattice, exact", "'conv'")),

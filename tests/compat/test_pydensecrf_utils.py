@@ -46,10 +46,11 @@ def test_unary_from_labels_of_any_integer_dtype(dtype: Any) -> None:
 
 def test_unary_from_a_boolean_mask_and_one_label() -> None:
     mask = LABELS > 0
-    close(
-        utils.unary_from_labels(mask, 2, 0.9, zero_unsure=False),
-        [[0.9, 0.1, 0.1, 0.1, 0.1, 0.9], [0.1, 0.9, 0.9, 0.9, 0.9, 0.1]],
-    )
+    for given in (mask, mask.tolist(), torch.from_numpy(mask)):
+        close(
+            utils.unary_from_labels(given, 2, 0.9, zero_unsure=False),
+            [[0.9, 0.1, 0.1, 0.1, 0.1, 0.9], [0.1, 0.9, 0.9, 0.9, 0.9, 0.1]],
+        )
     close(utils.unary_from_labels(mask, 1, 0.9), [[1, 0.9, 0.9, 0.9, 0.9, 1]])
 
 

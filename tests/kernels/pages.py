@@ -1,4 +1,4 @@
-"""Tensors before a page that must not be touched: what is read behind them ends the process."""
+"""Tensors beside what must not be read: guard values, or a page that ends the process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, frombuffer
 
 ROOT = Path(__file__).parents[2]
 
 
+def guarded(x: Tensor) -> Tensor:
+    """The same tensor between NaN (or the largest integers) in one block of memory."""
+    guard = 64
+    fill = torch.nan if x.is_floating_point() else torch.iinfo(x.dtype).max
+    block = torch.full((x.numel() + 2 * guard,), fill, dtype=x.dtype)
+    return block.as_strided(x.shape, x.stride(), guard).copy_(x)
+
+
 def at_the_end(x: Tensor) -> Tensor:
-    """The same tensor before such a page."""
+    """The same tensor before a page that must not be touched."""
     size, page = x.numel() * x.element_size(), mmap.PAGESIZE
     whole = -(-size // page) * page
     memory = mmap.mmap(-1, whole + page)

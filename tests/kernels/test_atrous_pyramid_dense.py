@@ -12,7 +12,7 @@ from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops import _dilated_conv_fused, atrous_pyramid2d
 from segfast.testing import assert_as_good_as, dtypes, poison_empty
-from tests.kernels.test_dilated_conv_dense import guarded
+from tests.kernels.pages import guarded
 
 KERNELS, RATES, WIDTHS = ((1, 1), (3, 3), (3, 5), (3, 3)), (1, 2, 6, 40), (5, 8, 17, 3)
 

@@ -60,9 +60,11 @@ def test_parts_add_up() -> None:
     high, low = right[0, small, :3].double().T, right[0, small, 3:6].double().T
     assert ((high + low - exact).abs() <= tiles.PART**2 / 8).all()  # half a step of the low part
     assert torch.equal(centred[0, small, :3].double().T, high + low)
-    norms = centred[0, small, 3].double()
+    whole, rest = centred[0, small, 3:5].double().T
+    assert torch.equal((whole / tiles.PART).round() * tiles.PART, whole)
     exact_norms = -0.5 * (high + low).square().sum(0)
-    assert ((norms - exact_norms).abs() <= 2.0**-24 * exact_norms.abs()).all()
+    assert (rest.abs() <= tiles.PART / 2).all()
+    assert ((whole + rest - exact_norms).abs() <= 2.0**-24 * rest.abs()).all()
     parts = [x.T.tolist() for x in (right[0, small, :9], left[0, small, :9])]
     assert parts[0] == [*high.tolist(), *low.tolist(), *low.tolist()]
     assert parts[1] == [*low.tolist(), *high.tolist(), *low.tolist()]
@@ -77,10 +79,11 @@ def test_blocks_hold_all_channels(channels: int) -> None:
 
 @pytest.mark.parametrize("dims", range(1, 33))
 def test_widths(dims: int) -> None:
-    assert tiles.axes(dims) > dims
+    assert tiles.axes(dims) > dims + 1
+    assert tiles.moments(dims) > dims
     depth = tiles.depth(dims)
     assert depth >= max(16, 3 * dims) if dims <= tiles.PRODUCT_DIMS else depth == 0
-    assert all(width & (width - 1) == 0 for width in (tiles.axes(dims), depth))
+    assert all(width & (width - 1) == 0 for width in (tiles.axes(dims), tiles.moments(dims), depth))
 
 
 @given(batch=st.integers(1, 64), rows=st.integers(1, 1 << 17))

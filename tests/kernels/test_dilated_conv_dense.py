@@ -6,7 +6,6 @@ Inputs lie between NaN: what is read beside them shows.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from segfast import _native
 from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.testing import assert_as_good_as, dtypes, poison_empty
-from tests.kernels.pages import at_the_end, in_a_process
+from tests.kernels.pages import at_the_end, guarded, in_a_process
 
 Pair = tuple[int, int]
 NAMES = ("y", "grad_x", "grad_weight")
@@ -113,18 +112,6 @@ LARGE = (
     Problem(1, 6, 9, (8, 8), (8, 8), padding=(50, 50), dilation=(50, 50)),  # one tap is live
     Problem(1, 6, 9, (8, 8), (3, 3), padding=(90, 90), dilation=(2, 2)),  # none is
 )
-
-
-@pytest.fixture(params=_native.instruction_sets() or ["none compiled"])
-def instruction_set(request: pytest.FixtureRequest, compiled_kernels: None) -> Iterator[str]:
-    with _native.use_instruction_set(request.param):
-        yield request.param
-
-
-def guarded(x: Tensor) -> Tensor:
-    guard = 64
-    block = torch.full((x.numel() + 2 * guard,), torch.nan, dtype=x.dtype)
-    return block.as_strided(x.shape, x.stride(), guard).copy_(x)
 
 
 def check(problem: Problem, inputs: tuple[Tensor, ...]) -> None:

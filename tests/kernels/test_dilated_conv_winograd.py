@@ -18,13 +18,8 @@ import segfast.ops  # noqa: F401  (defines the operators)
 from segfast import _native
 from segfast.kernels.dilated_conv import reference
 from segfast.testing import assert_as_good_as, poison_empty
-from tests.kernels.pages import at_the_end, in_a_process
-from tests.kernels.test_dilated_conv_dense import (
-    Problem,
-    guarded,
-    instruction_set,  # noqa: F401  (a fixture)
-    same_size,
-)
+from tests.kernels.pages import at_the_end, guarded, in_a_process
+from tests.kernels.test_dilated_conv_dense import Problem, same_size
 
 TILE, POINTS = 4, 6
 A, B = 5 / 8, 3 / 2
@@ -167,19 +162,19 @@ def test_the_algorithm_is_a_convolution() -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_any_geometry(instruction_set: str, seed: int) -> None:  # noqa: F811
+def test_any_geometry(instruction_set: str, seed: int) -> None:
     for problem in random_problems(20, seed):
         check(problem)
 
 
 @pytest.mark.parametrize("problem", SOME, ids=str)
-def test_any_size(instruction_set: str, problem: Problem) -> None:  # noqa: F811
+def test_any_size(instruction_set: str, problem: Problem) -> None:
     check(problem)
 
 
 @pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize("problem", SOME[1:4], ids=str)
-def test_threads_change_no_bit(instruction_set: str, problem: Problem) -> None:  # noqa: F811
+def test_threads_change_no_bit(instruction_set: str, problem: Problem) -> None:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -188,7 +183,7 @@ def test_threads_change_no_bit(instruction_set: str, problem: Problem) -> None: 
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
-def test_what_is_not_finite_spoils_its_tiles_only(instruction_set: str) -> None:  # noqa: F811
+def test_what_is_not_finite_spoils_its_tiles_only(instruction_set: str) -> None:
     problem = same_size((6, 17), (19, 23), 2)
     x, weight, bias, grad = problem.tensors(torch.float32)
     clean = both(problem, x, weight, bias, grad)[0]

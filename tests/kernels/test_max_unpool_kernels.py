@@ -6,7 +6,6 @@ Inputs lie between guard values in one block of memory: what is read beside them
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import segfast.ops  # noqa: F401  (defines the operators)
-from segfast import _native
 from segfast.kernels.max_unpool import reference
 from segfast.kernels.max_unpool.reference import Windows
+from tests.kernels.pages import guarded
 
 GEOMETRIES = {
     "2x2/2": Windows.of((2, 2), (2, 2), (0, 0), (1, 1)),
@@ -30,12 +29,6 @@ GEOMETRIES = {
     "16x16/7": Windows.of((16, 16), (7, 7), (8, 8), (1, 1)),
 }
 FORMATS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-@pytest.fixture(params=_native.instruction_sets() or ["none compiled"])
-def instruction_set(request: pytest.FixtureRequest, compiled_kernels: None) -> Iterator[str]:
-    with _native.use_instruction_set(request.param):
-        yield request.param
 
 
 @pytest.fixture(params=GEOMETRIES)
@@ -55,14 +48,6 @@ def raw(name: str) -> Any:
 def output_size(size: tuple[int, int], windows: Windows) -> list[int]:
     axes = zip(size, windows.axes, strict=True)
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, (k, s, p, d) in axes]
-
-
-def guarded(x: Tensor) -> Tensor:
-    """The same tensor between NaN (or 255)."""
-    guard = 64
-    fill = torch.nan if x.is_floating_point() else 255
-    block = torch.full((x.numel() + 2 * guard,), fill, dtype=x.dtype)
-    return block.as_strided(x.shape, x.stride(), guard).copy_(x)
 
 
 def packed_bits(windows: Windows) -> int:
@@ -129,10 +114,17 @@ def test_same_bits_for_any_number_of_threads(
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-# Beyond 32 MB x is written past the caches, by streaming stores where rows (or pixels) are whole
-# cache lines, as in the first shape, and by others where they are not.
-@pytest.mark.parametrize("shape", [(48, 420, 480), (3, 2401, 1207), (40, 480, 450)], ids=str)
-@pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1), (3, 1, 1)], ids=str)
+# Beyond 32 MB maps are written past the caches, by streaming stores where rows (or pixels) are
+# whole cache lines, as in the first shape, and by others where they are not.
+@pytest.mark.parametrize(
+    ("shape", "pool"),
+    [
+        pytest.param(shape, pool, marks=pytest.mark.thorough if i and (i + j) % 2 == 0 else ())
+        for i, shape in enumerate([(48, 420, 480), (3, 2401, 1207), (40, 480, 450)])
+        for j, pool in enumerate([(2, 2, 0), (3, 2, 1), (3, 1, 1)])
+    ],
+    ids=str,
+)
 def test_large_outputs(
     instruction_set: str,
     layout: torch.memory_format,
@@ -147,6 +139,7 @@ def test_large_outputs(
     y, packed = raw("_max_pool2d")(x, *windows, *expected.shape[2:])
     assert torch.equal(y, expected)
     assert torch.equal(raw("_max_unpack")(packed, *windows, *shape[1:], y.shape[3]), indices)
+    assert torch.equal(raw("_max_gather2d")(x, packed, *windows, y.shape[3], False), y)
     grad = torch.randint(-9, 9, y.shape, generator=torch.Generator().manual_seed(3)).float()
     grad = grad.contiguous(memory_format=layout)
     found = raw("_max_pool2d_backward")(grad, packed, *windows, *shape[1:])
@@ -186,6 +179,8 @@ def test_refusals(compiled_kernels: None) -> None:
     refusals = {
         "every window must begin inside x .*6 windows, stride 2, padding 0 over 8": (
             "_max_pool2d", x, *windows, 6, 4),
+        "every window must begin inside x .*1 windows, stride 2, padding 0 over 0": (
+            "_max_pool2d", x[..., :0], *windows, 4, 1),
         "packed must have size 1 in dimension 3, got 2": (
             "_max_unpool2d", y, packed.repeat(1, 1, 1, 2), *windows, 8, 8),
         r"packed must be \[N, C, H, W\], got 3 dimensions": (
@@ -195,6 +190,8 @@ def test_refusals(compiled_kernels: None) -> None:
         "sizes of maps must be at least 0 .*got -1": ("_max_unpool2d", y, packed, *windows, -1, 8),
         "256 positions, got 272": ("_max_pool2d", x, 17, 16, *windows[2:], 1, 1),
         "half of the window, 2, got 2": ("_max_pool2d", x, 2, 2, 2, 2, 2, 2, 1, 1, 4, 4),
+        "half of the window, 2, got 4611686018427387904": (
+            "_max_pool2d", x, 2, 2, 2, 2, 2**62, 0, 1, 1, 4, 4),
         r"kernel \(at most 256\), stride .*got 2, 0, 1, 0": (
             "_max_pool2d", x, 2, 2, 0, 2, 0, 0, 1, 1, 4, 4),
         "x must be float32, float64, float16 or bfloat16, got Long": (

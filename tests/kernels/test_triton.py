@@ -21,11 +21,10 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(INTERPRETED.glob("test_*.py")), ids=lambda path: path.stem)
-def test_interpreted(path: Path) -> None:
-    """Runs the file in a process of its own: Triton interprets or compiles for all of a process."""
+def test_interpreted() -> None:
+    """In a process of its own: Triton interprets or compiles for all of a process."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "ignore::DeprecationWarning", str(path)],
+        [sys.executable, "-m", "pytest", "-W", "ignore::DeprecationWarning", str(INTERPRETED)],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -34,12 +33,14 @@ def test_interpreted(path: Path) -> None:
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+    for path in INTERPRETED.glob("test_*.py"):
+        assert f"{path.name} ." in done.stdout
 
 
 @needs_triton
 @pytest.mark.slow
 def test_configurations_stay_in_registers(request: pytest.FixtureRequest) -> None:
-    """Of each kernel, dtype and variant one; all of them, on every target, with --all."""
+    """A sample of pairs of operation, dtype, variant and target; all of them with --all."""
     sample = not request.config.getoption("--all")
     found = resources.report(sample=sample)
     assert len(found) == len(resources.selected(sample))
@@ -47,13 +48,21 @@ def test_configurations_stay_in_registers(request: pytest.FixtureRequest) -> Non
 
 
 @needs_triton
-def test_the_sample_leaves_no_kernel_or_target_out() -> None:
+def test_the_sample_leaves_nothing_out() -> None:
+    """Every operation in each of its dtypes and variants, products on every target, many tiles."""
     cases = resources.cases()
     sample = [(cases[i], target) for i, target in resources.selected(sample=True)]
-    assert {resources.kind(case) for case, _ in sample} == {resources.kind(c) for c in cases}
-    for kernel in {case.kernel for case in cases if case.matrix}:
-        of_kernel = [(case, target) for case, target in sample if case.kernel is kernel]
-        assert {target for _, target in of_kernel} == set(resources.SHARED_KIB)
+
+    def words(case: resources.Case, *places: int) -> tuple[str, ...]:
+        return tuple((case.name.split() * 2)[place] for place in places)  # "exact_list" has one
+
+    for places in ((0, 1), (0, -1), (1, -1)):  # operation, dtype, ..., variant
+        assert {words(c, *places) for c, _ in sample} == {words(c, *places) for c in cases}
+    assert {case.kernel for case, _ in sample} == {case.kernel for case in cases}
+    for place in (0, 1):
+        for word in {words(case, place) for case in cases if case.matrix}:
+            found = {t for case, t in sample if case.matrix and words(case, place) == word}
+            assert found == set(resources.SHARED_KIB), word
     assert len({case.name.split()[2] for case, _ in sample if case.matrix}) > 20  # tiles
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -275,10 +276,25 @@ def test_scores_passed_by_mistake_warn() -> None:
         dense_crf_loss(torch.randn(2, 3, 4, 5), IMAGE)
 
 
+def test_images_in_other_units_warn() -> None:
+    probabilities, image = torch.full((2, 3, 4, 5), 0.25), torch.rand(2, 3, 4, 5)
+    with pytest.warns(UserWarning, match=r"image spans 0\.\d+ and color_sigma is 15: colour"):
+        dense_crf_loss(probabilities, image, color_sigma=15)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dense_crf_loss(probabilities, image, color_sigma=0.06)
+        dense_crf_loss(probabilities, torch.full_like(image, 7), color_sigma=15)
+
+
 def test_the_lattice_has_no_gradient_for_the_image(
     inputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     probabilities, image, _ = inputs
     pixels = image.double().requires_grad_()
-    with pytest.raises((ValueError, NotImplementedError), match="exact"):
-        dense_crf_loss(probabilities, pixels, color_sigma=15).backward()
+    with pytest.raises(ValueError, match=r"^image must not require a gradient .*exact.*image\.det"):
+        dense_crf_loss(probabilities, pixels, color_sigma=15)
+    with torch.no_grad():
+        dense_crf_loss(probabilities, pixels, color_sigma=15)
+    dense_crf_loss(probabilities, pixels, color_sigma=15, method="auto").backward()
+    assert pixels.grad is not None
+    assert pixels.grad.any()

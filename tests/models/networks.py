@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+
+from segfast.models import create_model
+
+
+@functools.cache
+def layouts(name: str) -> tuple[str, ...]:
+    """Of a model, the default first."""
+    with torch.device("meta"):
+        return tuple(create_model(name).layouts)
 
 
 class Golden(NamedTuple):

@@ -38,7 +38,7 @@ def test_ablations_of_the_pyramid(pool: str, reduce: bool) -> None:
 def test_one_image_in_training_is_refused() -> None:
     model = PSPNet(2, depth=18)
     x = torch.randn(1, 3, 41, 57)
-    with pytest.raises(ValueError, match="N > 1 in training: the pyramid's means of whole images"):
+    with pytest.raises(ValueError, match=r"N > 1 in training, .* \(1, 3, 41, 57\).*model\.eval"):
         model(x)
     model.eval()(x)
     PSPNet(2, depth=18, bins=(2, 3)).train()(x)
@@ -86,7 +86,7 @@ def test_caffe_pspnet_keys() -> None:
     [
         (lambda: PSPNet(bins=()), "bins must hold at least one integer"),
         (lambda: PSPNet(pool="sum"), "pool must be one of average, max"),
-        (lambda: PSPNet(layout="torchvision"), "layout must be one of semseg, caffe, mmseg"),
+        (lambda: PSPNet(layout="torchvision"), "layout must be one of semseg, mmseg, caffe"),
         (lambda: PyramidPooling(2, (1, 2, 3)), "bins must be at most 2"),
         (lambda: DANet(attention="none"), "attention must be one of both, position, channel"),
         (lambda: create_model("fpn_resnet50", pyramid_channels=0), "pyramid_channels must be"),

@@ -67,7 +67,7 @@ COUNTS = (
     Count("fcn_resnet101", 54_314_346),
     Count("fcn_resnet101", 68_489_862, MMSEG),
     Count("fpn_resnet101", 47_490_035, MMSEG),
-    Count("fpn_resnet50", 23_157_973, {"layout": "smp", "num_classes": 21, "depth": 34}),
+    Count("fpn_resnet34", 23_157_973, {"layout": "smp", "num_classes": 21}),
     Count("fpn_resnet50", 26_118_613, {"layout": "smp", "num_classes": 21}, "smp_fpn_resnet50"),
     Count("hrnet_w18_small", 3_939_309, MMSEG),
     Count("hrnet_w18_small", 3_939_579),

@@ -27,7 +27,7 @@ def test_refusals_of_sizes() -> None:
         model = DeconvNet()
         with pytest.raises(ValueError, match=r"at least 193 pixels high and wide, got .*192, 300"):
             model(torch.empty(2, 3, 192, 300))
-        with pytest.raises(ValueError, match=r"several images in training, or larger than 224"):
+        with pytest.raises(ValueError, match=r"N > 1 in training, or of larger images"):
             model(torch.empty(1, 3, 224, 224))
         model(torch.empty(1, 3, 224, 225))
         model.eval()(torch.empty(1, 3, 224, 224))

@@ -254,7 +254,7 @@ V2, V3, MOBILE, PLUS = (
         (V3, {"cascade": 8}, ValueError, "cascade must be None, 4, 5, 6 or 7, got 8"),
         (V3, {"output_stride": 64}, ValueError, "must be one of 8, 16, 32; got 64"),
         (V3, {"backbone": "vgg16"}, ValueError, "backbone must be one of"),
-        (V3, {"backbone": "xception"}, ValueError, "layout must be one of jfzhang"),
+        (V3, {"backbone": "xception"}, ValueError, "backbone must be one of resnet18"),
         (V3, {"rates": ()}, ValueError, "rates must hold at least one integer, got tuple ()"),
         (V3, {"rates": 6}, TypeError, "rates must be a list of integers, got int 6"),
         (MOBILE, {"multi_grid": (1, 2, 4)}, ValueError, "need a residual network"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import io
 import math
 import re
 import warnings
@@ -37,6 +39,7 @@ class Family(NamedTuple):
         scale: of their values; a dense CRF compares colours up to 255.
         channels_last: None where outputs keep that memory format, else why they do not.
         unpools: rounding moves values to other pixels of their windows.
+        one_size: sizes are reckoned with in Python, which torch.jit.trace does not see.
         traced: is compiled and exported always, others with --all.
         giant: has over 100 million parameters: run with --giants.
     """
@@ -47,13 +50,14 @@ class Family(NamedTuple):
     scale: float = 1.0
     channels_last: str | None = None
     unpools: bool = False
+    one_size: bool = False
     traced: bool = False
     giant: bool = False
 
 
 FAMILIES = (
     Family("abcnet_resnet18", channels_last=ATTENDS),
-    Family("attention_to_scale_vgg16", channels_last=WEIGHTED),
+    Family("attention_to_scale_vgg16", channels_last=WEIGHTED, one_size=True),
     Family(
         "crfrnn_fcn8s",
         {"backbone": "googlenet", "iterations": 2},
@@ -67,13 +71,13 @@ FAMILIES = (
     Family("deeplabv2_vgg16_aspp_s"),
     Family("deeplabv3_resnet18"),
     Family("deeplabv3plus_resnet18"),
-    Family("dilation8_voc", giant=True),
-    Family("fcdensenet57", channels_last=ENLARGED),
+    Family("dilation8_voc", channels_last=MIRRORED, giant=True),
+    Family("fcdensenet57", channels_last=ENLARGED, one_size=True),
     Family("fcn32s_googlenet"),
     Family("fcn_resnet50", {"depth": 18}),
     Family("fpn_resnet50", {"depth": 18}),
-    Family("hrnet_w18_ocr"),
     Family("hrnet_w18_small"),
+    Family("hrnet_w18_small_ocr"),
     Family("lraspp_mobilenet_v3_large"),
     Family("manet_resnet50", {"depth": 18}, channels_last=ATTENDS),
     Family("maresunet_resnet18", channels_last=ATTENDS, traced=True),
@@ -105,31 +109,31 @@ def test_every_class_has_a_row() -> None:
 # ------------------------------------------------------------------------------- without numbers
 
 
-def layouts() -> Iterator[Any]:
-    """Names with their layouts; what is built in all is called in the default."""
-    for name in list_models():
-        first, *others = _ENTRIES[name].layouts
-        yield pytest.param(name, first, id=f"{name}-{first}")
-        for other in others:
-            yield pytest.param(name, other, id=f"{name}-{other}", marks=pytest.mark.thorough)
-
-
-def without_numbers(name: str, layout: str) -> Any:
+@functools.cache
+def without_numbers(name: str, layout: str | None = None) -> Any:
+    """It stays as it is."""
     with torch.device("meta"):
         return create_model(name, 5, 4, layout=layout).eval()
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_layouts_are_built(name: str) -> None:
-    for layout in _ENTRIES[name].layouts:
-        model = without_numbers(name, layout)
+    default = without_numbers(name)
+    first, *others = default.layouts
+    for layout, model in ((first, default), *((n, without_numbers(name, n)) for n in others)):
         assert (model.num_classes, model.in_channels, model.layout) == (5, 4, layout)
 
 
-@pytest.mark.parametrize(("name", "layout"), list(layouts()))
-def test_shape(name: str, layout: str) -> None:
+@pytest.mark.parametrize("others", [False, pytest.param(True, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("name", list_models())
+def test_shape(name: str, others: bool) -> None:
     """Of any number of classes and channels, and of a size that no stride divides."""
-    model = without_numbers(name, layout)
+    model = without_numbers(name)
+    for layout in [*model.layouts][1:] if others else [model.layout]:
+        assert_shape(name, without_numbers(name, layout))
+
+
+def assert_shape(name: str, model: Any) -> None:
     if isinstance(model, CRFRNNFCN8s):
         model = model.fcn  # the size of a CRF's lattice depends on the values
     height, width = LARGER.get(name, ODD)
@@ -150,16 +154,23 @@ class Case(NamedTuple):
     x: Tensor
     y: Tensor
 
-    def error(self, found: Tensor) -> float:
-        """|found - y| / |y|; infinite where a number is not finite."""
-        assert found.shape == self.y.shape
+    def error(self, found: Tensor, y: Tensor | None = None) -> float:
+        """|found - y| / |y|, y the scores unless given; infinite where a number is not finite."""
+        y = self.y if y is None else y
+        assert found.shape == y.shape
         finite = found.isfinite().all()
-        return float((found.float() - self.y).norm() / self.y.norm()) if finite else math.inf
+        return float((found.float() - y).norm() / y.norm()) if finite else math.inf
 
-    def autocast(self, model: nn.Module) -> Tensor:
+    def by_pytorch(self) -> nn.Module:
+        """The same network by PyTorch's operators."""
+        theirs = copy.deepcopy(self.model)
+        segfast.swap(theirs, to="torch")
+        return theirs
+
+    def half_error(self, model: nn.Module) -> float:
+        """Of the first image alone: where a processor knows no bfloat16 it takes long."""
         with torch.autocast("cpu", torch.bfloat16):
-            found: Tensor = model(self.x)
-        return found
+            return self.error(model(self.x[:1]), self.y[:1])
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +216,12 @@ def test_one_image_in_training(case: Case) -> None:
 
 @each()
 def test_channels_last(case: Case) -> None:
-    y = case.model(case.x.contiguous(memory_format=torch.channels_last))
-    assert case.error(y) <= LIMITS[torch.float32]
+    x = case.x.contiguous(memory_format=torch.channels_last)
+    y = case.model(x)
+    # PyTorch's convolutions round differently here. A fresh DeconvNet's deep maps hardly vary, so
+    # that maxima which nearly tie change places (in 1 of 900 windows of pool5), PyTorch's as well.
+    expected = case.by_pytorch()(x) if case.family.unpools else None
+    assert case.error(y, expected) <= LIMITS[torch.float32]
     kept = y.stride(1) == 1  # of a cropped map, too
     assert kept == (case.family.channels_last is None)
 
@@ -215,10 +230,8 @@ def test_channels_last(case: Case) -> None:
 def test_bfloat16(case: Case) -> None:
     limit = LIMITS[torch.bfloat16]
     if case.family.unpools:
-        theirs = copy.deepcopy(case.model)
-        segfast.swap(theirs, to="torch")
-        limit = 2 * case.error(case.autocast(theirs))
-    assert case.error(case.autocast(case.model)) <= limit
+        limit = 2 * case.half_error(case.by_pytorch())
+    assert case.half_error(case.model) <= limit
 
 
 @each(trace=True)
@@ -227,6 +240,21 @@ def test_export(case: Case) -> None:
         warnings.simplefilter("ignore")
         program = torch.export.export(case.model, (case.x,))
     assert case.error(program.module()(case.x)) <= LIMITS[torch.float32]
+
+
+@each(trace=True)
+def test_jit_trace(case: Case) -> None:
+    """For images of any size, but of few networks; what is saved and loaded, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(case.model, (case.x,), check_trace=False)
+        torch.jit.save(traced, file := io.BytesIO())
+        file.seek(0)
+        loaded = torch.jit.load(file)
+    assert case.error(loaded(case.x)) <= LIMITS[torch.float32]
+    if not case.family.one_size:
+        x = torch.nn.functional.pad(case.x, (0, 5, 0, 8), mode="reflect")
+        assert case.error(loaded(x), case.model(x)) <= LIMITS[torch.float32]
 
 
 @each(trace=True)

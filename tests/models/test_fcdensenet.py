@@ -40,5 +40,5 @@ def test_samples_differ() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="depth must be one of 57, 67, 103; got 56"):
         FCDenseNet(depth=56)
-    with pytest.raises(ValueError, match="x must have H, W >= 32"):
+    with pytest.raises(ValueError, match="x must be at least 32 pixels"):
         FCDenseNet(depth=57)(torch.randn(1, 3, 31, 64))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from segfast.models import convolutionalize, create_model, receptive_field, shift_and_stitch
+from segfast.models import (
+    _ENTRIES,
+    convolutionalize,
+    create_model,
+    receptive_field,
+    shift_and_stitch,
+)
 from segfast.nn import DilatedConv2d, MaxPool2d, MaxUnpool2d
+from tests.models.networks import layouts
 
 
 def measured(net: nn.Module, size: int) -> tuple[int, int]:
@@ -141,6 +149,56 @@ def test_field_refusals() -> None:
         receptive_field(nn.ReLU(), "nothing")
 
 
+class Rolled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cummax(x.roll(3, 2), 2).values + torch.relu(x)
+
+
+def test_operators_without_a_rule_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"^no rule is known for aten::cummax, aten::roll: taken"):
+        assert receptive_field(nn.Sequential(nn.Conv2d(3, 4, 3), Rolled())).rows == (3, 1)
+
+
+@pytest.mark.parametrize("others", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_no_rule_is_missing_for_our_networks(others: bool) -> None:
+    """In the default layout of every class; in its others, where they are few, with --all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in {entry.build: name for name, entry in reversed(_ENTRIES.items())}.values():
+            known = layouts(name)
+            for layout in (known[1:] if len(known) < 4 else ()) if others else known[:1]:
+                with torch.device("meta"):
+                    model = create_model(name, layout=layout)
+                assert receptive_field(model, size=(225, 225)).rows.stride >= 1
+
+
+@pytest.mark.parametrize(
+    ("of", "rows", "columns"),
+    [
+        (lambda x: x.softmax(1), 3, 3),
+        (lambda x: x.softmax(2), math.inf, 3),
+        (lambda x: x.sum(3, keepdim=True), 3, math.inf),
+        (lambda x: x.sum(), math.inf, math.inf),
+        (lambda x: x.mean(), math.inf, math.inf),
+        (lambda x: x.flatten(2).softmax(2), math.inf, math.inf),
+        (lambda x: x.flatten(2).softmax(1), 3, 3),
+        (lambda x: x.max(2).values, math.inf, 3),
+        (lambda x: x.amax((2, 3)), math.inf, math.inf),
+    ],
+)
+def test_reductions(of: Any, rows: float, columns: float) -> None:
+    class Reduced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return of(self.conv(x))
+
+    field = receptive_field(Reduced())
+    assert (field.rows.size, field.columns.size) == (rows, columns)
+
+
 # ------------------------------------------------------------------------- fully convolutional
 
 
@@ -177,6 +235,20 @@ def test_convolutionalize_refusals() -> None:
         convolutionalize(nn.Sequential(nn.Linear(4, 4), nn.Flatten()), 4)
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Softmax(-1), nn.BatchNorm1d(6), nn.Sequential(nn.ReLU(), nn.Linear(6, 6))]
+)
+def test_convolutionalize_refuses_what_works_along_axes(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"^classifier must .* its 1 has "):
+        convolutionalize(nn.Sequential(nn.Linear(36, 6), layer), 4)
+
+
+def test_convolutionalize_keeps_softmax_of_the_classes() -> None:
+    head = nn.Sequential(nn.Linear(36, 6), nn.Softmax(1))
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(convolutionalize(head, 4)(x).flatten(1), head(x.flatten(1)))
+
+
 def strided(rate: int) -> nn.Sequential:
     """Strides 2 and 2, or (rate 2 and 4) none and dilation instead."""
     torch.manual_seed(0)
@@ -203,3 +275,22 @@ def test_shift_and_stitch_refusals() -> None:
         shift_and_stitch(nn.MaxPool2d(2), x[0], 2)
     with pytest.raises(ValueError, match="stride must be at least 1"):
         shift_and_stitch(nn.MaxPool2d(2), x, 0)
+    with pytest.raises(TypeError, match="net must be callable, got int 3"):
+        shift_and_stitch(3, x, 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the result of net must be a tensor"):
+        shift_and_stitch(lambda x: (x,), x, 2)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "said"),
+    [
+        (strided(0), (9, 40), "Kernel size can't be greater"),
+        (strided(0), (40, 3), ""),
+        (nn.MaxPool2d(2), (9, 4), "too small"),
+        (lambda x: x[..., 3:, :], (6, 9), "gives a torch.float64 tensor"),
+    ],
+)
+def test_shift_and_stitch_of_too_small_images(net: Any, size: tuple[int, int], said: str) -> None:
+    x = torch.zeros(1, 2, *size, dtype=torch.float64)
+    with pytest.raises(ValueError, match=rf"^x must be .* first \d rows .* {size[1]}\).*{said}"):
+        shift_and_stitch(net, x, 4)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models import create_model
+from segfast.models._base import resize
 from segfast.models.backbones.hrnet import Exchange, HRNet
 from segfast.models.hrnet import ObjectContext
 
@@ -39,7 +42,7 @@ def test_object_context_is_its_equation() -> None:
 
 def test_exchange_of_two_strides() -> None:
     torch.manual_seed(0)
-    module = Exchange((2, 4), 1, align_corners=False).double().eval()
+    module = Exchange((2, 4), 1, partial(resize, align_corners=False)).double().eval()
     maps = [torch.randn(1, 2, 7, 9, dtype=torch.float64), torch.randn(1, 4, 4, 5).double()]
     high, low = (branch(x) for branch, x in zip(module.branches, maps, strict=True))
     up, down = module.fuse_layers[0]["1"], module.fuse_layers[1]["0"]  # type: ignore[index]

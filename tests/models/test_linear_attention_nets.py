@@ -65,7 +65,7 @@ def test_auxiliary_heads_of_abcnet() -> None:
         assert head is not None
         y = head.conv_out(head.conv(seen[f"conv_head{name}"]))  # [1, 2 r^2, 64 / r, 96 / r]
         y = y.view(1, 2, r, r, 64 // r, 96 // r).permute(0, 1, 4, 2, 5, 3)
-        torch.testing.assert_close(aux[f"aux{name}"], y.reshape(1, 2, 64, 96))
+        torch.testing.assert_close(aux[f"aux_{name}"], y.reshape(1, 2, 64, 96))
 
 
 # ------------------------------------------------------------------------------ any size
@@ -111,7 +111,7 @@ def test_maps_that_are_not_square(
     assert y.shape == (2, 3, 45, 75)
     # 1e-9: what a whole network may differ by from its published code in float64
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
-    assert list(aux) == (["aux16", "aux32"] if build is ABCNet else [])
+    assert list(aux) == (["aux_16", "aux_32"] if build is ABCNet else [])
     for name, z in aux.items():
         assert z.shape == y.shape
         torch.testing.assert_close(z, expected_aux[name], rtol=1e-9, atol=1e-9)
@@ -137,7 +137,7 @@ def test_contexts_of_odd_maps_are_repeated_pixels() -> None:
 
 def test_abcnet_refuses_one_image_in_training() -> None:
     model = ABCNet(num_classes=2)
-    with pytest.raises(ValueError, match=r"^x must be .* N > 1 in training: .* got \(1, "):
+    with pytest.raises(ValueError, match=r"^x must be .* N > 1 in training.*\(1, 3, 64, 64\)"):
         model(torch.randn(1, 3, 64, 64))
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.eval()  # frozen statistics

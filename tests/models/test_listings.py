@@ -57,7 +57,7 @@ LISTED = (
         "bvlc_googlenet",
         partial(create_backbone, "bvlc_googlenet", classifier=True),
         (1, 3, 224, 224),
-        backbones.LAYOUTS["bvlc_googlenet"],
+        backbones.GOOGLENET["caffe"].rules,
     ),
     Listed("crfrnn_tvg", model("crfrnn_fcn8s", layout="caffe"), (1, 3, 500, 500), part="fcn"),
     Listed("deconvnet_voc", model("deconvnet"), (1, 3, 224, 224)),

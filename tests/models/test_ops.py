@@ -22,6 +22,7 @@ LIGHT = (
     "dilation8_camvid",
     "fcn32s_googlenet",
     "hrnet_w18_small",
+    "hrnet_w18_small_ocr",
     "segnet",
     "segnet_basic",
 )

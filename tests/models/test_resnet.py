@@ -45,6 +45,8 @@ def rates(net: ResNet, stage: int) -> list[int]:
         ({"depth": 34}, [1, *[2] * 11], [2, 4, 4, 4, 4, 4]),
         ({"depth": 34, "wiring": "mmseg"}, [1, 1, *[2, 1] * 5], [2, 1, 4, 1, 4, 1]),
         ({"depth": 34, "wiring": "smp"}, [2] * 12, [4] * 6),
+        ({"contract_dilation": False}, [2] * 6, [4] * 3),
+        ({"wiring": "semseg", "contract_dilation": True}, [1, 2, 2, 2, 2, 2], [2, 4, 4]),
     ],
     ids=str,
 )  # fmt: skip

@@ -18,9 +18,19 @@ EACH = pytest.mark.parametrize("case", CASES, ids=str)
 NO_RESIDUAL = {"feature_map": "taylor", "residual": False}
 # Tracing is slow and sees no feature maps: tests/ops/test_linear_attention_torch.py has them all.
 TRACED = [c for c in CASES if c.cls is not LinearAttention2d or c.options in ({}, NO_RESIDUAL)]
-SIZES = ({"key_channels": 20}, {"mode": "dot_product", "inner_channels": 5})  # others like these
-# Programs are made of what tracing found: of each module one, and the sub-sampling.
-MADE = ({}, {"sign": "code"}, {"mode": "embedded_gaussian", "sub_sample": True})
+ALIKE = (  # others of the class are traced, with each of these options in one of them or below it
+    (LinearAttention2d, NO_RESIDUAL),  # the operator's battery has it
+    (PositionAttention2d, {"key_channels": 20}),
+    (ChannelAttention2d, {"sign": "paper"}),
+    (NonLocal2d, {}),
+    (NonLocal2d, {"use_scale": False, "batch_norm": False}),  # in other modules of PyTorch's
+    (NonLocal2d, {"mode": "dot_product", "sub_sample": True}),
+)
+# Programs are made of what tracing found: an operator of ours, and the most of PyTorch's.
+MADE = (
+    (LinearAttention2d, {}),
+    (NonLocal2d, {"mode": "embedded_gaussian", "sub_sample": True}),
+)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -163,7 +173,10 @@ def test_torch_func(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=pytest.mark.thorough if c.options in SIZES else ()) for c in TRACED],
+    [
+        pytest.param(c, marks=pytest.mark.thorough if (c.cls, c.options) in ALIKE else ())
+        for c in TRACED
+    ],
     ids=str,
 )
 @pytest.mark.usefixtures("fresh_compiler")
@@ -191,7 +204,10 @@ def test_compiled_and_exported(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=() if c.options in MADE else pytest.mark.thorough) for c in TRACED],
+    [
+        pytest.param(c, marks=() if (c.cls, c.options) in MADE else pytest.mark.thorough)
+        for c in TRACED
+    ],
     ids=str,
 )
 @pytest.mark.usefixtures("fresh_compiler", "inductor")
@@ -264,6 +280,8 @@ def test_maps_are_checked(case: Case, x: Any, error: type[Exception], message: s
 def test_channels_are_checked(case: Case) -> None:
     with pytest.raises(ValueError, match=r"^x must be \[B, 16, H, W\], got .*\(1, 8, 4, 4\)"):
         case.build()(torch.zeros(1, 8, 4, 4).double())
+    with pytest.raises(TypeError, match=r"^x must have the dtype of the module, torch\.float64"):
+        case.build()(torch.zeros(1, 16, 4, 4).half())
     with pytest.raises(ValueError, match=r"^channels must be at least 1, got 0"):
         case.cls(0)
     with pytest.raises(TypeError, match=r"^channels must be an integer, got float 16\.0"):

@@ -108,6 +108,12 @@ def test_choices_are_checked() -> None:
         NonLocal2d(16, mode="gaussian")
     with pytest.raises(ValueError, match=r"^x must be at least 2 x 2 .* got .*\(1, 16, 1, 8\)"):
         NonLocal2d(16, sub_sample=True)(torch.zeros(1, 16, 1, 8))
+    for module in (NonLocal2d(16), PositionAttention2d(16)):
+        with pytest.raises(ValueError, match=r"^x must be at least 1 x 1 .* got .*\(1, 16, 4, 0\)"):
+            module(torch.zeros(1, 16, 4, 0))
+    for name in ("use_scale", "sub_sample", "batch_norm"):
+        with pytest.raises(TypeError, match=f"^{name} must be True or False, got str 'no'"):
+            NonLocal2d(16, **{name: "no"})
 
 
 # ------------------------------------------------------------------------ the non-local block

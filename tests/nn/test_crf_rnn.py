@@ -132,7 +132,7 @@ def test_the_image_may_be_what_the_model_takes(inputs: tuple[Tensor, Tensor]) ->
     x = inputs[1].float()
     net = CRFRNN(Scores(lambda scores: scores), L)
     assert torch.equal(net(x), net(x, x))
-    with pytest.warns(UserWarning, match=r"x spans 1 and color_sigma is 3: colour.*pass the photo"):
+    with pytest.warns(UserWarning, match=r"image spans 1 and color_sigma is 3: .*pass the photo"):
         net((x - x.min()) / (x.max() - x.min()))
 
 
@@ -205,8 +205,11 @@ def test_files_are_read_without_running_them(tmp_path: Path) -> None:
     crf.load_published(tmp_path / "crfasrnn_weights.pth")
     assert torch.equal(crf.compatibility_matrix, layer().compatibility_matrix)
     torch.save(Scores(print), tmp_path / "pickled.pth")
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        crf.load_published(str(tmp_path / "pickled.pth"))
+    (tmp_path / "TVG.caffemodel").write_bytes(b"\n\x04fcn8" * 20)
+    (tmp_path / "empty.h5").touch()
+    for name in ("pickled.pth", "TVG.caffemodel", "empty.h5"):
+        with pytest.raises(ValueError, match=rf"state must be .*{name}.* safely; .*Caffe or Keras"):
+            crf.load_published(str(tmp_path / name))
 
 
 def test_prefixes_do_not_matter() -> None:
@@ -265,14 +268,21 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "labels float": ({"labels": 21.0}, TypeError, r"labels.*integer.*21\.0"),
     "training_iterations": ({"training_iterations": -1}, ValueError, r"training_iterations.*-1"),
     "iterations": ({"iterations": 2.5}, TypeError, r"iterations.*2\.5"),
-    "weight": ({"spatial_weight": torch.ones(3)}, ValueError, r"spatial_weight.*number.*tensor"),
+    "weight": (
+        {"spatial_weight": torch.eye(L)}, ValueError,
+        r"spatial_weight.*number.*copied into the parameters.*tensor"),
+    "sigma array": (
+        {"color_sigma": np.ones(3)}, TypeError, r"color_sigma.*tuple of numbers.*float64 NumPy"),
+    "sigma tensor": (
+        {"bilateral_sigma": torch.ones(())}, TypeError,
+        r"bilateral_sigma.*number.*tensor.*trainable=\['bilateral_sigma'\], method='exact'"),
     "weight NaN": ({"bilateral_weight": float("nan")}, ValueError, r"bilateral_weight.*finite"),
     "sigma": ({"bilateral_sigma": -160}, ValueError, r"bilateral_sigma.*positive"),
     "color": ({"color_sigma": (3, 0, 3)}, ValueError, r"color_sigma.*positive"),
     "method": ({"method": "fast"}, ValueError, r"method.*lattice.*'fast'"),
     "spatial": ({"spatial": "fft"}, ValueError, r"spatial.*conv.*'fft'"),
     "tolerance": ({"tolerance": "0"}, TypeError, r"tolerance.*number"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -290,6 +300,7 @@ def test_refused_at_the_call(inputs: tuple[Tensor, Tensor]) -> None:
         ([logits], image, TypeError, r"model must give a tensor.*list"),
         (logits[:, 1:], image, ValueError, r"L = 4.*\(3, 3, 10, 13\)"),
         (logits[0], image[0], ValueError, r"\[B, L, H, W\].*\(4, 10, 13\)"),
+        (logits, image.movedim(1, 3), ValueError, r"image \[B, C, H, W\] of shape \(3, 10, 13, "),
         (logits[..., ::2, ::2], image, ValueError, r"size \(10, 13\).*\(3, 4, 5, 7\).*interpolat"),
         (logits, "image", TypeError, r"image must be a tensor.*'image'"),
     ]

@@ -91,31 +91,6 @@ def test_state_is_that_of_conv2d() -> None:
     assert torch.equal(back.weight, theirs.weight)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"kernel_size": 0}, ValueError, "^kernel_size must be at least 1, got 0"),
-        ({"kernel_size": (3, 3, 3)}, TypeError, "^kernel_size must be an integer or two"),
-        (
-            {"kernel_size": "3"},
-            TypeError,
-            "^kernel_size must be an integer or two of them, got s",
-        ),
-        ({"stride": 0}, ValueError, "^stride must be at least 1, got 0"),
-        ({"dilation": (1, 0)}, ValueError, "^dilation must be at least 1, got 0"),
-        ({"padding": -1}, ValueError, "^padding must be at least 0, got -1"),
-        ({"padding": "full"}, ValueError, "^padding must be one of same, valid; got str 'full'"),
-        ({"padding": "same", "stride": 2}, ValueError, "^padding='same' needs stride 1, got"),
-        ({"bias": 1}, TypeError, "^bias must be True or False, got int 1"),
-        ({"batch_norm": None}, TypeError, "^batch_norm must be True or False, got NoneType"),
-        ({"activation": "gelu"}, ValueError, "^activation must be one of relu; got str 'gelu'"),
-    ],
-)
-def test_separable_options_are_checked(options: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        SeparableDilatedConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **options})
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies(copied: Any) -> None:
     module = nn.Sequential(
@@ -264,12 +239,26 @@ def test_loads_what_others_published(names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"activation": "gelu"}, ValueError, "^activation must be one of relu; got str 'gelu'"),
         ({"in_channels": 0}, ValueError, "^in_channels must be at least 1, got 0"),
         ({"out_channels": 2.5}, TypeError, "^out_channels must be an integer, got float 2.5"),
+        ({"kernel_size": 0}, ValueError, "^kernel_size must be at least 1, got 0"),
+        ({"kernel_size": (3, 3, 3)}, TypeError, "^kernel_size must be an integer or two"),
+        (
+            {"kernel_size": "3"},
+            TypeError,
+            "^kernel_size must be an integer or two of them, got s",
+        ),
+        ({"stride": 0}, ValueError, "^stride must be at least 1, got 0"),
+        ({"dilation": (1, 0)}, ValueError, "^dilation must be at least 1, got 0"),
+        ({"padding": -1}, ValueError, "^padding must be at least 0, got -1"),
+        ({"padding": "full"}, ValueError, "^padding must be one of same, valid; got str 'full'"),
+        ({"padding": "same", "stride": 2}, ValueError, "^padding='same' needs stride 1, got"),
+        ({"bias": 1}, TypeError, "^bias must be True or False, got int 1"),
+        ({"batch_norm": None}, TypeError, "^batch_norm must be True or False, got NoneType"),
+        ({"activation": "gelu"}, ValueError, "^activation must be one of relu; got str 'gelu'"),
     ],
 )
-def test_separable_refuses(options: Any, error: type[Exception], message: str) -> None:
+def test_separable_options_are_checked(options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         SeparableDilatedConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **options})
 
@@ -278,10 +267,11 @@ def test_separable_refuses(options: Any, error: type[Exception], message: str) -
 
 
 class Block(nn.Module):
-    """A bottleneck, as residual networks have them."""
+    """A bottleneck, as residual networks have them: torchvision's and timm's note the stride."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.conv1 = nn.Conv2d(inputs, 4, 1)
         self.conv2 = nn.Conv2d(4, 4, 3, stride, 1, groups=2, bias=False)
         self.bn = nn.BatchNorm2d(4)
@@ -291,6 +281,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         return F.relu(shortcut + self.conv3(F.relu(self.bn(self.conv2(self.conv1(x))))))
+
+
+class Blur(nn.Sequential):
+    """Computes with a stride, in a tensor of its own, and has a child."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.ReflectionPad2d(1))
+        self.register_buffer("filter", torch.full((4, 1, 3, 3), 1 / 9))
+        self.stride = 2
 
 
 def stage_of(stride: int = 2) -> nn.Sequential:
@@ -349,6 +348,7 @@ def test_a_convolution_may_be_a_block() -> None:
         (nn.Conv2d(4, 4, (2, 3)), (2,), ValueError, r"^0 has an even kernel, \(2, 3\)"),
         (nn.MaxPool2d(2), (2,), ValueError, "^0 has a stride and is no convolution: MaxPool2d"),
         (nn.ConvTranspose2d(4, 4, 2, 2), (2,), ValueError, "^0 has a stride and is no convolution"),
+        (Blur(), (2,), ValueError, "^0 has a stride and is no convolution: Blur"),
         (nn.LazyConv2d(4, 3), (2,), TypeError, "^0 must be a torch.nn.Conv2d, got LazyConv2d"),
     ],
 )

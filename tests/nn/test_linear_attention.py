@@ -74,6 +74,7 @@ def test_half_precision_on_large_maps() -> None:
         ({"feature_map": 1}, ValueError, "^feature_map must be one of softplus, .* got int 1"),
         ({"eps": -1e-6}, ValueError, "^eps must be finite and not negative, got -1e-06"),
         ({"eps": "1"}, TypeError, "^eps must be a number, got str '1'"),
+        ({"residual": "no"}, TypeError, "^residual must be True or False, got str 'no'"),
         ({"key_channels": 2.0}, TypeError, "^key_channels must be an integer, got float"),
     ],
 )

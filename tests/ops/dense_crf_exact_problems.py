@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,12 @@ import torch
 from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
+from segfast.kernels.dense_crf.triton_configurations import PART, ROW
 from segfast.testing import assert_as_good_as
+
+ROOT = math.sqrt(math.log2(math.e))
+UNIT = 2.0**-24
+SHIFT = 15.0  # exponents of 2 are of 2^15 K
 
 
 def points(
@@ -40,6 +46,33 @@ def clusters(
         balls.append(20 + radius * torch.nn.functional.normalize(ball, dim=0).clamp(-0.7, 0.7))
         balls[-1][0] += place
     return torch.cat(balls, 1)[None], values
+
+
+def diagonal_rows(dims: int, rows: int) -> Tensor:
+    """Overlapping rows of the largest radius along the diagonal, [dims, rows ROW].
+
+    Their a are rounded by almost half a step in every feature, up in one row and down in the next.
+    """
+    generator = torch.Generator().manual_seed(dims)
+    balls = torch.randn(dims, rows * ROW, generator=generator)
+    row = torch.arange(rows).repeat_interleave(ROW)
+    spheres = 2.25 * torch.nn.functional.normalize(balls, dim=0).clamp(-0.7, 0.7)
+    features = 4 + spheres + row * 2.2 / math.sqrt(dims)
+    tried = features.view(torch.int32)[..., None] + torch.arange(-64, 65, dtype=torch.int32)
+    steps = ROOT * tried.view(torch.float32).double() / (PART**2 / 4)  # [dims, N, tried]
+    upwards = (steps.round() - steps) * (1 - 2 * (row % 2))[:, None]
+    return tried.view(torch.float32).gather(2, upwards.argmax(2)[..., None])[..., 0]
+
+
+def half_ulp(x: Tensor) -> Tensor:
+    """Of the numbers up to x."""
+    return UNIT * torch.exp2(x.log2().floor())
+
+
+def exponent_bound(distance: Tensor, dims: int) -> Tensor:
+    """kernels/dense_crf/README.md's for products; distances are sqrt(log2 e) |f_i - f_j|."""
+    rounded = half_ulp((distance.square() / 2).clamp(min=SHIFT))
+    return rounded + UNIT * (11 + 4 * math.sqrt(dims) * distance)
 
 
 def check_filter(found: Tensor, features: Tensor, values: Tensor) -> None:

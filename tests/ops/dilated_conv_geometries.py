@@ -19,7 +19,7 @@ from segfast.ops._dilated_conv_plan import Strides
 Pair = tuple[int, int]
 
 # How many geometries all tests together try. More, once: SEGFAST_GEOMETRIES=20000 pytest ...
-GEOMETRIES = int(os.environ.get("SEGFAST_GEOMETRIES", "2000"))
+GEOMETRIES = int(os.environ.get("SEGFAST_GEOMETRIES", "1000"))
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 CHANNELS = {  # of a group: in, out; groups

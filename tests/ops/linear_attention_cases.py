@@ -48,6 +48,11 @@ def with_gradients(
     return [o.detach(), *torch.autograd.grad(o, (q, k, v), tensors[3])]
 
 
+def kinds(x: Tensor) -> Tensor:
+    """1 for infinity, -1 for its negative, 2 for NaN, 0 for all else."""
+    return torch.where(x.isnan(), 2, torch.where(x.isinf(), x.sign(), 0)).to(torch.int8)
+
+
 def assert_right(tensors: Sequence[Tensor], feature_map: str, **labels: Any) -> None:
     """Values and gradients, by the rule of accuracy; the baseline is the reference itself."""
     oracle = with_gradients(theirs, [x.double() for x in tensors], feature_map)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import segfast
 from segfast import ops
 
 X = torch.ones(1, 2, 3, 3)
@@ -99,6 +102,45 @@ def test_compiled_after_integers_of_numpy() -> None:
     torch._dynamo.reset()
     found = torch.compile(lambda: call(1, 3), backend="eager", fullgraph=True)()
     torch.testing.assert_close(found, expected)
+
+
+MAP, POINTS = PLANES[:, :3], PLANES.flatten(2)
+NUMBERS: dict[str, Callable[[Any], Any]] = {
+    "linear_attention": lambda a: ops.linear_attention(POINTS, POINTS, POINTS, eps=a),
+    "LinearAttention2d": lambda a: segfast.nn.LinearAttention2d(4, eps=a).eps,
+    "gaussian_filter": lambda a: ops.gaussian_filter(POINTS, POINTS[:, :2], tolerance=a),
+    "mean_field": lambda a: ops.mean_field(
+        PLANES, MAP, spatial_weight=a, bilateral_weight=a, spatial_sigma=(a, 1), bilateral_sigma=a,
+        color_sigma=a, tolerance=a, iterations=2,
+    ),
+    "DenseCRF": lambda a: repr(segfast.nn.DenseCRF(a, (a, a), a, a, a, tolerance=a)),
+    "CRFRNN": lambda a: repr(
+        segfast.nn.CRFRNN(
+            torch.nn.Identity(), 4, spatial_weight=a, bilateral_weight=a, spatial_sigma=a,
+            bilateral_sigma=(a, a), color_sigma=a, tolerance=a,
+        )
+    ),
+    "dense_crf_loss": lambda a: segfast.losses.dense_crf_loss(
+        PLANES.softmax(1), MAP, bilateral_sigma=(a, a), color_sigma=a, scale_factor=a, tolerance=a
+    ),
+    "DenseCRFLoss": lambda a: vars(segfast.losses.DenseCRFLoss(a, a, (a,), a, tolerance=a)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, Fraction])
+@pytest.mark.parametrize("call", NUMBERS)
+def test_numbers_of_numpy(call: str, kind: Callable[[float], Any]) -> None:
+    expected, found = NUMBERS[call](0.5), NUMBERS[call](kind(0.5))
+    assert (
+        torch.equal(found, expected) if isinstance(found, Tensor) else str(found) == str(expected)
+    )
+
+
+@pytest.mark.parametrize("bad", [True, np.True_, "1", 1j, Decimal(1), np.ones(1)], ids=repr)
+@pytest.mark.parametrize("call", NUMBERS)
+def test_what_is_no_number(call: str, bad: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a number.*, got "):
+        NUMBERS[call](bad)
 
 
 @pytest.mark.parametrize("bad", [True, np.True_, 1.0, np.float64(1), "1", torch.tensor(1)], ids=str)

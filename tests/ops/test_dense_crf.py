@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from segfast import _native
-from segfast.ops import mean_field
+from segfast.kernels.dense_crf import reference
+from segfast.ops import _dense_crf_engine, _dense_crf_op, mean_field
+from segfast.ops._dense_crf_options import Options
 from segfast.testing import assert_as_good_as, dtypes
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -194,6 +196,24 @@ def test_belief(
     assert_as_good_as(belief, scores.double().softmax(1), scores.softmax(1))
     last, steps = mean_field(logits, image, return_steps=True, return_belief=True, **options)
     assert torch.equal(last, steps[-1][1] if steps else logits.softmax(1))
+
+
+def test_belief_without_kernels_lies_as_announced(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch.compile was told of its strides holds."""
+    monkeypatch.setattr(_dense_crf_engine, "native", lambda: None)
+    belief = mean_field(*problem(3, 3, 12, 15), return_belief=True)
+    assert belief.is_contiguous()
+
+
+def test_features_of_images_without_channels(problem: Problem) -> None:
+    """What the exact method on a GPU starts from: positions alone."""
+    logits, image = problem(2, 0, 4, 5)
+    sigmas = [torch.tensor(sigma) for sigma in ((3.0, 3.0), (2.0, 4.0), ())]
+    tensors = [logits, image, torch.eye(2), torch.eye(2), *sigmas]
+    found = _dense_crf_op.Problem(tensors, Options(1)).features()
+    assert torch.equal(found[0], reference.position_features(image.float()[0], (2.0, 4.0)))
 
 
 def test_half_belief_is_rounded_once(problem: Problem) -> None:

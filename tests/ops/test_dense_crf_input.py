@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segfast.kernels.dense_crf import reference
-from segfast.ops import mean_field
+from segfast.losses import dense_crf_loss
+from segfast.nn import DenseCRF
+from segfast.ops import _dense_crf_engine, mean_field
 from segfast.testing import devices, dtypes
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -93,10 +99,90 @@ def test_probabilities_warn(problem: Problem) -> None:
         mean_field(logits.softmax(1), image, iterations=1)
 
 
+def test_labels_are_told_from_probabilities() -> None:
+    labels = torch.randint(0, 3, (2, 9, 15), generator=torch.Generator().manual_seed(0))
+    one_hot, image = F.one_hot(labels, 3).movedim(-1, 1), torch.rand(2, 3, 9, 15)
+    with pytest.raises(TypeError, match=r"got torch.int64 .*; of labels, one_hot\(.* times log\(p"):
+        mean_field(one_hot, image, color_sigma=0.1)
+    with pytest.warns(UserWarning, match=r"look like labels; multiply them by log\(p \(L - 1\)"):
+        mean_field(one_hot.float(), image, color_sigma=0.1, iterations=1)
+    sure = 0.9
+    scores = one_hot * math.log(sure * 2 / (1 - sure))  # as the message says
+    torch.testing.assert_close(scores.softmax(1).amax(1), torch.full((2, 9, 15), sure))
+
+
+class Refined(torch.nn.Module):
+    """A user's module around ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crf = DenseCRF(iterations=1, color_sigma=13, trainable=True)
+
+    def forward(self, logits: Tensor, image: Tensor) -> Tensor:
+        return self.crf(logits, image)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        partial(mean_field, iterations=1, color_sigma=13),
+        DenseCRF(iterations=1, color_sigma=13),
+        partial(mean_field, iterations=1, color_sigma=13, method="exact"),
+        Refined(),  # through autograd
+        torch.no_grad()(partial(dense_crf_loss, color_sigma=15)),  # through a decorator
+    ],
+)
+def test_warnings_name_the_user_s_line(call: Callable[..., Tensor], problem: Problem) -> None:
+    logits, image = problem(4, 3, 16, 15)
+    with pytest.warns(UserWarning, match="image spans") as caught:
+        call(logits.softmax(1), image / 255)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 def test_colour_switched_off_warns(problem: Problem) -> None:
     logits, image = problem(4, 3, 16, 15)
     with pytest.warns(UserWarning, match=r"color_sigma"):
         mean_field(logits, image / 255, color_sigma=13.0, iterations=1)
+    normalised = (image / 255 - 0.45) / 0.225  # what networks take, and CRF-RNN's sigma
+    with pytest.warns(UserWarning, match=r"spans 4\.\d+ and color_sigma is 3: .*pass the photo"):
+        mean_field(logits, normalised, color_sigma=3, iterations=1)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("learn", [False, True])
+def test_slow_jobs_say_so_once(
+    batch: int, learn: bool, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image forwards takes 36 s here: a batch of them or their gradients more than a minute."""
+    monkeypatch.setattr(
+        _dense_crf_engine, "SECONDS", dict.fromkeys(_dense_crf_engine.SECONDS, 18 / (16 * 15) ** 2)
+    )
+    logits, image = (x[:1].expand(batch, -1, -1, -1) for x in problem(4, 3, 16, 15))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mean_field(logits.clone().requires_grad_(learn), image, iterations=2, method="exact")
+    said = [str(w.message) for w in caught if "minutes" in str(w.message)]
+    minutes = batch * 0.6 * (2.5 if learn else 1)
+    assert len(said) == (minutes > 1)
+    assert all(f"about {minutes:.0f} minutes" in message for message in said)
+    assert all(("4 images" in message) == (batch > 1) for message in said)
+    assert all(("backward" in message) == learn for message in said)
+
+
+def test_numpy_s_numbers_are_numbers(problem: Problem) -> None:
+    logits, image = problem(4, 3, 16, 15)
+    given = {"color_sigma": 20.0, "bilateral_weight": 4.0, "tolerance": 0.125, "spatial_sigma": 2.0}
+    for kind in (np.float32, np.float64, np.int64):
+        options = {name: kind(number) for name, number in given.items()}
+        same = {name: float(number) for name, number in options.items()}
+        result = mean_field(logits, image, **options)
+        assert torch.equal(result, mean_field(logits, image, **same))
+        assert torch.equal(result, DenseCRF(**options)(logits, image))
+    for name in given:
+        with pytest.raises(ValueError, match=rf"{name} must be .*finite.*inf"):
+            mean_field(logits, image, **{name: np.float32("inf")})
+    with pytest.raises(TypeError, match=r"logits .*got float32 NumPy array of shape \(.*15\)$"):
+        mean_field(logits.numpy(), image)  # type: ignore[arg-type]
 
 
 def test_ordinary_input_does_not_warn(problem: Problem) -> None:

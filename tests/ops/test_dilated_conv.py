@@ -32,6 +32,12 @@ LAYOUTS = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same numbers for a test alone and after others."""
+    torch.manual_seed(0)
+
+
 def conv(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return dilated_conv2d(x, weight, bias, case.stride, case.padding, case.dilation, case.groups)
 
@@ -130,11 +136,11 @@ def test_named_padding(kernel: tuple[int, int], padding: str) -> None:
 
 def test_conv1d() -> None:
     x, weight, bias = torch.randn(2, 4, 50), torch.randn(6, 2, 3), torch.randn(6)
-    for options in ((2, 5, 3, 2), ((1,), ("same"), (7,), 2), (1, "valid", 60 // 3, 2)):
-        expected = F.conv1d(x, weight, bias, *options)
-        torch.testing.assert_close(
-            dilated_conv1d(x, weight, bias, *options), expected, rtol=1e-4, atol=1e-5
-        )  # two float32 sums of six products
+    doubles = x.double(), weight.double(), bias.double()
+    options: Any
+    for options in ((2, 5, 3, 2), ((1,), "same", (7,), 2), (1, "valid", 20, 2)):
+        oracle, baseline = F.conv1d(*doubles, *options), F.conv1d(x, weight, bias, *options)
+        assert_as_good_as(dilated_conv1d(x, weight, bias, *options), oracle, baseline, terms=7)
 
 
 @pytest.mark.parametrize("case", random_cases(40, seed=3), ids=str)
@@ -167,18 +173,22 @@ def test_pyramid(layout: torch.memory_format) -> None:
     weights = [torch.randn(o, 20, k, k) / 10 for o, k in zip(channels, kernels, strict=True)]
     biases = [torch.randn(7), None, torch.randn(16), torch.randn(5)]
     scale, shift = torch.randn(40), torch.randn(40)
-    branches = [
-        F.conv2d(x.double(), w.double(), None if b is None else b.double(), 1, "same", r)
-        for w, b, r in zip(weights, biases, rates, strict=True)
-    ]
-    plain = torch.cat(branches, 1)
-    full = (plain * scale.double()[:, None, None] + shift.double()[:, None, None]).relu()
+
+    def by_torch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        branches = [
+            F.conv2d(x.to(dtype), w.to(dtype), None if b is None else b.to(dtype), 1, "same", r)
+            for w, b, r in zip(weights, biases, rates, strict=True)
+        ]
+        plain = torch.cat(branches, 1)
+        factors, summands = (v.to(dtype)[:, None, None] for v in (scale, shift))
+        return plain, (plain * factors + summands).relu()
+
     y = atrous_pyramid2d(x, weights, biases, rates)
     z = atrous_pyramid2d(x, weights, biases, rates, scale, shift, "relu")
-    assert y.is_contiguous(memory_format=layout)
-    assert z.is_contiguous(memory_format=layout)
-    for actual, expected in ((y, plain), (z, full)):  # sums of up to 180 products in float32
-        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    oracles, baselines = by_torch(torch.float64), by_torch(torch.float32)
+    for actual, oracle, baseline in zip((y, z), oracles, baselines, strict=True):
+        assert actual.is_contiguous(memory_format=layout)
+        assert_as_good_as(actual, oracle, baseline, terms=9 * 20 + 2)
 
 
 def test_context_module() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +17,11 @@ from segfast.ops import linear_attention, linear_attention2d
 from segfast.testing import assert_as_good_as, dtypes, poison_empty
 from tests.ops.linear_attention_cases import (
     EPS,
+    NAMES,
     Shape,
     assert_right,
     inputs,
+    kinds,
     ours,
     theirs,
     with_gradients,
@@ -166,6 +171,16 @@ def test_antiparallel_keys(dtype: torch.dtype) -> None:
         assert bool(x.isfinite().all())
 
 
+def test_nothing_divided_by_nothing_is_nothing() -> None:
+    """eps = 0: no keys, or one that points the other way; by the oracle, too."""
+    q = torch.ones(1, 1, 3, dtype=torch.float64)
+    for k in (q[..., :0], -q[..., :1]):
+        v = 2 * k
+        assert not linear_attention(q.mT, k.mT, v.mT, "taylor", 0.0).any()
+        assert not reference.linear(q, k, v, "taylor", 0.0).any()
+        assert not reference.quadratic(q, k, v, "taylor", 0.0).any()
+
+
 def test_short_vectors_have_no_gradient() -> None:
     q, k, v, grad = inputs((1, 3, 4, 2, 5), "taylor")
     q[..., 1] *= 1e-9
@@ -185,6 +200,58 @@ def test_nan_and_infinity_stay_where_they_are(feature_map: str) -> None:
     o[0, :, 2] = 0
     o[1, 2] = 0
     assert bool(o.isfinite().all())
+
+
+SPECIAL = [math.nan, math.inf, -math.inf]
+
+
+def with_special_numbers(
+    feature_map: str, dtype: torch.dtype
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """One of them in q, k, v or the gradient of o; a query, or a key, of nothing else."""
+    for i, name in enumerate(("q", "k", "v", "grad")):
+        for value in SPECIAL:
+            tensors = inputs((1, 3, 2, 5, 6), feature_map, dtype)
+            tensors[0][..., 3] = -1  # where relu is 0
+            tensors[i][0, 1, 2] = value
+            yield f"{name} {value}", tensors
+            if i < 2:
+                tensors[i][0, :, 2] = value
+                yield f"all of {name} {value}", tensors
+
+
+@pytest.mark.parametrize("eps", [EPS, 0.0])
+@dtypes()
+@feature_maps
+def test_special_numbers_go_where_the_oracle_has_them(
+    feature_map: str, dtype: torch.dtype, eps: float
+) -> None:
+    """Neither wider nor less. (Two infinities in a gradient are NaN in one order of sums only.)"""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, name: str) -> Tensor:
+        return linear_attention(q.mT, k.mT, v.mT, name, eps).mT
+
+    def by_oracle(q: Tensor, k: Tensor, v: Tensor, name: str) -> Tensor:
+        return reference.linear(q, k, v, name, eps)
+
+    for where, tensors in with_special_numbers(feature_map, dtype):
+        oracle = with_gradients(by_oracle, [x.double() for x in tensors], feature_map)
+        actual = with_gradients(attend, tensors, feature_map)
+        assert torch.equal(kinds(actual[0]), kinds(oracle[0])), (where, actual[0], oracle[0])
+        for name, a, b in zip(NAMES[1:], actual[1:], oracle[1:], strict=True):
+            assert torch.equal(a.isfinite(), b.isfinite()), (where, name, a, b)
+
+
+@feature_maps
+def test_special_numbers_in_the_formulas_of_gradients(feature_map: str) -> None:
+    """The reference's backward formulas against autograd."""
+    for where, (q, k, v, grad) in with_special_numbers(feature_map, torch.float64):
+        expected = with_gradients(theirs, (q, k, v, grad), feature_map)[1:]
+        state = reference.state(k, v, feature_map)
+        grad_q, grad_state, _ = reference.read_backward(grad, q, state, feature_map, EPS)
+        grad_k, grad_v = reference.state_backward(grad_state, k, v, feature_map)
+        for a, b in zip((grad_q, grad_k, grad_v), expected, strict=True):
+            assert torch.equal(a.isfinite(), b.isfinite()), (where, a, b)
 
 
 @feature_maps
@@ -277,12 +344,14 @@ def block_weights(channels: int, d: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("features", [5, 127], ids=["folded", "few positions"])
 @pytest.mark.parametrize("feature_map", ["softplus", "taylor", "relu", "elu"])
-def test_block(feature_map: str, residual: bool) -> None:
-    """The folded value projection, values and every gradient, on a map that is not square."""
+def test_block(feature_map: str, features: int, residual: bool) -> None:
+    """Values and every gradient, on a map that is not square, with fewer positions than features
+    and with more, where the value projection is folded."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(2, 12, 9, 14, generator=generator, dtype=torch.float64).requires_grad_()
-    weights = [w.requires_grad_() for w in block_weights(12, 5, torch.float64)]
+    weights = [w.requires_grad_() for w in block_weights(12, features, torch.float64)]
     y = linear_attention2d(x, *weights, feature_map, residual=residual)
     expected = block(x, weights, feature_map, residual)
     assert_as_good_as(y, expected.detach(), expected, terms=9 * 14)
@@ -294,10 +363,11 @@ def test_block(feature_map: str, residual: bool) -> None:
         assert_as_good_as(a, b, b, terms=x.numel(), magnitude=largest)
 
 
+@pytest.mark.parametrize("features", [4, 80], ids=["folded", "few positions"])
 @dtypes(torch.float32, torch.float16, torch.bfloat16)
-def test_block_in_every_dtype_and_layout(dtype: torch.dtype) -> None:
+def test_block_in_every_dtype_and_layout(dtype: torch.dtype, features: int) -> None:
     x = torch.randn(2, 16, 11, 7, generator=torch.Generator().manual_seed(2)).to(dtype)
-    weights = block_weights(16, 4, dtype)
+    weights = block_weights(16, features, dtype)
     y = linear_attention2d(x, *weights)
     assert y.dtype == dtype
     expected = block(x.double(), [w.double() for w in weights], "softplus")

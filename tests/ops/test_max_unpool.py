@@ -92,6 +92,18 @@ def test_every_instruction_set(pool: Pool, name: str, compiled_kernels: None) ->
             check(laid_out(maps((2, 19, 33, 70), 0, dtype, True), layout), pool)
 
 
+@ISA
+@dtypes()
+def test_channels_of_two_by_two_windows(
+    name: str, dtype: torch.dtype, compiled_kernels: None, poisoned_empty: None
+) -> None:
+    """A vector's bytes of channels at once, the last ones perhaps again; bytes begun and filled."""
+    with _native.use_instruction_set(name):
+        for channels, width in itertools.product((16, 32, 47, 64, 100), (3, 8, 14)):
+            x = maps((2, channels, 5, width), channels, dtype, special=True)
+            check(laid_out(x, "channels_last"), Pool(2))
+
+
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (1, 4), (1, 5), (4, 4), (17, 1), (16, 16)])
 def test_packed_layout(kernel: tuple[int, int], poisoned_empty: None) -> None:
     """Offset of column wo: byte wo * bits // 8, low bits first, unused bits zero."""

@@ -199,7 +199,9 @@ def test_autocast_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("inductor")
-@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize(
+    "layout", [pytest.param(LAYOUTS[0], marks=pytest.mark.thorough), LAYOUTS[1]]
+)
 def test_inductor(layout: str) -> None:
     """Encoder and decoder step with gradients, compiled once, against eager."""
 

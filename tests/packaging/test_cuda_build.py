@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from segfast import _native
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [
@@ -20,6 +22,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc"),
 ]
+module = _native.native()
+if module is not None and module.build_info()["cuda_architectures"]:
+    # nvcc made the module of this environment, too, and tests/kernels/test_max_unpool_cuda.py
+    # finds its kernels in it.
+    pytestmark.append(pytest.mark.thorough)
 
 KERNEL = """
 #include <cuda_runtime.h>

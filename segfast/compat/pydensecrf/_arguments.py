@@ -13,10 +13,11 @@ import torch
 Float32 = npt.NDArray[np.float32]
 
 
-def as_array(value: object, name: str, wanted: str) -> npt.NDArray[Any]:
+def as_array(value: object, name: str, wanted: str, *, booleans: bool = False) -> npt.NDArray[Any]:
     """`value` (array, nested lists, tensor on any device) as a numpy array of real numbers.
 
-    Raises TypeError for anything else: None, text, ragged lists, booleans, complex numbers.
+    Raises TypeError for anything else: None, text, ragged lists, complex numbers, and booleans
+    unless they are asked for.
     """
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
@@ -25,7 +26,7 @@ def as_array(value: object, name: str, wanted: str) -> npt.NDArray[Any]:
         array = np.asarray(value)
     except ValueError as error:  # ragged nested lists
         raise TypeError(f"{name} must be {wanted}, got {describe(value)}: {error}") from None
-    if array.dtype.kind not in "fiu":
+    if array.dtype.kind not in ("fiub" if booleans else "fiu"):
         raise TypeError(f"{name} must be {wanted}, of real numbers, got {describe(value)}")
     return array
 

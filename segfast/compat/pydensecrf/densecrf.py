@@ -41,6 +41,7 @@ from segfast.compat.pydensecrf._terms import (
     as_member,
     as_mixing,
 )
+from segfast.ops._dense_crf_check import MAX_FEATURES
 from segfast.ops._dense_crf_engine import Engine, warn_if_slow
 from segfast.ops._dense_crf_terms import PairwiseTerm
 
@@ -131,7 +132,8 @@ class DenseCRF:
         """Adds a Gaussian pairwise term over any features.
 
         Args:
-            features: f [d, nvar], already divided by the standard deviations.
+            features: f [d, nvar], already divided by the standard deviations; d up to 32 with
+                the lattice.
             compat: Potts weight, or an energy per label [nlabels] or pair [nlabels, nlabels]
                 (symmetrised); mind the signs, see the module's description.
             kernel: one of the kernel types; without effect.
@@ -176,7 +178,7 @@ class DenseCRF:
         if not Q.flags.writeable:
             raise ValueError("Q is updated in place: it must be writable, got a read-only array")
         engine = self._prepared()
-        np.copyto(belief, engine.belief(engine.step(torch.from_numpy(belief))))
+        np.copyto(Q, engine.belief(engine.step(belief)))
 
     def klDivergence(self, Q: Float32) -> float:
         """What mean field minimises, up to constants; falls from step to step, may be negative.
@@ -186,7 +188,7 @@ class DenseCRF:
         As in pydensecrf it is not KL(Q || P): the partition function is missing and pairwise
         energies count twice. Compare values of one CRF. Q and errors as in `stepInference`.
         """
-        belief = torch.from_numpy(np.ascontiguousarray(self._checked_belief(Q)))  # [L, N]
+        belief = self._checked_belief(Q)
         scores = self._prepared().step(belief)  # -U - sum E_m(Q) [L, N]
         energy = belief.clamp_min(SMALLEST).log_().sub_(scores)
         return float(energy.mul_(belief).sum(dtype=torch.float64))
@@ -223,6 +225,11 @@ class DenseCRF:
         name = OPERATOR_NAMES[as_member(NormalizationType, normalization, "normalization")]
         if method not in methods:
             raise ValueError(f"method must be one of {', '.join(methods)}, got {method!r}")
+        if method == "lattice" and features is not None and len(features) > MAX_FEATURES:
+            raise ValueError(
+                f"features must have at most {MAX_FEATURES} dimensions, positions included, with "
+                f"method='lattice', got {len(features)}; method='exact' takes more"
+            )
         self._terms.append(
             PairwiseTerm(
                 None if features is None else torch.from_numpy(features),
@@ -234,16 +241,16 @@ class DenseCRF:
         )
         self._engine = None
 
-    def _checked_belief(self, Q: object) -> Float32:
+    def _checked_belief(self, Q: object) -> Tensor:
+        """A copy, [L, N], whatever the strides of Q are."""
         wanted = f"a float32 array [nlabels, nvar] = {(self._nlabels, self._nvar)}"
         if not isinstance(Q, np.ndarray):
             raise TypeError(f"Q must be {wanted}, got {describe(Q)}")
         if Q.dtype != np.float32 or Q.shape != (self._nlabels, self._nvar):
             error = ValueError if Q.dtype == np.float32 else TypeError
             raise error(f"Q must be {wanted}, got {describe(Q)}")
-        belief = np.asarray(Q)
-        require_finite(belief, "Q")
-        return belief
+        require_finite(Q, "Q")
+        return torch.from_numpy(np.array(Q, order="C"))
 
     def _prepared(self, iterations: int = 1) -> Engine:
         """The terms with what is computed from them once (lattices, normalisations)."""

@@ -54,7 +54,7 @@ def unary_from_labels(
         >>> unary_from_labels([[0, 1], [2, 2]], 2, 0.75).shape
         (2, 4)
     """
-    array = labels if isinstance(labels, np.ndarray) else as_array(labels, "labels", "a label map")
+    array = as_array(labels, "labels", "a label map", booleans=True)
     if array.dtype.kind not in "iub":
         raise TypeError(f"labels must be integers, got {describe(array)}")
     count = as_count(n_labels, "n_labels", 1)

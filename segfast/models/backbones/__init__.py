@@ -1,13 +1,14 @@
 """Networks for classification without their classifier: a map for every stage."""
 
 from segfast.models.backbones.alexnet import AlexNet
-from segfast.models.backbones.classifier import BACKBONES, Classifier, create_backbone
+from segfast.models.backbones.classifier import Classifier
 from segfast.models.backbones.densenet import DenseNet
 from segfast.models.backbones.googlenet import GoogLeNet
 from segfast.models.backbones.hrnet import HRNet
 from segfast.models.backbones.mobilenet_v2 import MobileNetV2
 from segfast.models.backbones.mobilenet_v3 import MobileNetV3
 from segfast.models.backbones.resnet import RESNETS, WIRINGS, ResNet
+from segfast.models.backbones.table import BACKBONES, create_backbone, list_backbones
 from segfast.models.backbones.vgg import (
     VGG16,
     VGG16_STAGES,
@@ -36,4 +37,5 @@ __all__ = [
     "Xception",
     "create_backbone",
     "fully_connected",
+    "list_backbones",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,26 +12,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._layers import conv_bn_relu
+from segfast.models.backbones._base import Backbone
+
+# What makes a layer of the channels before and behind it; those behind it; its stride.
+Layer = tuple[Callable[[int, int], nn.Module], int, int]
 
 
-class MobileNet(nn.Module):
+class MobileNet(Backbone):
     """A chain of layers: x [N, C, H, W] -> the maps behind some of them.
 
     Args:
-        layers: the chain, and the channels behind each of them.
-        taps: whose maps are wanted.
+        in_channels: C.
+        layers: the chain.
+        taps: whose maps are wanted; None means `published`.
+        published: the last of each stride, 2 to 32.
     """
 
-    def __init__(self, layers: Sequence[tuple[nn.Module, int]], taps: Sequence[int]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        layers: Sequence[Layer],
+        taps: Sequence[int] | None,
+        published: Sequence[int],
+    ) -> None:
         super().__init__()
+        self.in_channels = in_channels
+        taps = published if taps is None else taps
         for tap in taps:
             if not 0 <= tap < len(layers):
                 raise ValueError(f"taps must be among 0..{len(layers) - 1}, got {tap}")
-        self.features = nn.Sequential(*(layer for layer, _ in layers))
+        widths = [in_channels, *(width for _, width, _ in layers)]
+        self.features = nn.Sequential(
+            *(make(c, width) for c, (make, width, _) in zip(widths, layers, strict=False))
+        )
         self.taps = tuple(sorted(taps))
-        self.channels = tuple(layers[tap][1] for tap in self.taps)
+        self.channels = tuple(widths[tap + 1] for tap in self.taps)
+        reached = list(itertools.accumulate((stride for *_, stride in layers), operator.mul))
+        self.strides = tuple(reached[tap] for tap in self.taps)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> the maps of `taps`, in the order of the chain."""
         maps = []
         for index, layer in enumerate(self.features):
@@ -52,7 +73,7 @@ def plan(strides: Sequence[int], output_stride: int, delay: bool = False) -> lis
         [(1, 1), (1, 1), (1, 2)]
     """
     if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
     reached, rate, found = 2, 1, []
     for stride in strides:
         before = rate

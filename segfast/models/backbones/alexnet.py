@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segfast.models._layers import conv2d
+from segfast.models._inputs import least_image
+from segfast.models._layers import LocalResponseNorm, conv2d
+from segfast.models.backbones._base import Backbone
 from segfast.nn import MaxPool2d
 from segfast.ops import _check
 
@@ -38,7 +40,7 @@ WIRINGS = {
 }
 
 
-class AlexNet(nn.Module):
+class AlexNet(Backbone):
     """Five convolutions, three pools: x [N, C, H, W] -> the pooled maps.
 
     image -> conv1 11 x 11 / 4 -> pool -> norm -> conv2 5 x 5 -> pool -> norm
@@ -50,7 +52,7 @@ class AlexNet(nn.Module):
         first_padding: of conv1; None means as published. FCN has 100.
 
     Shape:
-        -> maps of strides 8, 16 and 32; `channels` are theirs. State: conv1 to conv5.
+        -> maps of `channels` and `strides` (8, 16, 32). State: conv1 to conv5.
     """
 
     def __init__(
@@ -63,24 +65,23 @@ class AlexNet(nn.Module):
         _check.require_choice("wiring", wiring, tuple(WIRINGS))
         (w1, w2, w3, w4, w5), groups, padding, local_norm, ceil = WIRINGS[wiring]
         padding = padding if first_padding is None else first_padding
+        self.in_channels = in_channels
         self.conv1 = conv2d(in_channels, w1, 11, 4, bias=True, padding=padding)
         self.conv2 = conv2d(w1, w2, 5, groups=groups, bias=True)
         self.conv3 = conv2d(w2, w3, 3, bias=True)
         self.conv4 = conv2d(w3, w4, 3, groups=groups, bias=True)
         self.conv5 = conv2d(w4, w5, 3, groups=groups, bias=True)
         self.pool1, self.pool2, self.pool5 = (MaxPool2d(3, 2, ceil_mode=ceil) for _ in range(3))
-        self.norm1, self.norm2 = (local_response_norm(local_norm) for _ in range(2))
-        self.channels = (w1, w2, w5)
+        norm = LocalResponseNorm if local_norm else nn.Identity
+        self.norm1, self.norm2 = norm(), norm()
+        self.channels, self.strides = (w1, w2, w5), (8, 16, 32)
+        pool = 3, 2, 0, ceil  # the other convolutions keep sizes
+        self.least = least_image([(11, 4, padding, False), pool, pool, pool])
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> the three pools' maps."""
         first = self.norm1(self.pool1(torch.relu_(self.conv1(x))))
         second = self.norm2(self.pool2(torch.relu_(self.conv2(first))))
         y = torch.relu_(self.conv3(second))
         y = torch.relu_(self.conv4(y))
         return [first, second, self.pool5(torch.relu_(self.conv5(y)))]
-
-
-def local_response_norm(wanted: bool) -> nn.Module:
-    """Over five channels, with Caffe's constants."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75) if wanted else nn.Identity()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from segfast.models._inputs import least_image
 from segfast.models._layers import conv2d
+from segfast.models.backbones._base import Backbone
 from segfast.nn import MaxPool2d
 
 # depth -> (growth, layers of the four blocks, channels of the stem); table 1, and 161 as released
@@ -20,7 +22,7 @@ DENSENETS = {
 }
 
 
-class DenseNet(nn.Module):
+class DenseNet(Backbone):
     """The stem and four dense blocks: x [N, C, H, W] -> maps of strides 4, 8, 16, 32.
 
     Args:
@@ -28,16 +30,19 @@ class DenseNet(nn.Module):
         in_channels: C.
 
     Shape:
-        -> [denseblock1, ..., denseblock4 normalised and rectified]; `channels` are theirs. State
-        as torchvision's features: conv0, norm0, denseblock1.denselayer1.norm1, transition1.norm,
-        norm5.
+        -> [denseblock1, ..., denseblock4 normalised and rectified]; `channels` and `strides`
+        are theirs. State as torchvision's features: conv0, norm0, denseblock1.denselayer1.norm1,
+        transition1.norm, norm5.
     """
 
     def __init__(self, depth: int = 121, in_channels: int = 3) -> None:
         super().__init__()
         if depth not in tuple(DENSENETS):
-            raise ValueError(f"depth must be one of {', '.join(map(str, DENSENETS))}; got {depth}")
+            raise ValueError(
+                f"depth must be one of {', '.join(map(str, DENSENETS))}; got {depth!r}"
+            )
         growth, blocks, width = DENSENETS[depth]
+        self.in_channels = in_channels
         self.conv0 = conv2d(in_channels, width, 7, 2)
         self.norm0 = nn.BatchNorm2d(width)
         self.pool0 = MaxPool2d(3, 2, padding=1)
@@ -50,9 +55,11 @@ class DenseNet(nn.Module):
             width += growth * layers
             channels.append(width)
         self.norm5 = nn.BatchNorm2d(width)
-        self.channels = tuple(channels)
+        self.channels, self.strides = tuple(channels), (4, 8, 16, 32)
+        halved = (2, 2, 0, False)
+        self.least = least_image([(7, 2, 3, False), (3, 2, 1, False), *[halved] * 3])
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> the four blocks' maps."""
         x = self.pool0(torch.relu_(self.norm0(self.conv0(x))))
         maps = []

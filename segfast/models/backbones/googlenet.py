@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segfast.models._layers import conv2d
-from segfast.models.backbones.alexnet import local_response_norm
+from segfast.models._inputs import least_image
+from segfast.models._layers import LocalResponseNorm, conv2d
+from segfast.models.backbones._base import Backbone
 from segfast.nn import MaxPool2d
 from segfast.ops import _check
 
@@ -49,7 +50,7 @@ WIRINGS = {
 }
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Backbone):
     """Three convolutions, nine inceptions, four pools: x [N, C, H, W] -> maps.
 
     Args:
@@ -59,8 +60,8 @@ class GoogLeNet(nn.Module):
 
     Shape:
         -> the maps behind the first three pools (strides 4, 8, 16), inception4a and inception4d
-        (16; auxiliary classifiers were trained on them), inception5b (32); `channels` are theirs.
-        State as torchvision's: conv1.conv, conv1.bn, inception3a.branch2.1.conv ...
+        (16; auxiliary classifiers were trained on them), inception5b (32); `channels` and `strides`
+        are theirs. State as torchvision's: conv1.conv, conv1.bn, inception3a.branch2.1.conv ...
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class GoogLeNet(nn.Module):
         _check.require_choice("wiring", wiring, tuple(WIRINGS))
         wires = WIRINGS[wiring]
         norm = wires.batch_norm
+        local_norm = nn.Identity if norm else LocalResponseNorm
+        self.in_channels = in_channels
         self.conv1 = Unit(in_channels, 64, 7, norm, 2, first_padding)
         self.maxpool1 = MaxPool2d(3, 2, ceil_mode=True)
-        self.norm1 = local_response_norm(not norm)
+        self.norm1 = local_norm()
         self.conv2 = Unit(64, 64, 1, norm)
         self.conv3 = Unit(64, 192, 3, norm)
-        self.norm2 = local_response_norm(not norm)
+        self.norm2 = local_norm()
         self.maxpool2 = MaxPool2d(3, 2, ceil_mode=True)
         self.maxpool3 = MaxPool2d(3, 2, ceil_mode=True)
         self.maxpool4 = MaxPool2d(wires.last_pool, 2, ceil_mode=True)
@@ -85,12 +88,15 @@ class GoogLeNet(nn.Module):
             self.add_module(f"inception{name}", inception)
             channels = inception.channels
         self.channels = (64, 192, 480, 512, 528, channels)
+        self.strides = (4, 8, 16, 16, 16, 32)
+        sizes = 3, 3, 3, wires.last_pool  # of the pools
+        self.least = least_image([(7, 2, first_padding, False), *((k, 2, 0, True) for k in sizes)])
 
     def inception(self, name: str, x: Tensor) -> Tensor:
         """The block of that name on x."""
         return self.get_submodule(f"inception{name}")(x)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> six maps."""
         pool1 = self.norm1(self.maxpool1(self.conv1(x)))
         pool2 = self.maxpool2(self.norm2(self.conv3(self.conv2(pool1))))

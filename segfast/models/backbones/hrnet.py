@@ -8,16 +8,21 @@ stride 32                                        \\-- stage4 --> 8 C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._base import resize
 from segfast.models._layers import conv2d, conv_bn_relu
+from segfast.models.backbones._base import Backbone
 from segfast.models.backbones.resnet import BasicBlock, Bottleneck
 from segfast.ops import _check
+
+Enlarge = Callable[[Tensor, Any], Tensor]  # x [N, C, h, w], size -> [N, C, *size]
 
 
 class Size(NamedTuple):
@@ -39,23 +44,32 @@ HRNETS = {
 }
 
 
-class HRNet(nn.Module):
+class HRNet(Backbone):
     """The stem, layer1 and three stages: x [N, C, H, W] -> maps of strides 4, 8, 16 and 32.
 
     Args:
         size: "w18_small", "w18", "w32", "w40" or "w48".
         in_channels: C.
-        align_corners: of the resizes between strides.
+        align_corners: of the bilinear resizes between strides.
+        nearest: these take the nearest value instead, as in the classifiers.
 
     Shape:
-        -> four maps of `channels` channels. State as published by HRNet's authors.
+        -> four maps of `channels` and `strides`. State as published by HRNet's authors.
     """
 
-    def __init__(self, size: str, in_channels: int = 3, align_corners: bool = False) -> None:
+    def __init__(
+        self,
+        size: str,
+        in_channels: int = 3,
+        align_corners: bool = False,
+        nearest: bool = False,
+    ) -> None:
         super().__init__()
         _check.require_choice("size", size, tuple(HRNETS))
         width, first_blocks, blocks, modules = HRNETS[size]
-        self.channels = tuple(width * 2**i for i in range(4))
+        self.in_channels = in_channels
+        self.channels, self.strides = tuple(width * 2**i for i in range(4)), (4, 8, 16, 32)
+        enlarge = _nearest if nearest else partial(resize, align_corners=align_corners)
         self.conv1, self.bn1 = conv2d(in_channels, 64, 3, 2), nn.BatchNorm2d(64)
         self.conv2, self.bn2 = conv2d(64, 64, 3, 2), nn.BatchNorm2d(64)
         layer1 = [Bottleneck(64, 64, 1, 1)]
@@ -65,11 +79,11 @@ class HRNet(nn.Module):
         for i, count in enumerate(modules, 1):
             after = self.channels[: i + 1]
             self.add_module(f"transition{i}", transition(before, after))
-            stage = (Exchange(after, blocks, align_corners) for _ in range(count))
+            stage = (Exchange(after, blocks, enlarge) for _ in range(count))
             self.add_module(f"stage{i + 1}", nn.Sequential(*stage))
             before = after
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> the four maps."""
         x = torch.relu_(self.bn1(self.conv1(x)))
         x = torch.relu_(self.bn2(self.conv2(x)))
@@ -103,9 +117,9 @@ class Exchange(nn.Module):
                                     with stride 2, i - j times
     """
 
-    def __init__(self, channels: Sequence[int], blocks: int, align_corners: bool) -> None:
+    def __init__(self, channels: Sequence[int], blocks: int, enlarge: Enlarge) -> None:
         super().__init__()
-        self.align_corners = align_corners
+        self.enlarge = enlarge
         self.branches = nn.ModuleList(
             nn.Sequential(*(BasicBlock(c, c, 1, 1) for _ in range(blocks))) for c in channels
         )
@@ -122,7 +136,7 @@ class Exchange(nn.Module):
             total: Tensor | None = None
             for j, x in enumerate(maps):
                 y = x if j == i else layers[str(j)](x)  # type: ignore[index]
-                y = resize(y, maps[i].shape[-2:], self.align_corners)
+                y = self.enlarge(y, maps[i].shape[-2:])
                 total = y if total is None else total + y
             fused.append(torch.relu(total))  # type: ignore[arg-type]
         return fused
@@ -134,3 +148,8 @@ def _fuse(channels: Sequence[int], to: int, source: int) -> nn.Sequential:
     width = channels[source]
     steps = [conv_bn_relu(width, width, 3, 2) for _ in range(to - source - 1)]
     return nn.Sequential(*steps, conv_bn_relu(width, channels[to], 3, 2, act=None))
+
+
+def _nearest(x: Tensor, size: Any) -> Tensor:
+    """x [N, C, h, w] -> [N, C, *size]"""
+    return x if x.shape[-2:] == size else F.interpolate(x, size)

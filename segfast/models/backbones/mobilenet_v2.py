@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._layers import conv_bn_relu
-from segfast.models.backbones._mobilenet import MobileNet, inverted_residual, plan
+from segfast.models.backbones._mobilenet import Layer, MobileNet, inverted_residual, plan
 from segfast.ops import _check
 
 # (expansion, channels, blocks, stride). Sandler et al., "MobileNetV2: Inverted Residuals and Linear
@@ -57,8 +58,8 @@ class MobileNetV2(MobileNet):
         taps: the features whose maps are returned; None means the last of each stride, 2 to 32.
 
     Shape:
-        -> [N, c, h, w] for c in `channels`. State as torchvision's: features.0 (stem),
-        features.i.conv of block i, features.18.
+        -> [N, c, h, w] for c in `channels`, of `strides`. State as torchvision's: features.0
+        (stem), features.i.conv of block i, features.18.
     """
 
     def __init__(
@@ -70,20 +71,23 @@ class MobileNetV2(MobileNet):
     ) -> None:
         _check.require_choice("wiring", wiring, tuple(WIRINGS))
         last, pad_first, delay = WIRINGS[wiring]
-        channels = 32
-        layers: list[tuple[nn.Module, int]] = [
-            (conv_bn_relu(in_channels, channels, 3, 2, act=nn.ReLU6), channels)
-        ]
+        stem = partial(conv_bn_relu, kernel_size=3, stride=2, act=nn.ReLU6)
+        layers: list[Layer] = [(stem, 32, 2)]
         steps = plan([stride for *_, stride in STAGES], output_stride, delay)
         for (expansion, width, blocks, _), (stride, rate) in zip(STAGES, steps, strict=True):
             for i in range(blocks):
                 step = stride if i == 0 else 1
-                block = InvertedResidual(channels, width, expansion, step, rate, pad_first)
-                layers.append((block, width))
-                channels = width
+                block = partial(
+                    InvertedResidual,
+                    expansion=expansion,
+                    stride=step,
+                    rate=rate,
+                    pad_first=pad_first,
+                )
+                layers.append((block, width, step))
         if last is not None:
-            layers.append((conv_bn_relu(channels, last, 1, act=nn.ReLU6), last))
-        super().__init__(layers, (1, 3, 6, 13, len(layers) - 1) if taps is None else taps)
+            layers.append((partial(conv_bn_relu, kernel_size=1, act=nn.ReLU6), last, 1))
+        super().__init__(in_channels, layers, taps, (1, 3, 6, 13, len(layers) - 1))
 
 
 class InvertedResidual(nn.Module):

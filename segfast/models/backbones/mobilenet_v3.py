@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfast.models._layers import conv_bn_relu
-from segfast.models.backbones._mobilenet import MobileNet, inverted_residual, padded, plan
+from segfast.models.backbones._mobilenet import Layer, MobileNet, inverted_residual, padded, plan
 from segfast.ops import _check
 
 # (kernel, expanded channels, channels, gate, hard swish, stride). Howard et al., "Searching for
@@ -35,7 +36,7 @@ BLOCKS = (
 # The padding of convolutions with a stride: None is the same on both sides.
 WIRINGS = {"torchvision": None, "mmseg": "same"}
 
-norm = functools.partial(nn.BatchNorm2d, eps=1e-3, momentum=1e-2)
+norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=1e-2)
 
 
 class MobileNetV3(MobileNet):
@@ -48,8 +49,8 @@ class MobileNetV3(MobileNet):
         taps: the features whose maps are returned; None means the last of each stride, 2 to 32.
 
     Shape:
-        -> [N, c, h, w] for c in `channels`. State as torchvision's: features.0 (stem),
-        features.i.block of block i, features.16.
+        -> [N, c, h, w] for c in `channels`, of `strides`. State as torchvision's: features.0
+        (stem), features.i.block of block i, features.16.
     """
 
     def __init__(
@@ -61,23 +62,27 @@ class MobileNetV3(MobileNet):
     ) -> None:
         _check.require_choice("wiring", wiring, tuple(WIRINGS))
         strided = WIRINGS[wiring]
-        channels = 16
-        layers: list[tuple[nn.Module, int]] = [
-            (padded(in_channels, channels, 3, 2, strided, norm=norm, act=nn.Hardswish), channels)
-        ]
+        unit: dict[str, Any] = {"norm": norm, "act": nn.Hardswish}
+        stem = partial(padded, kernel_size=3, stride=2, padding=strided, **unit)
+        layers: list[Layer] = [(stem, 16, 2)]
         steps = plan([stride for *_, stride in BLOCKS], output_stride)
         for (*form, gated, swish, _), (stride, rate) in zip(BLOCKS, steps, strict=True):
             kernel_size, inner, width = form
-            act = nn.Hardswish if swish else nn.ReLU
-            block = InvertedResidual(
-                channels, inner, width, kernel_size, stride, rate, act, gated,
+            block = partial(
+                InvertedResidual,
+                inner=inner,
+                kernel_size=kernel_size,
+                stride=stride,
+                rate=rate,
+                act=nn.Hardswish if swish else nn.ReLU,
+                gated=gated,
                 padding=None if stride == 1 else strided,
-            )  # fmt: skip
-            layers.append((block, width))
-            channels = width
-        last = 6 * channels
-        layers.append((conv_bn_relu(channels, last, 1, norm=norm, act=nn.Hardswish), last))
-        super().__init__(layers, (1, 3, 6, 12, 16) if taps is None else taps)
+            )
+            layers.append((block, width, stride))
+        last = partial(conv_bn_relu, kernel_size=1, **unit)
+        layers.append((last, 6 * BLOCKS[-1][2], 1))
+        super().__init__(in_channels, layers, taps, (1, 3, 6, 12, 16))
+        self.wiring = wiring
 
 
 class InvertedResidual(nn.Module):
@@ -89,8 +94,8 @@ class InvertedResidual(nn.Module):
     def __init__(
         self,
         channels: int,
-        inner: int,
         width: int,
+        inner: int,
         kernel_size: int,
         stride: int,
         rate: int,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segfast.models._layers import conv2d
+from segfast.models.backbones._base import Backbone
 from segfast.nn import MaxPool2d
 from segfast.ops import _check
 
@@ -103,7 +104,7 @@ def stages(
     return found
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """The stem and four stages: x [N, C, H, W] -> maps of strides 4, 8, 16, 32 (at most OS).
 
     Args:
@@ -115,10 +116,13 @@ class ResNet(nn.Module):
             "jfzhang".
         copies: of the last stage, one after the other: layer5, ... Their shortcuts have no
             parameters, so that a network of one output stride loads the weights of another's.
+        contract_dilation: whether a dilated stage's first block has the rate of the stage before;
+            None as the wiring has it.
 
     Shape:
-        -> [layer1, layer2, layer3, layer4]; `channels` are theirs. State as torchvision's ResNets
-        (without fc); a deep stem is stem.0 (conv), stem.1 (norm), stem.3, stem.4, stem.6, stem.7.
+        -> [layer1, layer2, layer3, layer4]; `channels` and `strides` are theirs. State as
+        torchvision's ResNets (without fc); a deep stem is stem.0 (conv), stem.1 (norm), stem.3,
+        stem.4, stem.6, stem.7.
     """
 
     def __init__(
@@ -129,21 +133,26 @@ class ResNet(nn.Module):
         multi_grid: Sequence[int] = (),
         wiring: str = "torchvision",
         copies: int = 0,
+        contract_dilation: bool | None = None,
     ) -> None:
         super().__init__()
         if depth not in tuple(RESNETS):  # which hashes nothing
-            raise ValueError(f"depth must be one of {', '.join(map(str, RESNETS))}; got {depth}")
+            raise ValueError(f"depth must be one of {', '.join(map(str, RESNETS))}; got {depth!r}")
         _check.require_count("copies", copies)
         strides = [8 * 2**i for i in range(3 + copies)]
         if output_stride not in strides:
             allowed = ", ".join(map(str, strides))
-            raise ValueError(f"output_stride must be one of {allowed}; got {output_stride}")
+            raise ValueError(f"output_stride must be one of {allowed}; got {output_stride!r}")
         _check.require_choice("wiring", wiring, tuple(WIRINGS))
         bottlenecks, blocks = RESNETS[depth]
         grid = () if multi_grid in ((), []) else _check.require_counts("multi_grid", multi_grid)
         if grid and len(grid) != blocks[-1]:
             raise ValueError(f"multi_grid must have {blocks[-1]} rates, got {multi_grid}")
         wires = WIRINGS[wiring]
+        if contract_dilation is not None:
+            _check.require_bool("contract_dilation", contract_dilation)
+            wires = wires._replace(contract=contract_dilation)
+        self.in_channels, self.stride_first = in_channels, wires.stride_first
         self.stem = None if len(wires.stem) == 1 else _deep_stem(in_channels, wires.stem)
         if self.stem is None:
             self.conv1 = conv2d(in_channels, 64, 7, 2)
@@ -152,6 +161,7 @@ class ResNet(nn.Module):
         counts = (*blocks, *[blocks[-1]] * copies)
         widths = [64 * 2 ** min(i, 3) for i in range(len(counts))]
         self.channels = tuple(4 * width if bottlenecks else width for width in widths)
+        self.strides = tuple(min(4 * 2**i, output_stride) for i in range(len(counts)))
         channels = wires.stem[-1]
         plan = stages(counts, output_stride, grid, wires)
         for index, (stage, width) in enumerate(zip(plan, widths, strict=True)):
@@ -170,7 +180,7 @@ class ResNet(nn.Module):
         """x [N, C, H, W] -> the stem's map [N, 64 or 128, H / 2, W / 2], before it is pooled."""
         return torch.relu_(self.bn1(self.conv1(x))) if self.stem is None else self.stem(x)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> the stages' maps."""
         return self.go_on(self.enter(x))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segfast.models._inputs import Window, least_image
 from segfast.models._layers import conv2d
+from segfast.models.backbones._base import Backbone
 from segfast.nn import MaxPool2d
 
 # (convolutions, channels) of the five stages. Simonyan and Zisserman, ICLR 2015, table 1, column D.
 VGG16_STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
-class VGG16(nn.Module):
+class VGG16(Backbone):
     """Five stages of 3 x 3 convolutions and ReLU; what lies between them, the network says.
 
         for i in range(5):
@@ -45,7 +49,7 @@ class VGG16(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.batch_norm = batch_norm
+        self.in_channels, self.batch_norm = in_channels, batch_norm
         channels = in_channels
         for i, (count, width) in enumerate(VGG16_STAGES):
             for j in range(count):
@@ -79,7 +83,7 @@ class PooledVGG16(VGG16):
         options: of :class:`VGG16`.
 
     Shape:
-        x [N, C, H, W] -> pool1 to pool5; `channels` are theirs. Strides 2 to 32 by default.
+        x [N, C, H, W] -> pool1 to pool5; `channels` and `strides` (2 to 32 by default) are theirs.
     """
 
     def __init__(
@@ -92,8 +96,16 @@ class PooledVGG16(VGG16):
         super().__init__(in_channels, **options)
         self.pools = nn.ModuleList(MaxPool2d(*pool, ceil_mode=ceil) for pool in pools)
         self.channels = tuple(width for _, width in VGG16_STAGES)
+        self.strides = tuple(itertools.accumulate((pool[1] for pool in pools), operator.mul))
+        convs = [conv for conv in self.children() if isinstance(conv, nn.Conv2d)]
+        layers: list[Window] = []
+        for (count, _), pool in zip(VGG16_STAGES, pools, strict=True):
+            stage, convs = convs[:count], convs[count:]
+            layers += [(2 * c.dilation[0] + 1, 1, int(c.padding[0]), False) for c in stage]
+            layers.append((*pool, ceil))
+        self.least = least_image(layers)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """x -> pool1 to pool5."""
         maps = []
         for i, pool in enumerate(self.pools):

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from segfast.models._layers import conv_bn_relu
+from segfast.models.backbones._base import Backbone
 from segfast.nn import SeparableDilatedConv2d
+from segfast.ops import _check
 
 # Channels of the three convolutions of blocks 1 to 20: entry, middle, exit flow. Chen et al.,
 # "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018, figure 4.
@@ -25,27 +27,32 @@ LAST = (1536, 1536, 2048)
 PLANS = {8: (1, 2, 1, 4), 16: (2, 1, 1, 2), 32: (2, 1, 2, 1)}
 
 
-class Xception(nn.Module):
+class Xception(Backbone):
     """Two convolutions, twenty blocks, three convolutions: x [N, C, H, W] -> three maps.
 
     Args:
         in_channels: C.
         output_stride: 8, 16 or 32: blocks beyond it are dilated.
+        wiring: "jfzhang".
 
     Shape:
-        -> [block 1 (stride 4), block 19, the last map]; `channels` are theirs. State: stem.0 and
-        stem.3 (convolutions), stem.1 and stem.4 (norms); block{i}.convs.{j}, conv3, conv4 and conv5
-        (0 a SeparableDilatedConv2d with bn, 1 the norm); block{i}.skip.
+        -> [block 1 (stride 4), block 19, the last map]; `channels` and `strides` are theirs. State:
+        stem.0 and stem.3 (convolutions), stem.1 and stem.4 (norms); block{i}.convs.{j}, conv3,
+        conv4 and conv5 (0 a SeparableDilatedConv2d with bn, 1 the norm); block{i}.skip.
     """
 
     channels = (128, 728, 2048)
 
-    def __init__(self, in_channels: int = 3, output_stride: int = 16) -> None:
+    def __init__(
+        self, in_channels: int = 3, output_stride: int = 32, wiring: str = "jfzhang"
+    ) -> None:
         super().__init__()
+        _check.require_choice("wiring", wiring, ("jfzhang",))
         if output_stride not in tuple(PLANS):
-            raise ValueError(f"output_stride must be 8, 16 or 32; got {output_stride}")
+            raise ValueError(f"output_stride must be 8, 16 or 32; got {output_stride!r}")
         third, rate, last, last_rate = PLANS[output_stride]
         strides = [2, 2, third, *[1] * 16, last]
+        self.in_channels, self.strides = in_channels, (4, 8 * third, output_stride)
         first = conv_bn_relu(in_channels, 32, 3, 2)
         self.stem = nn.Sequential(*first, *conv_bn_relu(32, 64, 3))
         channels = 64
@@ -59,7 +66,7 @@ class Xception(nn.Module):
             self.add_module(f"conv{number}", separable(channels, width, 1, last_rate))
             channels = width
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor) -> list[Tensor]:
         """x [N, C, H, W] -> maps [N, c, h, w]."""
         x = self.stem(x)
         maps = []

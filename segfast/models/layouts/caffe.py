@@ -21,7 +21,7 @@ GOOGLENET: tuple[Substitution, ...] = (
     (r"^conv2/3x3_reduce\.", "backbone.conv2.conv."),
     (r"^conv2/3x3\.", "backbone.conv3.conv."),
     (
-        r"^inception_(\w+)/(\w+)\.",
+        rf"^inception_(\w+)/({'|'.join(_INCEPTION)})\.",
         lambda match: f"backbone.inception{match[1]}.{_INCEPTION[match[2]]}.conv.",
     ),
 )
@@ -32,5 +32,4 @@ EPS = 1e-9
 ABSORBED = {
     r"\.running_mean$": 0.0,
     r"\.running_var$": 1.0 - EPS,
-    r"\.num_batches_tracked$": 0,
 }

@@ -11,10 +11,11 @@ from segfast.models._keys import Rules, Substitution
 from segfast.models.layouts.fcn import LAYERS
 
 _FCN: tuple[Substitution, ...] = (*LAYERS, (r"^(?=backbone|classifier|head)", "fcn."))
+_MATRIX = "inference1/2"
 _CAFFE: tuple[Substitution, ...] = (  # torrvision/crfasrnn -> FCN's names
     (r"^inference1/0$", "crfrnn.spatial_ker_weights"),
     (r"^inference1/1$", "crfrnn.bilateral_ker_weights"),
-    (r"^inference1/2$", "crfrnn.compatibility_matrix"),
+    (rf"^{_MATRIX}$", "crfrnn.compatibility_matrix"),
     (r"^score-", "score_"),
     (r"^score2/", "upscore2/"),
     (r"^score4/", "upscore_pool4/"),
@@ -23,15 +24,14 @@ _CAFFE: tuple[Substitution, ...] = (  # torrvision/crfasrnn -> FCN's names
 
 
 class _Penalty(Rules):
-    """Caffe's layer subtracts what compatibility_matrix makes of the beliefs; ours adds it."""
+    """Caffe's layer subtracts what its matrix makes of the beliefs; ours adds it."""
 
     def apply(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The mapping under our keys, the matrix with our sign."""
-        renamed = super().apply(state)
-        matrix = renamed.get("crfrnn.compatibility_matrix")
-        if isinstance(matrix, Tensor):
-            renamed["crfrnn.compatibility_matrix"] = -matrix
-        return renamed
+        matrix = state.get(_MATRIX)
+        if isinstance(matrix, Tensor) and matrix.is_floating_point():
+            state = {**state, _MATRIX: -matrix}
+        return super().apply(state)
 
 
 LAYOUTS = {"crfasrnn_pytorch": Rules(*_FCN), "caffe": _Penalty(*_CAFFE, *_FCN)}

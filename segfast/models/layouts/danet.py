@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segfast.models._keys import Rules
-from segfast.models.layouts.resnet import MMSEG, MMSEG_HEADS
+from segfast.models.layouts.resnet import MMSEG_HEADS
 
 _MMSEG_ATTENTION = {
     "pam": "position",
@@ -24,7 +24,6 @@ LAYOUTS = {
         (r"^head\.conv8\.", "classifier."),
     ),
     "mmseg": Rules(
-        *MMSEG,
         *MMSEG_HEADS,
         *(
             rule

@@ -9,6 +9,6 @@ LAYOUTS = {
     "caffe": Rules(
         *BLOBS,
         *VGG16,
-        (r"^(fc[678])(?:_\w+?)?_([1-4])\.", r"branches.\2.\1."),
+        (r"^(fc[678])(?:_\w+?)?_(\d)\.", r"branches.\2.\1."),
     )
 }

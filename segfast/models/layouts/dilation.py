@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Mapping
 
 from segfast.models._keys import Rules
 from segfast.models.layouts.caffe import BLOBS, VGG16
 
 
-def layouts(rates: int) -> dict[str, Rules]:
+@functools.cache
+def layouts(rates: int) -> Mapping[str, Rules]:
     """Of networks whose context module has that many 3 x 3 convolutions, and one 1 x 1."""
 
     def layer(match: re.Match[str]) -> str:

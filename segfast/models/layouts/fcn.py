@@ -24,4 +24,5 @@ CAFFE = Rules(
     drop=(r"^scale_pool[34][./]",),  # constants, where all is trained at once
 )
 LAYOUTS = {"caffe": CAFFE, "wkentaro": CAFFE}
+ALEXNET_LAYOUTS = {"caffe": CAFFE}
 GOOGLENET_LAYOUTS = {"caffe": Rules(*BLOBS, *GOOGLENET, *HEADS)}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from segfast.models._keys import AS_IT_IS, Rules
-from segfast.models.layouts.resnet import MMSEG, MMSEG_HEADS
+from segfast.models.layouts.resnet import MMSEG_HEADS
 
 LAYOUTS = {
     "torchvision": AS_IT_IS,
     "mmseg": Rules(
-        *MMSEG,
         *MMSEG_HEADS,
         (r"^decode_head\.convs\.", "classifier.convs."),
         (r"^decode_head\.conv_cat\.", "classifier.fuse."),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from segfast.models._keys import Rules
-from segfast.models.layouts.resnet import MMSEG, SMP
+from segfast.models.layouts.resnet import SMP
 
 LAYOUTS = {
     "mmseg": Rules(
-        *MMSEG,
         (r"^neck\.lateral_convs\.(\d)\.conv\.", r"lateral.\1."),
         (r"^neck\.fpn_convs\.(\d)\.conv\.", r"smooth.\1."),
         # every other module of a level enlarges

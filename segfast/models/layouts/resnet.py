@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from segfast.models._keys import Substitution
 
-MMSEG: tuple[Substitution, ...] = ()  # backbone.stem.i, backbone.layerN as ours
-# mmseg's heads: a ConvModule is a conv_bn_relu, the auxiliary head an FCNHead "aux_classifier".
+# mmseg calls backbones as we do: backbone.stem.i, backbone.layerN. Of its heads, a ConvModule is a
+# conv_bn_relu, the auxiliary head an FCNHead "aux_classifier".
 MMSEG_HEADS: tuple[Substitution, ...] = (
     (r"\.conv\.", ".0."),
     (r"\.bn\.", ".1."),

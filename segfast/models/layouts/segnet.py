@@ -36,8 +36,8 @@ LAYOUTS = {
         (r"^(conv(\d)_\d_D(?:_bn)?\.)", r"decoder.\2.\1"),
         absent=ABSORBED,
     ),
-    "ptsemseg": Rules((r"^(down|up)(\d)\.conv(\d)\.cbr_unit\.([01])\.", _ptsemseg)),
-    "yassouali": Rules((r"^stage(\d)_(encoder|decoder)\.(\d)\.", _yassouali)),
+    "ptsemseg": Rules((r"^(down|up)([1-5])\.conv(\d)\.cbr_unit\.([01])\.", _ptsemseg)),
+    "yassouali": Rules((r"^stage([1-5])_(encoder|decoder)\.([013467])\.", _yassouali)),
 }
 
 BASIC = {

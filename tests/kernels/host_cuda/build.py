@@ -19,8 +19,8 @@ BUILD = ROOT / "build/host_cuda"
 
 SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 FLAGS = {  # of everything, by what is watched
-    "memory": ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZE],
-    "races": ["-std=c++17", "-O1", "-g1", "-fno-pie"],
+    "memory": ["-std=c++17", "-Og", "-g1", "-fno-omit-frame-pointer", *SANITIZE],
+    "races": ["-std=c++17", "-Og", "-g1", "-fno-pie"],
 }
 LINK_FLAGS = {"memory": SANITIZE, "races": ["-no-pie"]}
 INCLUDE = [f"-I{path}" for path in (HERE / "include", HERE, ROOT / "kernels/include", ROOT)]

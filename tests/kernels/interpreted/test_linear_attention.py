@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
+from segfast.kernels.linear_attention import reference
 from segfast.kernels.linear_attention.reference import FEATURE_MAPS
 from segfast.ops._linear_attention_cuda import KERNELS, launchers
+from segfast.ops._linear_attention_op import REFERENCE
 from segfast.testing import dtypes
-from tests.ops.linear_attention_problems import OPERATORS, Problem, by_reference, check, make
+from tests.ops.linear_attention_cases import kinds
+from tests.ops.linear_attention_problems import (
+    NAMES,
+    OPERATORS,
+    Problem,
+    by_reference,
+    check,
+    make,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -20,11 +33,14 @@ def run(operator: str, problem: Problem) -> tuple[Tensor, ...]:
     return results if isinstance(results, tuple) else (results,)
 
 
-@dtypes(torch.float32, torch.float16, torch.bfloat16)
-@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_feature_maps(operator: str, feature_map: str, dtype: torch.dtype) -> None:
-    problem = make((1, 5, 20, 70), feature_map, dtype)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("i", "feature_map"), enumerate(FEATURE_MAPS))
+@pytest.mark.parametrize(("j", "operator"), enumerate(OPERATORS))
+def test_feature_maps(i: int, feature_map: str, j: int, operator: str) -> None:
+    """Every map in every operator, every dtype in each of both; on a GPU, all with all."""
+    problem = make((1, 5, 20, 70), feature_map, DTYPES[(i + j) % 3])
     check(operator, run(operator, problem), problem)
 
 
@@ -32,11 +48,11 @@ def test_feature_maps(operator: str, feature_map: str, dtype: torch.dtype) -> No
 SHAPES = ((1, 1, 1, 1), (1, 16, 3, 65), (2, 9, 70, 7), (1, 3, 5, 300), (1, 40, 130, 33))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("feature_map", ["softplus", "taylor"])
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_shapes(operator: str, feature_map: str, shape: tuple[int, int, int, int]) -> None:
-    problem = make(shape, feature_map, fused=False)
+@pytest.mark.parametrize(("i", "shape"), enumerate(SHAPES))
+@pytest.mark.parametrize(("j", "operator"), enumerate(OPERATORS))
+def test_shapes(i: int, shape: tuple[int, int, int, int], j: int, operator: str) -> None:
+    """The maps take turns: taylor's state has a row more."""
+    problem = make(shape, ("softplus", "taylor")[(i + j) % 2], fused=False)
     check(operator, run(operator, problem), problem)
 
 
@@ -91,14 +107,38 @@ def test_features_far_below_zero(operator: str, feature_map: str) -> None:
     check(operator, run(operator, problem), problem)
 
 
-@pytest.mark.parametrize("operator", ["state", "read"])
-@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
-def test_special_numbers(operator: str, feature_map: str) -> None:
-    problem = make((1, 3, 4, 20), feature_map, fused=False)
-    problem.q[0, 1, 3], problem.q[0, 0, 5] = float("nan"), float("-inf")
-    problem.k[0, 2, 7] = float("nan")
-    (actual,), (expected,) = run(operator, problem), by_reference(operator, problem)
-    assert torch.equal(actual.isnan(), expected.isnan())
+@pytest.mark.parametrize(("j", "operator"), enumerate(OPERATORS))
+@pytest.mark.parametrize(("i", "feature_map"), enumerate(FEATURE_MAPS))
+def test_special_numbers(i: int, feature_map: str, j: int, operator: str) -> None:
+    """They go where the reference has them: one in each image, in every tensor by turns.
+
+    (What is multiplied in two parts is NaN where the reference is infinite.)
+    """
+    problem = make((9, 3, 4, 20), feature_map, DTYPES[(i + j) % 3], fused=False)
+    tensors = (x for x in problem.arguments(operator) if isinstance(x, Tensor))
+    values = ((2, math.nan), (-1, math.inf), (2, -math.inf))  # -1: of a state, S_1
+    for image, (x, (n, value)) in enumerate(itertools.product(tensors, values)):
+        x[image, 1, n] = value
+    results = zip(run(operator, problem), by_reference(operator, problem), strict=True)
+    for name, (actual, expected) in zip(NAMES[operator], results, strict=True):
+        assert torch.equal(actual.isfinite(), expected.isfinite()), (name, actual, expected)
+        if operator in ("state", "read"):
+            assert torch.equal(kinds(actual), kinds(expected)), (name, actual, expected)
+
+
+@pytest.mark.parametrize("feature_map", ["taylor", "relu"])
+def test_denominators_of_zero(feature_map: str) -> None:
+    """eps = 0, and a query opposite to its one key, or without features: as the reference, 0."""
+    problem = make((1, 1, 4, 20), feature_map, fused=False)
+    problem.q[0, 0, 3], q = -1.0, problem.q
+    state = reference.state(torch.ones(1, 1, 1), torch.ones(1, 4, 1), feature_map)
+    for operator, given in (("read", ()), ("read_backward", (problem.grad,))):
+        name = f"_linear_attention_{operator}"
+        arguments = (*given, q, state, None, *([None] * (operator == "read")), problem.index, 0.0)
+        results, expected = KERNELS[name](*arguments), REFERENCE[name](*arguments)
+        o = results if operator == "read" else results[0]
+        assert not o[0, :, 3].any()
+        torch.testing.assert_close(results, expected)  # in float32 both, of one feature
 
 
 def test_queries_without_features_read_zero() -> None:

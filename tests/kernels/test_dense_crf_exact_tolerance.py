@@ -6,23 +6,15 @@ With values 1 nothing cancels: the error of a row is exactly the kernel mass tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from segfast import _native
 from segfast.kernels.dense_crf import reference
 from segfast.ops import gaussian_filter
 
 TILE = 32  # kExactTile in kernels/dense_crf/exact.h
-
-
-@pytest.fixture(params=_native.instruction_sets() or ["none compiled"])
-def instruction_set(request: pytest.FixtureRequest, compiled_kernels: None) -> Iterator[str]:
-    with _native.use_instruction_set(request.param):
-        yield request.param
 
 
 def mass(features: Tensor) -> Tensor:
