@@ -27,7 +27,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY_TIMEOUT = 300  # seconds one fresh process may take
-SHORT, MANY = 2.0, 99  # what takes milliseconds scatters most and costs least: seconds, rounds
+FEW, PATIENCE, MANY = 9, 30.0, 99  # rounds a median needs, unless they take seconds; enough
 Job = Callable[[], object]
 
 
@@ -44,9 +44,14 @@ def ratio(peer: list[float], ours: list[float]) -> tuple[float, float, float]:
     return quantiles([a / b for a, b in zip(peer, ours, strict=True)])
 
 
-def number_of_rounds(once: float, budget: float, least: int = 3, most: int = 9) -> int:
-    """Rounds that fit into ``budget`` seconds when one round takes ``once`` seconds."""
-    return max(least, min(most, int(budget / max(once, 1e-9))))
+def number_of_rounds(once: float, budget: float, least: int = FEW, most: int = MANY) -> int:
+    """Rounds that fit into ``budget`` seconds when one round takes ``once`` seconds.
+
+    ``least`` is for patience, too: fewer, but three, where those would take PATIENCE seconds.
+    """
+    once = max(once, 1e-9)
+    least = min(least, max(3, int(PATIENCE / once)))
+    return max(least, min(most, int(budget / once)))
 
 
 def timed(job: Job) -> float:
@@ -71,24 +76,35 @@ def interleaved(jobs: Mapping[str, Job], rounds: int) -> dict[str, list[float]]:
 def interleaved_benchmark(
     benchmark: Any, jobs: Mapping[str, Job], budget: float
 ) -> dict[str, list[float]]:
-    """Times the first job through pytest-benchmark and, before each of its rounds, every peer.
+    """Times the first job through pytest-benchmark, and every peer once a round.
 
-    Returns seconds per job and round; empty under ``--benchmark-disable``, where each job runs
-    once and nothing is timed.
+    The peers run before it in one round and after it in the next, so that neither always finds
+    what the other left in caches and heap. Returns seconds per job and round; empty under
+    ``--benchmark-disable``, where each job runs once and nothing is timed.
     """
     (ours, job), *peers = jobs.items()
     once = sum(timed(each) for each in jobs.values())  # warms up, too
     samples: dict[str, list[float]] = {name: [] for name in jobs}
+    begun = 0
 
-    def run_peers() -> None:
-        for name, peer in peers:
-            samples[name].append(timed(peer))
-        peers[:] = peers[1:] + peers[:1]  # another order in the next round
+    def run_peers(times: int = 1) -> None:
+        for _ in range(times):
+            for name, peer in peers:
+                samples[name].append(timed(peer))
+            peers[:] = peers[1:] + peers[:1]  # another order in the next round
 
-    rounds = max(number_of_rounds(once, budget), number_of_rounds(once, SHORT, most=MANY))
-    benchmark.pedantic(job, setup=run_peers, rounds=rounds, iterations=1)
+    def begin_round() -> None:
+        nonlocal begun
+        if begun % 2 == 0:
+            run_peers(2 if begun else 1)  # the last round's, which ours began, and this one's
+        begun += 1
+
+    rounds = number_of_rounds(once, budget)
+    benchmark.pedantic(job, setup=begin_round, rounds=rounds, iterations=1)
     if benchmark.stats is None:
         return {}
+    if begun % 2 == 0:
+        run_peers()
     samples[ours] = list(benchmark.stats.stats.data)
     return samples
 

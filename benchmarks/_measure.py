@@ -36,7 +36,7 @@ class Workload:
     allocator: str = "warm"
     memory: bool = False
     detail: bool = False
-    seconds: float = 1.0  # of timing
+    seconds: float = 5.0  # of timing
     targets: tuple[Target, ...] = ()
     means: tuple[Mean, ...] = ()
 

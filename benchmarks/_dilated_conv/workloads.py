@@ -108,7 +108,7 @@ def _rows() -> list[Workload]:
                 means = (Mean(label, "torch", 2, DEPTHWISE_MEANS[operation], large),)
                 row = Workload(
                     f"{name}-depthwise-{layout}-{operation}", "conv", train, 1, c, c, side, (rate,),
-                    c, layout, providers=SIMPLE, seconds=0.3 if small else 1.0,
+                    c, layout, providers=SIMPLE, seconds=0.5 if small else 5.0,
                     threads=(1,) if small else (2,), targets=() if small else (NEVER_BELOW,),
                     means=means if rate >= LARGE_RATE and not small else (), detail=c != 2048,
                 )  # fmt: skip
@@ -119,7 +119,7 @@ def _rows() -> list[Workload]:
             rows.append(
                 Workload(
                     name, "pyramid", train, 1, 2048, 256, side, rates, providers=PEERS,
-                    targets=(NEVER_BELOW,), means=() if train else means, seconds=4.0,
+                    targets=(NEVER_BELOW,), means=() if train else means,
                     memory=train and side == 33,
                 )
             )  # fmt: skip
@@ -130,7 +130,7 @@ def _rows() -> list[Workload]:
                     Workload(
                         name, "conv", train, 1, 512, 512, side, (rate,), layout=layout,
                         providers=WINOGRAD if layout == "nchw" else SIMPLE,
-                        targets=(NEVER_BELOW,), detail=True, seconds=2.0,
+                        targets=(NEVER_BELOW,), detail=True,
                     )
                 )  # fmt: skip
         rows.append(
@@ -142,7 +142,7 @@ def _rows() -> list[Workload]:
         rows.append(
             Workload(
                 f"small-aspp-{operation}", "pyramid", train, 2, 24, 10, 17, (6, 12, 18),
-                providers=("segfast", "torch", OTHER), threads=(1,), seconds=0.3,
+                providers=("segfast", "torch", OTHER), threads=(1,), seconds=0.5,
             )
         )  # fmt: skip
     return rows
@@ -163,7 +163,7 @@ def _batches(rows: list[Workload]) -> list[Workload]:
     return [
         replace(
             row, name=f"{row.name}-batch8", batch=8, means=(), memory=False, detail=True,
-            providers=peers.get(row.kind, SIMPLE), seconds=1.0,
+            providers=peers.get(row.kind, SIMPLE),
         )
         for row in rows if row.name in BATCHED
     ]  # fmt: skip

@@ -80,10 +80,10 @@ def _rows(layout: str) -> list[Workload]:
     def row(name: str, operation: str, maps: tuple[Shape, ...], **more: Any) -> Workload:
         return Workload(f"{name}{layout}-{operation}", operation, maps, layout, **more)
 
-    users: dict[str, Any] = {"allocator": "default", "memory": True, "seconds": 3.0}
+    users: dict[str, Any] = {"allocator": "default", "memory": True}
     small = ((2, 8, 45, 60), (2, 16, 22, 30))
     rows = [
-        *(row("small-", op, small, threads=(1,), seconds=0.3) for op in ("forward", "train")),
+        *(row("small-", op, small, threads=(1,), seconds=0.5) for op in ("forward", "train")),
         *(row("segnet1-", op, pyramid(1), providers=PEERS, **users) for op in ("forward", "train")),
         *(row("segnet12-", op, pyramid(12), **users) for op in ("forward", "train")),
         *(  # a residual network's first pool
@@ -93,7 +93,7 @@ def _rows(layout: str) -> list[Workload]:
     ]
     for operation, ratio in RATIOS[layout].items():
         promised = Target("torch", 2, ratio), Target("", 2, COPY_SHARE, "copy")
-        rows.append(row("", operation, MAIN, providers=PEERS, seconds=3.0, targets=promised))
+        rows.append(row("", operation, MAIN, providers=PEERS, targets=promised))
         for number, shape in enumerate(pyramid(1), 1):
             never = (Target("torch", 2, NEVER_BELOW),)
             rows.append(row(f"level{number}-", operation, (shape,), detail=True, targets=never))

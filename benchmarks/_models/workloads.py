@@ -86,7 +86,7 @@ _CPU: dict[str, Any] = {"memory": True, "allocator": "default"}
 WORKLOADS = (
     *_paper("cuda-", (360, 480), **_CUDA),
     *_rows("cuda-", dict.fromkeys(NETWORKS, (CUDA_SIDE, CUDA_SIDE)), CUDA_BATCH, **_CUDA),
-    *_rows("small-", SMALL, 2, threads=(1,), seconds=0.3, allocator="default"),
+    *_rows("small-", SMALL, 2, threads=(1,), seconds=0.5, allocator="default"),
     *_paper("", (240, 320), **_CPU),
     # two images: pyramids normalise one value per image
     *(row for row in _rows("", NETWORKS, 2, **_CPU) if row.name not in TOO_SLOW),

@@ -30,7 +30,9 @@ def test_ratio_pairs_within_a_round() -> None:
         _common.ratio(peer, ours[:2])
 
 
-@pytest.mark.parametrize(("once", "rounds"), [(0.0, 9), (1.0, 8), (2.5, 3), (100.0, 3)])
+@pytest.mark.parametrize(
+    ("once", "rounds"), [(0.0, 99), (0.5, 16), (1.0, 9), (2.5, 9), (5.0, 6), (100.0, 3)]
+)
 def test_number_of_rounds(once: float, rounds: int) -> None:
     assert _common.number_of_rounds(once, budget=8.0) == rounds
 
@@ -71,7 +73,7 @@ def test_interleaved_benchmark(peers: int) -> None:
     assert samples.keys() == jobs.keys()
     assert {len(seconds) for seconds in samples.values()} == {_common.MANY}
     timed = "".join(name[0] for name in order[len(jobs) :])  # after the warm-up
-    assert timed == ("o" * 99 if peers == 0 else ("pqo" + "qpo") * 49 + "pqo")
+    assert timed == ("o" * 99 if peers == 0 else "pqo" + "oqppqo" * 49)
 
 
 def test_interleaved_benchmark_disabled_times_nothing() -> None:
