@@ -98,8 +98,8 @@ void add_taps(const DenseConv& p, int64_t begin, int64_t end, int64_t first, int
     const int vectors = panel_vectors<T>(o, result_channels(p));
     const T* right = packed + o * panel_terms;
     for (int64_t q = 0; q < panels; ++q) {
-      add_product(vectors, s->panels + q * pitch, 1, right, s->runs, s->tap_count, terms,
-                  s->sums + o - begin, s->targets + q * kRows);
+      add_product(vectors, s->live - q * kRows, s->panels + q * pitch, 1, right, s->runs,
+                  s->tap_count, terms, s->sums + o - begin, s->targets + q * kRows);
     }
   }
   s->tap_count = 0;

@@ -12,6 +12,7 @@ namespace {
 // [terms][kVectors vectors] on the right. The last right panel has one vector where that is enough.
 constexpr int kRows = kVectorRegisters >= 32 ? 12 : 6;
 constexpr int kVectors = 2;
+constexpr int kRowStep = kVectorRegisters >= 32 ? 4 : 3;  // of tiles for what is left of the rows
 template <typename T>
 constexpr int64_t kPanel = kVectors * kLanes<T>;
 
@@ -25,19 +26,20 @@ struct Run {
 // Not linear attention's `tile`, which has all terms of a sum at once, evenly spaced, and leaves
 // its sums in registers for the caller to finish. Here the terms come in runs, some live taps and
 // channels at a time, so sums wait in memory, in the rows of the positions that are live.
-template <int kCount, typename T>
+template <int kCount, int kUsed, typename T>
 __attribute__((noinline)) void add_tile(const T* left, int64_t step, const T* right,
                                         const Run* runs, int64_t run_count, int64_t terms, T* c,
                                         const int64_t* rows) {
   constexpr int W = kLanes<T>;
-  constexpr int kSplit = kCount == 1 ? 2 : 1;  // enough sums to hide the latency of an addition
-  Vec<T, W> sum[kSplit][kRows][kCount] = {};
+  // Enough sums to hide the latency of an addition.
+  constexpr int kSplit = kCount == 1 || kUsed <= kRowStep ? 2 : 1;
+  Vec<T, W> sum[kSplit][kUsed][kCount] = {};
   const auto add = [&](const T* a, const T* b, int half) __attribute__((always_inline)) {
     Vec<T, W> x[kCount];
 #pragma GCC unroll 2
     for (int j = 0; j < kCount; ++j) x[j] = load<W>(b + j * W);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kUsed; ++r) {
       const Vec<T, W> w = broadcast<T, W>(a[r]);
 #pragma GCC unroll 2
       for (int j = 0; j < kCount; ++j) sum[half][r][j] += w * x[j];
@@ -53,7 +55,7 @@ __attribute__((noinline)) void add_tile(const T* left, int64_t step, const T* ri
     if (k < terms) add(a, b, 0);
   }
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kUsed; ++r) {
     T* to = c + rows[r];
 #pragma GCC unroll 2
     for (int j = 0; j < kCount; ++j) {
@@ -70,15 +72,21 @@ SEGFAST_INLINE int panel_vectors(int64_t channel, int64_t channels) {
   return channels - channel > kLanes<T> ? kVectors : 1;
 }
 
-// add_tile for a right panel of `vectors`.
-template <typename T>
-SEGFAST_INLINE void add_product(int vectors, const T* left, int64_t step, const T* right,
-                                const Run* runs, int64_t run_count, int64_t terms, T* c,
-                                const int64_t* rows) {
+// add_tile for a right panel of `vectors`, and for the first `used` rows of the left one or more.
+template <int kUsed = kRowStep, typename T>
+SEGFAST_INLINE void add_product(int vectors, int64_t used, const T* left, int64_t step,
+                                const T* right, const Run* runs, int64_t run_count, int64_t terms,
+                                T* c, const int64_t* rows) {
+  if constexpr (kUsed < kRows) {
+    if (used > kUsed) {
+      constexpr int kMore = kUsed + kRowStep;
+      return add_product<kMore>(vectors, used, left, step, right, runs, run_count, terms, c, rows);
+    }
+  }
   if (vectors == kVectors) {
-    add_tile<kVectors>(left, step, right, runs, run_count, terms, c, rows);
+    add_tile<kVectors, kUsed>(left, step, right, runs, run_count, terms, c, rows);
   } else {
-    add_tile<1>(left, step, right, runs, run_count, terms, c, rows);
+    add_tile<1, kUsed>(left, step, right, runs, run_count, terms, c, rows);
   }
 }
 

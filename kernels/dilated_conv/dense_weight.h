@@ -103,8 +103,8 @@ void add_weight_of(const DenseConv& p, const WeightBlock& b, Range outputs, cons
       for (int64_t o = b.out.begin; o < b.out.end; o += kPanel<T>) {
         const int vectors = panel_vectors<T>(o, p.conv.out_channels);
         for (int64_t c = 0; c < in; c += kRows) {
-          add_product(vectors, lines + c / kRows * panel, columns.stride, grad + o * grad_plane,
-                      runs, bottom - top, across.end - across.begin,
+          add_product(vectors, in - c, lines + c / kRows * panel, columns.stride,
+                      grad + o * grad_plane, runs, bottom - top, across.end - across.begin,
                       tap + c * pitch + o - b.out.begin, offsets);
         }
       }

@@ -53,7 +53,7 @@ SEGFAST_INLINE void tile(const Term* term, int64_t terms, const T* weights, cons
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     const Vec<T, N> start = load<N>(bias + v * N);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sum[p][v] = start;
   }
   for (int64_t t = 0; t < terms; ++t) {
@@ -62,38 +62,36 @@ SEGFAST_INLINE void tile(const Term* term, int64_t terms, const T* weights, cons
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       const Vec<T, N> weight = load<N>(w + v * N);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int p = 0; p < P; ++p) sum[p][v] += weight * load<N>(from + p * x_step + v * N);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) store<N>(y + p * y_step + v * N, sum[p][v]);
   }
 }
 
-// Positions [begin, end) of a row with one set of taps. x, y: position 0.
-template <typename T>
+// Positions [begin, end) of a row with one set of taps, P of them at a time. x, y: position 0.
+template <int P = kVectorRegisters >= 32 ? 8 : 4, typename T>
 SEGFAST_INLINE void pixels(int64_t begin, int64_t end, int64_t channels, const Term* term,
                            int64_t terms, const T* weights, const T* bias, const T* x,
                            int64_t x_step, T* y, int64_t y_step) {
-  constexpr int P = 4;
-  for (int64_t m = begin; m < end;) {
-    const bool several = end - begin >= P;
-    if (several && end - m < P) m = end - P;  // some of them once more
+  if constexpr (P > 1) {
+    if (end - begin < P) {
+      return pixels<P / 2>(begin, end, channels, term, terms, weights, bias, x, x_step, y, y_step);
+    }
+  }
+  for (int64_t m = begin; m < end; m += P) {
+    if (end - m < P) m = end - P;  // some of them once more
     const T* from = x + m * x_step;
     T* to = y + m * y_step;
     for_channels<kLanes<T>>(
         0, channels, [&](int64_t c, auto vectors, auto lanes) __attribute__((always_inline)) {
           constexpr int V = decltype(vectors)::value, N = decltype(lanes)::value;
-          if (several) {
-            tile<N, V, P>(term, terms, weights + c, bias + c, from + c, x_step, to + c, y_step);
-          } else {
-            tile<N, V, 1>(term, terms, weights + c, bias + c, from + c, x_step, to + c, y_step);
-          }
+          tile<N, V, P>(term, terms, weights + c, bias + c, from + c, x_step, to + c, y_step);
         });
-    m += several ? P : 1;
   }
 }
 

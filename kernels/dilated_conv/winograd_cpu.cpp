@@ -62,8 +62,8 @@ void multiply_points(const Winograd& p, int64_t begin, int64_t panels, int64_t s
         const int64_t terms = channels - first < kTerms ? channels - first : kTerms;
         const Run run{first, first};
         for (int64_t q = 0; q < panels; ++q) {
-          add_product(vectors, left + q * panel, 1, right, &run, 1, terms, to + q * kRows * kRight,
-                      rows);
+          add_product(vectors, kRows, left + q * panel, 1, right, &run, 1, terms,
+                      to + q * kRows * kRight, rows);
         }
       }
     }
