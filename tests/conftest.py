@@ -16,6 +16,7 @@ import torch
 from hypothesis import settings
 
 from segfast import _native
+from segfast.ops import _dilated_conv_fused, _dilated_conv_kernels
 from segfast.testing import poison_empty
 
 # The same examples on every machine and no time limit: a red test stays red when it is run again.
@@ -71,3 +72,22 @@ def compiled_kernels() -> None:
     """Skips the test, saying why, where segfast._C is not there."""
     if _native.native() is None:
         pytest.skip(str(_native.why_not_native()))
+
+
+@pytest.fixture
+def any_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Convolutions are served as on a processor of which the plan knows nothing."""
+    there, facts = _dilated_conv_kernels._available, {"avx512", "fast bfloat16"}
+
+    def forget() -> None:
+        _dilated_conv_fused.forget()
+        _dilated_conv_kernels.SERVING.clear()
+
+    monkeypatch.setattr(
+        _dilated_conv_kernels,
+        "_available",
+        lambda device, winograd: there(device, winograd) - facts,
+    )
+    forget()
+    yield
+    forget()

@@ -46,8 +46,8 @@ static constexpr int64_t place(const DenseConv& p, const Axis& axis, int64_t tap
   return at < axis.output ? at : -1;
 }
 
-constexpr int64_t kBlockPositions = 96;  // of the result, at most, that are summed in cache
-constexpr int64_t kBlockChannels = 512;  // likewise
+constexpr int64_t kBlockPositions = 192;  // of the result, at most, that are summed in cache
+constexpr int64_t kBlockChannels = 256;   // likewise
 constexpr int64_t kChannelStep = 32;  // packed weights are padded to it: a multiple of all panels
 constexpr int64_t kSourceChannels = 256;  // a step of a sum: a panel of them fits the first level
 
@@ -58,8 +58,8 @@ struct DenseBlock {
   bool uniform;  // all have the same live taps
 };
 
-// All positions of the result.
-std::vector<DenseBlock> dense_blocks(const DenseConv& p);
+// All positions of the result, at most so many in a block. How they are cut changes no sum.
+std::vector<DenseBlock> dense_blocks(const DenseConv& p, int64_t positions);
 
 //   result = act(scale (sum + bias) + shift), each per channel of the result, or null
 struct DenseFinish {

@@ -27,30 +27,32 @@ std::vector<int64_t> cuts(const DenseConv& p, const Axis& axis) {
   return at;
 }
 
-void cut_rectangle(Range rows, Range columns, bool uniform, std::vector<DenseBlock>* blocks) {
-  const int64_t positions = (rows.end - rows.begin) * (columns.end - columns.begin);
-  const int64_t parts = divide_up(positions, kBlockPositions);
+void cut_rectangle(Range rows, Range columns, bool uniform, int64_t positions,
+                   std::vector<DenseBlock>* blocks) {
+  const int64_t all = (rows.end - rows.begin) * (columns.end - columns.begin);
+  const int64_t parts = divide_up(all, positions);
   for (int64_t i = 0; i < parts; ++i) {
-    const int64_t first = positions * i / parts, last = positions * (i + 1) / parts;
+    const int64_t first = all * i / parts, last = all * (i + 1) / parts;
     blocks->push_back({rows, columns, first, last - first, uniform});
   }
 }
 
 }  // namespace
 
-std::vector<DenseBlock> dense_blocks(const DenseConv& p) {
+std::vector<DenseBlock> dense_blocks(const DenseConv& p, int64_t positions) {
   const Axis &rows = p.conv.rows, &columns = p.conv.columns;
   std::vector<DenseBlock> blocks;
   const bool phases = p.transposed && (rows.stride != 1 || columns.stride != 1);
   if (phases || source_channels(p) >= kFewChannels) {
-    cut_rectangle({0, result_size(p, rows)}, {0, result_size(p, columns)}, false, &blocks);
+    cut_rectangle({0, result_size(p, rows)}, {0, result_size(p, columns)}, false, positions,
+                  &blocks);
     return blocks;
   }
   const auto row_cuts = cuts(p, rows), column_cuts = cuts(p, columns);
   for (size_t i = 0; i + 1 < row_cuts.size(); ++i) {
     for (size_t j = 0; j + 1 < column_cuts.size(); ++j) {
       cut_rectangle({row_cuts[i], row_cuts[i + 1]}, {column_cuts[j], column_cuts[j + 1]}, true,
-                    &blocks);
+                    positions, &blocks);
     }
   }
   return blocks;

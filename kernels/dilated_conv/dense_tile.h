@@ -32,7 +32,7 @@ __attribute__((noinline)) void add_tile(const T* left, int64_t step, const T* ri
                                         const int64_t* rows) {
   constexpr int W = kLanes<T>;
   // Enough sums to hide the latency of an addition.
-  constexpr int kSplit = kCount == 1 || kUsed <= kRowStep ? 2 : 1;
+  constexpr int kSplit = kCount == 1 ? 2 : 1;
   Vec<T, W> sum[kSplit][kUsed][kCount] = {};
   const auto add = [&](const T* a, const T* b, int half) __attribute__((always_inline)) {
     Vec<T, W> x[kCount];

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segfast._native import native
+from segfast._native import instruction_sets, native
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._function import compiled
 
@@ -40,10 +40,13 @@ def families() -> list[str]:
 
 
 def available(winograd: bool) -> list[str]:
-    """The families that may serve, and what is known of PyTorch's kernels (the plan's words)."""
-    multiplies_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    """The families that may serve, and what is known of the processor (the plan's words)."""
+    facts = {
+        "avx512": "avx512" in instruction_sets(),
+        "fast bfloat16": torch.cpu._is_avx512_bf16_supported(),
+    }
     usable = [family for family in families() if winograd or family != "winograd"]
-    return [*usable, *(["fast bfloat16"] if multiplies_bfloat16 else [])]
+    return [*usable, *(fact for fact, true in facts.items() if true)]
 
 
 class Family:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.kernels.dilated_conv.triton_configurations import DTYPES
-from segfast.ops._dilated_conv_rules import CPU, CUDA, Direction
+from segfast.ops._dilated_conv_rules import AVX2, AVX512, CUDA, Cpu, Direction
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
 
@@ -84,18 +84,19 @@ EVERY = frozenset({"direct", "dense", "triton", "torch"})
 def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> Plan:
     """The kernel for one direction, of those that are `available` ("torch" always is).
 
-    "fast bfloat16" among them is not a kernel but what PyTorch's can do.
+    "avx512" and "fast bfloat16" among them are no kernels but what the processor can do.
     """
+    rules = AVX512 if "avx512" in available else AVX2
     kernel, *others = candidates(direction, problem, available)
     if kernel == "winograd":
-        if (share := winograd_products(direction, problem)) < CPU.winograd_share:
+        if (share := winograd_products(direction, problem, rules)) < rules.winograd_share:
             return Plan("winograd", f"{share:.0%} of the products; allowed, with a larger error")
         kernel = others[0]
     if kernel == "direct":
-        why = torch_beats_direct(direction, problem)
+        why = torch_beats_direct(direction, problem, rules)
         return Plan("torch", why) if why else Plan("direct", "few channels in a group")
     if kernel == "dense":
-        why = torch_beats_dense(direction, problem, "fast bfloat16" in available)
+        why = torch_beats_dense(direction, problem, rules, "fast bfloat16" in available)
         return Plan("torch", why) if why else Plan("dense", "no products with padding")
     if kernel == "triton":
         why = torch_may_beat_triton(problem)
@@ -128,38 +129,38 @@ def serves_direct(problem: Problem) -> bool:
     return problem.in_channels <= 8
 
 
-def torch_beats_direct(direction: Direction, problem: Problem) -> str | None:
+def torch_beats_direct(direction: Direction, problem: Problem, rules: Cpu) -> str | None:
     """Why PyTorch is faster than the direct kernels, where it is."""
     if problem.dtype != "float32":
         return None
     if problem.in_channels == problem.out_channels == 1:
-        return _torch_beats_depthwise(direction, problem)
+        return _torch_beats_depthwise(direction, problem, rules)
     if problem.in_channels == 8 and problem.out_channels % 8 == 0:
-        if direction == "grad_weight" and problem.out_channels <= CPU.eights_weight_outputs:
+        if direction == "grad_weight" and problem.out_channels <= rules.eights_weight_outputs:
             beaten = problem.rate() == 1
         elif direction == "grad_input" and problem.strided():
             beaten = False
         else:
-            most_live = problem.live_share() > CPU.eights_live
-            beaten = most_live or problem.out_channels > CPU.eights_outputs
+            most_live = problem.live_share() > rules.eights_live
+            beaten = most_live or problem.out_channels > rules.eights_outputs
         return "PyTorch has a kernel for blocks of eight channels" if beaten else None
     return None
 
 
-def _torch_beats_depthwise(direction: Direction, problem: Problem) -> str | None:
+def _torch_beats_depthwise(direction: Direction, problem: Problem, rules: Cpu) -> str | None:
     rows, columns = problem.geometry
     if rows.taps != columns.taps:
         return None
     kind, rate = (direction, rows.taps), problem.rate()
     if problem.channels_last:
-        most, elements = CPU.depthwise_last
+        most, elements = rules.depthwise_last
         large = rate <= most and problem.map_elements() >= elements
         beaten = large and kind == ("forward", 3)
         return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
     if problem.strided():
-        beaten = rate <= CPU.depthwise_strided.get(kind, 0)
+        beaten = rate <= rules.depthwise_strided.get(kind, 0)
         return "PyTorch has a kernel for low rates, faster with a stride" if beaten else None
-    most, width = CPU.depthwise_narrow.get(kind, (0, 0))
+    most, width = rules.depthwise_narrow.get(kind, (0, 0))
     narrow = rate <= most and columns.output < width
     return "PyTorch has a kernel for low rates, faster on narrow maps" if narrow else None
 
@@ -169,7 +170,9 @@ def serves_dense(problem: Problem) -> bool:
     return problem.groups == 1 and not problem.channels_last
 
 
-def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: bool) -> str | None:
+def torch_beats_dense(
+    direction: Direction, problem: Problem, rules: Cpu, fast_bfloat16: bool
+) -> str | None:
     """Why PyTorch is faster than the dense kernels, where it is.
 
     fast_bfloat16: PyTorch multiplies bfloat16 in hardware.
@@ -180,13 +183,13 @@ def torch_beats_dense(direction: Direction, problem: Problem, fast_bfloat16: boo
         return None
     rows, columns = problem.geometry
     if (inputs := problem.in_channels) < problem.out_channels:
-        few = inputs < CPU.dense_inputs and min(inputs, problem.rate()) == 1
-        if few or (direction == "grad_input" and inputs <= CPU.dense_inputs):
+        few = inputs < rules.dense_inputs and min(inputs, problem.rate()) == 1
+        if few or (direction == "grad_input" and inputs <= rules.dense_inputs):
             return "too few input channels for a product of matrices"
     ragged = problem.in_channels % 8 or problem.out_channels % 8  # PyTorch pads them
-    if direction in CPU.dense_live and not problem.strided() and not ragged:
+    if direction in rules.dense_live and not problem.strided() and not ragged:
         large = max(rows.taps, columns.taps) > 3
-        most_live = CPU.dense_live_large if large else CPU.dense_live[direction]
+        most_live = rules.dense_live_large if large else rules.dense_live[direction]
         if (live := problem.live_share()) > most_live:
             return f"only {1 - live:.0%} of the products are with padding"
     return None
@@ -199,14 +202,14 @@ def serves_winograd(direction: Direction, problem: Problem) -> bool:
     return direction != "grad_weight" and serves_dense(problem) and one_kind
 
 
-def winograd_products(direction: Direction, problem: Problem) -> float:
+def winograd_products(direction: Direction, problem: Problem, rules: Cpu) -> float:
     """What Winograd's kernels take, as a share of the products without padding."""
     tiles = problem.batch
     for axis in problem.geometry:
         size, rate = axis.output if direction == "forward" else axis.input, axis.dilation
         phases = [-(-(size - phase) // rate) for phase in range(min(rate, size))]
         tiles *= sum(-(-results // 4) for results in phases)
-    weight, source, result = CPU.winograd_transforms
+    weight, source, result = rules.winograd_transforms
     sources, results = problem.in_channels, problem.out_channels
     if direction == "grad_input":
         sources, results = results, sources

@@ -44,7 +44,7 @@ class Gpu(NamedTuple):
     least_saved: float  # share of products that the dense kernels must leave out
 
 
-CPU = Cpu(  # measured on AVX2 (Zen 3), with one thread and two; serves every processor
+AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processor without AVX-512
     depthwise_narrow={
         ("forward", 5): (2, 48),
         ("forward", 7): (1, 80),
@@ -66,5 +66,7 @@ CPU = Cpu(  # measured on AVX2 (Zen 3), with one thread and two; serves every pr
     dense_inputs=8,
     winograd_transforms=(11.0, 36.0, 26.0),
     winograd_share=0.75,
+)
+AVX512 = AVX2._replace(  # measured on Zen 5, two threads
 )
 CUDA = Gpu(least_saved=0.1)  # not measured yet

@@ -120,7 +120,9 @@ def test_pyramid_refusals(compiled_kernels: None) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, compiled_kernels: None) -> list[bool]:
+def calls(
+    any_processor: None, compiled_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> list[bool]:
     """Of every pyramid, whether the operator computed it."""
     seen: list[bool] = []
     original = _dilated_conv_fused.pyramid

@@ -179,6 +179,7 @@ def test_no_bias_and_no_image(compiled_kernels: None) -> None:
     "problem",
     [
         same_size((150, 300), (33, 33), 12, batch=2),
+        same_size((150, 40), (19, 19), 2),  # blocks of another size with four threads
         same_size((21, 21), (40, 37), 2, batch=2),
         same_size((3, 5), (60, 50), 7),
         Problem(2, 9, 20, (31, 30), (16, 15), (3, 4), (2, 2), (1, 1), (3, 2)),

@@ -6,6 +6,7 @@ import pytest
 
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem, plan, winograd_products
+from segfast.ops._dilated_conv_rules import AVX2
 
 ALL = frozenset({"torch", "direct", "dense"})
 Pair = tuple[int, int]
@@ -83,8 +84,8 @@ def test_what_winograd_saves() -> None:
     given = problem((10**9, 10**9), 4)  # transforming maps costs nothing, weights 11 tiles
     # Phases of 9, 8, 8, 8: 3 + 2 + 2 + 2 tiles. Live: the outer taps for 29 of 33, twice.
     share = 36 * (9**2 + 11) / (33 + 29 + 29) ** 2
-    assert winograd_products("forward", given) == pytest.approx(share)
-    assert winograd_products("grad_input", given) == pytest.approx(share)
+    assert winograd_products("forward", given, AVX2) == pytest.approx(share)
+    assert winograd_products("grad_input", given, AVX2) == pytest.approx(share)
 
 
 def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
