@@ -230,6 +230,15 @@ def torch_may_beat_triton(problem: Problem) -> str | None:
     return None
 
 
+def torch_is_wrong(problem: Problem) -> bool:
+    """Whether PyTorch's own gradient of the weight may be garbage, or corrupt memory.
+
+    So it is in 2.13 on processors with AVX512-BF16 where x or the weight is channels_last.
+    """
+    bfloat16 = problem.device == "cpu" and problem.dtype == "bfloat16"
+    return bfloat16 and problem.rate() > 1 and problem.in_channels % 16 != 0
+
+
 def serves_triton(problem: Problem, direction: Direction) -> bool:
     """Whether the Triton kernels can compute it.
 

@@ -24,7 +24,7 @@ from segfast.ops._dilated_conv_kernels import (
     grad_input_for,
     problem,
 )
-from segfast.ops._dilated_conv_plan import DIRECTIONS
+from segfast.ops._dilated_conv_plan import DIRECTIONS, torch_is_wrong
 from segfast.ops._dilated_conv_winograd import winograd_setting
 from segfast.ops._function import Remembered, kinds, lasting, observer, tracing
 from segfast.ops._layout import dtype_name
@@ -143,7 +143,8 @@ def _prepare(
     asked = problem(maps, weight.shape, geometry, strides.groups)._replace(dtype=dtype_name(dtype))
     by_torch = [choose(direction, asked).kernel == "torch" for direction in DIRECTIONS]
     serve = kind.serve_for(x, weight, rest) if plain and as_given else None
-    return Prepared(rest, for_torch, all(by_torch), by_torch[kind.direction], to, serve)
+    always = all(by_torch) and not torch_is_wrong(asked)
+    return Prepared(rest, for_torch, always, by_torch[kind.direction], to, serve)
 
 
 def _without_numpy(argument: Any) -> Any:

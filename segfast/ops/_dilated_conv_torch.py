@@ -64,10 +64,8 @@ def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Stride
 
 def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
     if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] // strides.groups % 16:
-        # Channels-last: garbage, or memory corrupted, at rates above 1 with channels that fill no
-        # vector (PyTorch 2.13, processors with AVX512-BF16).
-        grad, x = grad.contiguous(), x.contiguous()
+        grad, x = grad.contiguous(), x.contiguous()  # see `torch_is_wrong`
     kernel = geometry.rows.taps, geometry.columns.taps
     shape = (grad.shape[1], x.shape[1] // strides.groups, *kernel)
-    weight = x.new_empty(()).expand(shape)
+    weight = x.new_empty(shape)  # only its shape and its format matter
     return _backward(grad, x, weight, geometry, strides, 1)
