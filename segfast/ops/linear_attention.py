@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segfast._native import native
@@ -166,17 +167,24 @@ def _project(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = tokens.dtype
     if tokens.device.type == "cpu" and dtype.itemsize < 4:  # PyTorch's products of halves are slow
         with without_autocast(tokens):
-            projected = (weight.float() @ tokens.float()).to(dtype)
-    else:
-        projected = weight.to(dtype) @ tokens
-    return rows(projected if bias is None else projected + bias.to(dtype)[:, None])
+            projected = _multiply(tokens.float(), weight.float(), None).to(dtype)
+        return projected if bias is None else projected + bias.to(dtype)[:, None]
+    return _multiply(tokens, weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _project_sums(sums: Tensor, weight: Tensor, bias: Tensor | None, ones: Tensor) -> Tensor:
     """sums W^T + ones b^T in the precision of sums, under autocast, too."""
     with without_autocast(sums):
-        values = sums @ weight.to(sums.dtype).mT
+        values = _multiply(sums.mT.contiguous(), weight.to(sums.dtype), None).mT
         return values if bias is None else values + ones * bias.to(sums.dtype)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """W x + b: [B, C, N], [D, C], [D] -> [B, D, N], as the convolution that its peers are.
+
+    PyTorch's products of matrices take twice as long on AMD's processors with AVX-512.
+    """
+    return rows(F.conv2d(x[..., None], weight[..., None, None], bias)[..., 0])
 
 
 def _options(feature_map: Any, eps: Any) -> tuple[int, float]:
