@@ -116,7 +116,10 @@ void along_features(const LinearAttention& p, int64_t first, const Features<T>& 
     if constexpr (sizeof(S) == sizeof(T)) {
       if (add == nullptr && count - n >= kVectors * W) {
         for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
-          store<W>(reinterpret_cast<T*>(row + i * to.pitch + j * W), sums[i][j]);
+          S* const at = row + i * to.pitch + j * W;
+          store<W>(reinterpret_cast<T*>(at), sums[i][j]);
+          // Two tiles on: every row is a page of its own, no prefetcher sees the next line coming.
+          if (j * W * sizeof(S) % 64 == 0) __builtin_prefetch(at + 2 * kVectors * W, 1);
         });
         return;
       }
