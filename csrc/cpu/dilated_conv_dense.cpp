@@ -71,27 +71,30 @@ SourceBlock source_block(const std::vector<Branch>& branches, const Tensor& sour
   return {step, std::max<int64_t>(1, kSourceBytes / row)};
 }
 
-// Of a block. Large ones read the packed weights less often, small ones share the work better.
-int64_t block_positions(const std::vector<Branch>& branches, const Tensor& result) {
+int64_t block_channels(const Branch& branch) {
+  return std::min(result_channels(branch.conv), kBlockChannels);
+}
+
+// Of a block. Many read the packed weights less often, few share the work better.
+int64_t block_positions(const Branch& branch, int64_t branches, const Tensor& result) {
   const int64_t map = result.size(2) * result.size(3), threads = torch::stable::get_num_threads();
+  const int64_t others =
+      result.size(0) * branches * divide_up(result_channels(branch.conv), kBlockChannels);
   const auto longest = [&](int64_t positions) {  // a thread's share, in positions
-    int64_t items = 0;
-    for (const Branch& branch : branches) {
-      items += divide_up(map, positions) * divide_up(result_channels(branch.conv), kBlockChannels);
-    }
-    return divide_up(items * result.size(0), threads) * positions;
+    return divide_up(divide_up(map, positions) * others, threads) * positions;
   };
-  constexpr int64_t kLarge = kBlockPositions, kSmall = kBlockPositions / 2;
-  return longest(kLarge) <= longest(kSmall) ? kLarge : kSmall;
+  const int64_t most = most_positions(block_channels(branch));
+  return longest(most) <= longest(kFewPositions) ? most : kFewPositions;
 }
 
 // The items of an image: band by band, in a band branch by branch.
 std::vector<Item> items_of(const std::vector<Branch>& branches,
-                           const std::vector<Buffer<char>>& packed, int64_t positions,
+                           const std::vector<Buffer<char>>& packed, const Tensor& result,
                            int64_t band_rows) {
   std::vector<Item> items;
   for (size_t i = 0; i < branches.size(); ++i) {
     const int64_t channels = result_channels(branches[i].conv);
+    const int64_t positions = block_positions(branches[i], branches.size(), result);
     for (const DenseBlock& block : dense_blocks(branches[i].conv, positions)) {
       const int64_t width = block.columns.end - block.columns.begin;
       const int64_t band = (block.rows.begin + block.first / width) / band_rows;
@@ -113,12 +116,11 @@ void convolve(const std::vector<Branch>& branches, const Tensor& source, const D
   int64_t scratch_bytes = 0, sums_bytes = 0;
   for (const Branch& branch : branches) {
     packed.push_back(pack(branch.conv, branch.weight));
-    const int64_t most = std::min(result_channels(branch.conv), kBlockChannels);
     scratch_bytes = std::max(scratch_bytes, kernels().conv_scratch(branch.conv));
-    sums_bytes = std::max(sums_bytes, kernels().conv_sums(branch.conv, most));
+    sums_bytes = std::max(sums_bytes, kernels().conv_sums(branch.conv, block_channels(branch)));
   }
   const SourceBlock block = source_block(branches, source);
-  const auto items = items_of(branches, packed, block_positions(branches, result), block.rows);
+  const auto items = items_of(branches, packed, result, block.rows);
   const int64_t count = static_cast<int64_t>(items.size()), all = source.size(0) * count;
   const int64_t channels = source.size(1), bytes = result.element_size();
   const int64_t steps = std::max<int64_t>(1, divide_up(channels, block.channels));

@@ -47,7 +47,11 @@ static constexpr int64_t place(const DenseConv& p, const Axis& axis, int64_t tap
 }
 
 constexpr int64_t kBlockPositions = 192;  // of the result, at most, that are summed in cache
-constexpr int64_t kBlockChannels = 256;   // likewise
+constexpr int64_t kBlockChannels = 512;   // likewise
+constexpr int64_t kFewPositions = 96;     // with that many channels: sums take 200 KB of float32
+static constexpr int64_t most_positions(int64_t channels) {
+  return channels > kBlockChannels / 2 ? kFewPositions : kBlockPositions;
+}
 constexpr int64_t kChannelStep = 32;  // packed weights are padded to it: a multiple of all panels
 constexpr int64_t kSourceChannels = 256;  // a step of a sum: a panel of them fits the first level
 

@@ -20,7 +20,7 @@ int64_t conv_scratch(const DenseConv& p) {
 }
 
 int64_t conv_sums(const DenseConv& p, int64_t channels) {
-  const int64_t count = (kBlockPositions + 1) * sums_pitch(channels);
+  const int64_t count = (most_positions(channels) + 1) * sums_pitch(channels);
   return count * (p.conv.dtype == Dtype::f64 ? 8 : 4);
 }
 

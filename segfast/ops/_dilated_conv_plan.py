@@ -93,7 +93,7 @@ def plan(direction: Direction, problem: Problem, available: frozenset[str]) -> P
             return Plan("winograd", f"{share:.0%} of the products; allowed, with a larger error")
         kernel = others[0]
     if kernel == "direct":
-        why = torch_beats_direct(direction, problem, rules)
+        why = torch_beats_direct(direction, problem, rules, "fast bfloat16" in available)
         return Plan("torch", why) if why else Plan("direct", "few channels in a group")
     if kernel == "dense":
         why = torch_beats_dense(direction, problem, rules, "fast bfloat16" in available)
@@ -129,12 +129,17 @@ def serves_direct(problem: Problem) -> bool:
     return problem.in_channels <= 8
 
 
-def torch_beats_direct(direction: Direction, problem: Problem, rules: Cpu) -> str | None:
+def torch_beats_direct(
+    direction: Direction, problem: Problem, rules: Cpu, fast_bfloat16: bool
+) -> str | None:
     """Why PyTorch is faster than the direct kernels, where it is."""
-    if problem.dtype != "float32":
+    bfloat16 = problem.dtype == "bfloat16" and fast_bfloat16
+    if problem.dtype != "float32" and not bfloat16:
         return None
     if problem.in_channels == problem.out_channels == 1:
         return _torch_beats_depthwise(direction, problem, rules)
+    if bfloat16 and direction == "grad_weight":
+        return None
     if problem.in_channels == 8 and problem.out_channels % 8 == 0:
         if direction == "grad_weight" and problem.out_channels <= rules.eights_weight_outputs:
             beaten = problem.rate() == 1
@@ -152,11 +157,14 @@ def _torch_beats_depthwise(direction: Direction, problem: Problem, rules: Cpu) -
     if rows.taps != columns.taps:
         return None
     kind, rate = (direction, rows.taps), problem.rate()
+    bfloat16 = problem.dtype == "bfloat16"
     if problem.channels_last:
-        most, elements = rules.depthwise_last
-        large = rate <= most and problem.map_elements() >= elements
-        beaten = large and kind == ("forward", 3)
+        table = rules.depthwise_last_bfloat16 if bfloat16 else rules.depthwise_last
+        most, elements = table.get(rows.taps, (0, 0))
+        beaten = direction == "forward" and rate <= most and problem.map_elements() >= elements
         return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
+    if bfloat16:
+        return None
     if problem.strided():
         beaten = rate <= rules.depthwise_strided.get(kind, 0)
         return "PyTorch has a kernel for low rates, faster with a stride" if beaten else None

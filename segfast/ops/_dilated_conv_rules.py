@@ -13,15 +13,16 @@ Direction = Literal["forward", "grad_input", "grad_weight"]
 
 
 class Cpu(NamedTuple):
-    """For float32; of half types only one fact about the processor counts."""
+    """For float32; of half types only bfloat16 counts, where the processor multiplies it."""
 
     # Depthwise planes at stride 1: up to this rate, on maps narrower than this:
     # (direction, taps) -> (rate, columns of the result). With a stride: up to this rate.
     depthwise_narrow: Mapping[tuple[Direction, int], tuple[int, int]]
     depthwise_strided: Mapping[tuple[Direction, int], int]
-    # Depthwise channels_last, 3x3, forward: up to this rate, from this many elements of input and
-    # result together.
-    depthwise_last: tuple[int, int]
+    # Depthwise channels_last, forward: up to this rate, from this many elements of input and result
+    # together: taps -> (rate, elements). The second in bfloat16 that the processor multiplies.
+    depthwise_last: Mapping[int, tuple[int, int]]
+    depthwise_last_bfloat16: Mapping[int, tuple[int, int]]
     # Groups of eight input channels and a multiple of eight outputs: above this share of live
     # products, or this many outputs, but not the input's gradient with a stride; the weight's
     # gradient of up to so many outputs at rate 1 only.
@@ -57,7 +58,8 @@ AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processo
         ("forward", 7): 1,
         ("grad_weight", 3): 1,
     },
-    depthwise_last=(4, 1_500_000),
+    depthwise_last={3: (4, 1_500_000)},
+    depthwise_last_bfloat16={},
     eights_live=0.8,
     eights_outputs=32,
     eights_weight_outputs=16,
@@ -67,6 +69,20 @@ AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processo
     winograd_transforms=(11.0, 36.0, 26.0),
     winograd_share=0.75,
 )
-AVX512 = AVX2._replace(  # measured on Zen 5, two threads
+AVX512 = AVX2._replace(  # measured on Zen 5 with two threads: PyTorch gains more from AVX-512
+    depthwise_narrow={
+        ("forward", 3): (2, 48),
+        ("forward", 5): (2, 80),
+        ("forward", 7): (2, 80),
+        ("grad_input", 3): (1, 16),
+        ("grad_input", 5): (1, 80),
+        ("grad_input", 7): (1, 80),
+        ("grad_weight", 3): (1, 48),
+    },
+    depthwise_last={5: (2, 2_000_000), 7: (2, 0)},
+    depthwise_last_bfloat16={3: (2, 0)},
+    eights_live=0.5,
+    dense_live={"forward": 0.8, "grad_input": 0.42},
+    dense_live_large=0.5,
 )
 CUDA = Gpu(least_saved=0.1)  # not measured yet

@@ -88,6 +88,31 @@ def test_what_winograd_saves() -> None:
     assert winograd_products("grad_input", given, AVX2) == pytest.approx(share)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (problem((2048, 256), 12), ("dense", "torch", "dense")),
+        (problem((512, 512), 2), ("torch", "torch", "dense")),
+        (problem((21, 21), 1), ("dense", "dense", "dense")),  # not whole vectors of channels
+        (problem((256, 256), 1, stride=2), ("dense", "dense", "dense")),
+        (problem((64, 64), 4, taps=5), ("torch", "torch", "dense")),  # 73 % are live
+        (problem((1, 1), 2, groups=960), ("torch", "direct", "direct")),
+        (problem((1, 1), 4, groups=960), ("direct", "direct", "direct")),
+        (problem((1, 1), 1, groups=960, taps=7), ("torch", "torch", "direct")),
+        (problem((1, 1), 2, groups=960, last=True), ("direct", "direct", "direct")),
+        (problem((1, 1), 2, groups=960, last=True, taps=7), ("torch", "direct", "direct")),
+        (problem((8, 8), 12, groups=32), ("torch", "torch", "direct")),
+        (problem((8, 8), 18, groups=32), ("direct", "direct", "direct")),  # 40 % are live
+        (problem((1, 1), 2, groups=64, last=True, dtype="bfloat16"), ("torch", "direct", "direct")),
+        (problem((1, 1), 2, groups=64, dtype="bfloat16"), ("direct", "direct", "direct")),
+        (problem((8, 8), 2, groups=32, dtype="bfloat16"), ("torch", "torch", "direct")),
+    ],
+    ids=str,
+)
+def test_avx512(given: Problem, expected: tuple[str, ...]) -> None:
+    assert served(given, ALL | {"avx512", "fast bfloat16"}) == expected
+
+
 def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
     available = ALL | {"fast bfloat16"}
     assert served(problem((64, 64), 6, dtype="bfloat16"), available) == ("torch",) * 3
