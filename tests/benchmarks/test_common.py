@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,12 +59,15 @@ class FakeBenchmark:
 
     def pedantic(self, job, setup, rounds, iterations):  # type: ignore[no-untyped-def]
         assert iterations == 1
-        data = []
+        data, result = [], None
         for _ in range(rounds if self.enabled else 1):
             setup()
-            data.append(_common.timed(job))
+            begin = time.perf_counter()
+            result = job()  # the one before lives until here
+            data.append(time.perf_counter() - begin)
         if self.enabled:
             self.stats = type("", (), {"stats": type("", (), {"data": data})})  # type: ignore
+        return result
 
 
 @pytest.mark.parametrize("peers", [0, 2])
@@ -74,6 +79,19 @@ def test_interleaved_benchmark(peers: int) -> None:
     assert {len(seconds) for seconds in samples.values()} == {_common.MANY}
     timed = "".join(name[0] for name in order[len(jobs) :])  # after the warm-up
     assert timed == ("o" * 99 if peers == 0 else "pqo" + "oqppqo" * 49)
+
+
+def test_no_result_lives_while_another_is_made() -> None:
+    """It would hold the memory that the next one takes, warm, where there is none."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def job() -> object:
+        assert not alive
+        result = type("Result", (), {})()
+        alive.add(result)
+        return result
+
+    _common.interleaved_benchmark(FakeBenchmark(True), {"ours": job, "peer": job}, budget=1.0)
 
 
 def test_interleaved_benchmark_disabled_times_nothing() -> None:
