@@ -58,6 +58,15 @@ def restored_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads: those of two workers of pytest that wait for one another cost a sixth."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def inductor() -> None:
     """Skips the test, saying why, where torch.compile cannot make programs."""

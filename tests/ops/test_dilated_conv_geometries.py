@@ -5,7 +5,7 @@ Kernels are called past the plan; ours have to give the same bits for any number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,15 +25,7 @@ from segfast.testing import assert_as_good_as, poison_empty
 from tests.ops.dilated_conv_geometries import GEOMETRIES, Call, Run, calls, runs
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Outside of a `Run`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")  # outside of a `Run`
 OPERATORS = dict(zip(DIRECTIONS, SCHEMAS, strict=True))
 
 
