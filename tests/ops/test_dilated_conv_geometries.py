@@ -24,7 +24,6 @@ from segfast.ops._layout import gapless
 from segfast.testing import assert_as_good_as, poison_empty
 from tests.ops.dilated_conv_geometries import GEOMETRIES, Call, Run, calls, runs
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")  # outside of a `Run`
 OPERATORS = dict(zip(DIRECTIONS, SCHEMAS, strict=True))
 
