@@ -13,6 +13,9 @@ namespace {
 constexpr int kMostTaps = 9;           // whose sums stay in registers
 constexpr int64_t kRowBlock = 64;      // rows between looks at how long the sums have become
 constexpr int64_t kMostAdded = 32768;  // positions after which sums in T go to a double then
+// Of a vector along a row. Rows begin anywhere: one of 64 bytes would always touch two cache lines.
+template <typename T>
+constexpr int kAcross = (kVectorBytes > 32 ? 32 : kVectorBytes) / sizeof(T);
 
 template <typename S, typename T>
 struct Scratch {
@@ -28,7 +31,7 @@ struct Scratch {
   Scratch(const DilatedConv& p, Arena* arena)
       : source(strided_input(p)), grad(plane_of(p.rows.output, p.columns.output, 1)) {
     const Lines row_lines = LineMaker(arena, p.rows, kLanes<T>, false).lines();
-    const Lines column_lines = LineMaker(arena, p.columns, kLanes<T>, false).lines();
+    const Lines column_lines = LineMaker(arena, p.columns, kAcross<T>, false).lines();
     x = staged<S, T>(source) ? arena->take<T>(source.size()) : nullptr;
     g = staged<S, T>(grad) ? arena->take<T>(grad.size()) : nullptr;
     offsets = arena->take<int64_t>(taps(p));
@@ -121,7 +124,7 @@ void add_rectangle(const DilatedConv& p, const Scratch<S, T>& s, const Span& spa
       T* lanes[kMostTaps];
       const int64_t chunk = smaller(kMostTaps, count - k);
       for (int64_t b = 0; b < chunk; ++b) lanes[b] = s.lanes + s.numbers[k + b] * N;
-      for_width<N>(piece.width, [&](auto width) __attribute__((always_inline)) {
+      for_width<kAcross<T>>(piece.width, [&](auto width) __attribute__((always_inline)) {
         constexpr int W = decltype(width)::value;
         dots_of<W, kMostTaps>(chunk, g + r * g_pitch, g_pitch, x + r * x_pitch, x_pitch, rows,
                               piece, s.offsets + k, lanes);

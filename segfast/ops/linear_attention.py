@@ -99,7 +99,7 @@ def linear_attention2d(
 
     .. math:: y = x + \gamma \, \mathrm{attention}(W_q x + b_q, W_k x + b_k, W_v x + b_v)
 
-    On maps of at least D positions the value projection is folded, so that values are never formed:
+    On maps of more than D positions the value projection is folded, so that values are never formed:
     :math:`\sum_j \phi(k_j) v_j^T = (\sum_j \phi(k_j) x_j^T) W_v^T + (\sum_j \phi(k_j)) b_v^T`.
     On smaller ones they are less work than the sums' projection.
 
@@ -135,7 +135,7 @@ def linear_attention2d(
     b_q, b_k, b_v = (None if b is None else autocast(b) for b in biases.values())
     tokens = rows(autocast(x).flatten(2))  # [B, C, N]
     features, positions = w_q.shape[0], tokens.shape[-1]
-    folded = not isinstance(positions, int) or positions >= features  # of any size: folded
+    folded = not isinstance(positions, int) or positions > features  # of any size: folded
     b_qk = None
     if b_q is not None or b_k is not None:
         zeros = w_q.new_zeros(features)
