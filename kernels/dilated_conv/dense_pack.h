@@ -21,12 +21,23 @@ SEGFAST_INLINE Vec<T, N> load_widened(const S* from) {
   }
 }
 
+// Packed weights beyond any share of a last-level cache go past it: no line of theirs is read to be
+// overwritten. Only where a vector is a whole line.
+constexpr int64_t kStreamed = 16 << 20;  // bytes
+template <typename T>
+SEGFAST_INLINE bool streams_weights(const DenseConv& p, const T* to) {
+  const int64_t count = taps(p.conv) * source_channels(p) * result_channels(p);
+  return kVectorBytes == 64 && count * static_cast<int64_t>(sizeof(T)) > kStreamed &&
+         streams_well(to, kLanes<T>);
+}
+
 // Of one right panel of the forward weights: to [taps][in][width], from [out][in][taps].
 // A vector's worth of outputs at a time, transposed in registers.
 template <typename S, typename T>
 void pack_outputs(const DenseConv& p, const S* weight, int64_t first, int64_t width, T* to) {
   constexpr int W = kLanes<T>;
   const int64_t in = p.conv.in_channels, count = taps(p.conv), row = in * count;
+  const bool streams = streams_weights(p, to);
   for (int64_t lane = 0; lane < width; lane += W) {
     const int64_t there = p.conv.out_channels - first - lane;
     const S* from = weight + (first + lane) * row;
@@ -39,7 +50,9 @@ void pack_outputs(const DenseConv& p, const S* weight, int64_t first, int64_t wi
     if (there >= W) {
       for (; k + W <= row; k += W) {
         transpose<T, W>([&](int i) { return load_widened<S, T, W>(from + i * row + k); },
-                        [&](int, Vec<T, W> column) { store<W>(next(), column); });
+                        [&](int, Vec<T, W> column) {
+                          streams ? stream<W>(next(), column) : store<W>(next(), column);
+                        });
       }
     }
     for (; k < row; ++k) {
@@ -54,6 +67,7 @@ template <typename S, typename T>
 void pack_inputs(const DenseConv& p, const S* weight, int64_t first, int64_t width, T* to) {
   constexpr int W = kLanes<T>;
   const int64_t in = p.conv.in_channels, out = p.conv.out_channels, count = taps(p.conv);
+  const bool streams = streams_weights(p, to);
   for (int64_t o = 0; o < out; ++o) {
     for (int64_t lane = 0; lane < width; lane += W) {
       const int64_t there = in - first - lane;
@@ -62,7 +76,10 @@ void pack_inputs(const DenseConv& p, const S* weight, int64_t first, int64_t wid
       int64_t t = 0;
       for (; there >= W && t + W <= count; t += W) {
         transpose<T, W>([&](int i) { return load_widened<S, T, W>(from + i * count + t); },
-                        [&](int j, Vec<T, W> tap) { store<W>(at + (t + j) * out * width, tap); });
+                        [&](int j, Vec<T, W> tap) {
+                          T* line = at + (t + j) * out * width;
+                          streams ? stream<W>(line, tap) : store<W>(line, tap);
+                        });
       }
       for (; t < count; ++t) {
         T* tap = at + t * out * width;
@@ -88,6 +105,7 @@ void pack_weight_of(const DenseConv& p, const S* weight, int64_t begin, int64_t 
     const int64_t width = panel_vectors<T>(first, result_channels(p)) * kLanes<T>;
     pack_panel(p, weight, first, width, packed + first * panel_terms);
   }
+  end_of_stream();
 }
 
 // Whole vectors that a row of a left panel fits into; what is too much, the next row overwrites.

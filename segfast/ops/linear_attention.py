@@ -99,7 +99,7 @@ def linear_attention2d(
 
     .. math:: y = x + \gamma \, \mathrm{attention}(W_q x + b_q, W_k x + b_k, W_v x + b_v)
 
-    On maps of more than D positions the value projection is folded, so that values are never formed:
+    On maps of more than D positions the value projection is folded, so values are never formed:
     :math:`\sum_j \phi(k_j) v_j^T = (\sum_j \phi(k_j) x_j^T) W_v^T + (\sum_j \phi(k_j)) b_v^T`.
     On smaller ones they are less work than the sums' projection.
 
