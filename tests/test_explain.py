@@ -340,7 +340,7 @@ def test_devices_that_are_refused(device: Any) -> None:
         assert explain(*args, device=same).device == "cuda"  # type: ignore[arg-type]
 
 
-def test_only_what_is_left_out_is_saved(compiled_kernels: None) -> None:
+def test_only_what_is_left_out_is_saved(any_processor: None, compiled_kernels: None) -> None:
     def first(rate: int) -> str:
         x, w = meta(1, 64, 33, 33), meta(64, 64, 3, 3)
         return str(explain(ops.dilated_conv2d, x, w, padding=rate, dilation=rate))

@@ -112,7 +112,7 @@ def test_what_is_wrong_is_not_timed(workload: Workload) -> None:
         gates.run_gates(workload, {"segfast": wrong})
 
 
-def test_served_by_names_every_kernel_once(compiled_kernels: None) -> None:
+def test_served_by_names_every_kernel_once(any_processor: None, compiled_kernels: None) -> None:
     serves = providers.PROVIDERS["segfast"].served_by
     assert serves(BY_NAME["512x33r12-depthwise-nhwc-train"]) == "direct"
     assert serves(BY_NAME["aspp33r6-12-18-train"]) == "dense"
