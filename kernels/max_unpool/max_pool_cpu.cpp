@@ -141,6 +141,7 @@ template <Dtype D>
 void pool_pixels_row(const WordOf<D>* top, const Pooling& p, WordOf<D>* y, uint8_t* packed) {
   using W = WordOf<D>;
   constexpr int kAtOnce = kLanes<uint8_t>, N = kLanes<W>;
+  constexpr int64_t kAhead = 4;  // windows: of more than 64 channels no prefetcher makes a stream
   const int64_t channels = p.channels, line = p.columns.input * channels;
   for (int64_t wo = 0; wo < p.columns.output; ++wo, top += 2 * channels, y += channels) {
     const int shift = static_cast<int>(wo % 4 * 2);
@@ -150,7 +151,9 @@ void pool_pixels_row(const WordOf<D>* top, const Pooling& p, WordOf<D>* y, uint8
       for (int k = 0; k < kAtOnce / N; ++k) {
         const int64_t first = c + k * N;
         const auto tiles = best_of_tiles<D>([&](int i, int j) __attribute__((always_inline)) {
-          return load<N>(top + i * line + j * channels + first);
+          const W* from = top + i * line + j * channels + first;
+          __builtin_prefetch(from + kAhead * 2 * channels);
+          return load<N>(from);
         });
         store<N>(y + first, tiles.best);
         constexpr W kOne = 1;
