@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem, plan, winograd_products
+from segfast.ops._dilated_conv_plan import (
+    DIRECTIONS,
+    Problem,
+    plan,
+    torch_is_wrong,
+    winograd_products,
+)  # fmt: skip
 from segfast.ops._dilated_conv_rules import AVX2
 
 ALL = frozenset({"torch", "direct", "dense"})
@@ -153,3 +159,11 @@ def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
 )
 def test_direct(given: Problem, expected: tuple[str, ...]) -> None:
     assert served(given) == expected
+
+
+def test_what_is_never_handed_to_pytorch_whole() -> None:
+    assert torch_is_wrong(problem((40, 24), 2, dtype="bfloat16"))
+    assert not torch_is_wrong(problem((48, 24), 2, dtype="bfloat16"))  # whole vectors of channels
+    assert not torch_is_wrong(problem((40, 24), 1, dtype="bfloat16"))
+    assert not torch_is_wrong(problem((40, 24), 2))
+    assert not torch_is_wrong(problem((40, 24), 2, dtype="bfloat16")._replace(device="cuda"))
