@@ -140,102 +140,243 @@ Chunks chunks_to_read(const LinearAttention& p, int64_t positions) {
   return {positions, p.features * p.values > 1 << 18 ? 128 : 512};
 }
 
-// A state packed for all threads, then work(batch element, chunk, scratch) for every chunk.
-template <typename Work>
-void for_each_chunk(const Weights& weights, const Tensor& state, const Chunks& chunks,
-                    const Work& work) {
-  const int64_t batch = state.size(0);
-  for_each_stage<2>({batch * weights.slices, batch * chunks.count}, [&] {
-    return [&, scratch = make_buffer<char>(kernels().scratch(weights.problem))](size_t stage,
-                                                                                int64_t item) {
-      if (stage == 0) return weights.pack(item, state);
-      work(item / chunks.count, item % chunks.count, scratch.get());
-    };
-  });
-}
-
-Tensor empty_state(const LinearAttention& p, const Tensor& like) {
-  return torch::stable::new_empty(
-      like, std::vector<int64_t>{like.size(0), state_rows(p), p.values + 1}, sum_type(like));
-}
-
-// k [B, D, M], v [B, E, M] -> state [B, R, E + 1]
-Tensor linear_attention_state(const Tensor& k, const Tensor& v, int64_t feature_map) {
-  const LinearAttention p = problem(k, v.size(1), feature_map, 0);
-  const int64_t batch = k.size(0), positions = k.size(2);
-  check_map(k, "k", k, batch, positions);
-  check_map(v, "v", k, batch, positions);
-  Tensor state = empty_state(p, k);
-  const Chunks chunks(positions, 512);
-  const Parts parts(p, batch, chunks.count, static_cast<int64_t>(state.element_size()));
-  // Few positions of many channels: values are cut too, and phi is computed for each range.
-  const int64_t ranges = std::clamp<int64_t>(8 / (chunks.count + 1), 1, (p.values + 511) / 512);
-  const int64_t range = (p.values + ranges - 1) / ranges;
-  for_each_stage<2>({batch * ranges * chunks.count, batch * parts.slices}, [&] {
-    return [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
-      if (stage == 1) return parts.merge(item, state);
-      const int64_t c = item % chunks.count, i = item / chunks.count;
-      const int64_t b = i / ranges, first = i % ranges * range;
-      kernels().state(p, map_of(k, b), map_of(v, b), chunks.begin(c), chunks.end(c), first,
-                      std::min(p.values, first + range), parts.of(b, c), scratch.get());
-    };
-  });
-  return state;
-}
-
 const void* element(const MaybeTensor& x, int64_t index) {
   if (!x) return nullptr;
   return static_cast<const char*>(x->const_data_ptr()) +
          index * static_cast<int64_t>(x->element_size());
 }
 
+Tensor empty_state(const LinearAttention& p, const Tensor& like) {
+  return torch::stable::new_empty(
+      like, std::vector<int64_t>{like.size(0), state_rows(p), p.values + 1}, sum_type(like));
+}
+Tensor empty_map(const Tensor& like, int64_t channels) {
+  return torch::stable::new_empty(like, std::vector<int64_t>{like.size(0), channels, like.size(2)});
+}
+
+// What the operators are made of: the items of their stages. Each takes checked tensors.
+
+// The state of k and v: sums(), then merges().
+struct StateSum {
+  LinearAttention problem;
+  const Tensor &k, &v, &state;
+  Chunks chunks;
+  Parts parts;
+  // Few positions of many channels: values are cut too, and phi is computed for each range.
+  int64_t ranges, range;
+
+  StateSum(const LinearAttention& p, const Tensor& k_, const Tensor& v_, const Tensor& state_)
+      : problem(p),
+        k(k_),
+        v(v_),
+        state(state_),
+        chunks(k.size(2), 512),
+        parts(p, k.size(0), chunks.count, static_cast<int64_t>(state.element_size())),
+        ranges(std::clamp<int64_t>(8 / (chunks.count + 1), 1, (p.values + 511) / 512)),
+        range((p.values + ranges - 1) / ranges) {}
+
+  int64_t sums() const { return k.size(0) * ranges * chunks.count; }
+  void sum(int64_t item, char* scratch) const {
+    const int64_t c = item % chunks.count, i = item / chunks.count;
+    const int64_t b = i / ranges, first = i % ranges * range;
+    kernels().state(problem, map_of(k, b), map_of(v, b), chunks.begin(c), chunks.end(c), first,
+                    std::min(problem.values, first + range), parts.of(b, c), scratch);
+  }
+  int64_t merges() const { return k.size(0) * parts.slices; }
+  void merge(int64_t item) const { parts.merge(item, state); }
+};
+
+// o of q and a state: packs(), then reads().
+struct StateRead {
+  LinearAttention problem;
+  const Tensor &q, &state;
+  const MaybeTensor &gamma, &residual;
+  const Tensor& o;
+  Weights weights;
+  Chunks chunks;
+
+  StateRead(const LinearAttention& p, const Tensor& q_, const Tensor& state_,
+            const MaybeTensor& gamma_, const MaybeTensor& residual_, const Tensor& o_)
+      : problem(p),
+        q(q_),
+        state(state_),
+        gamma(gamma_),
+        residual(residual_),
+        o(o_),
+        weights(p, state, true, false),
+        chunks(chunks_to_read(p, q.size(2))) {}
+
+  int64_t packs() const { return q.size(0) * weights.slices; }
+  void pack(int64_t item) const { weights.pack(item, state); }
+  int64_t reads() const { return q.size(0) * chunks.count; }
+  void read(int64_t item, char* scratch) const {
+    const int64_t b = item / chunks.count, c = item % chunks.count;
+    const Map add = residual ? map_of(*residual, b) : Map{nullptr, 0};
+    kernels().read(problem, map_of(q, b), weights.of(b), element(gamma, b), add,
+                   mutable_map_of(o, b), chunks.begin(c), chunks.end(c), scratch);
+  }
+};
+
+// Gradients of a StateRead: packs(), reads(), merges(); then merge_gamma.
+struct StateReadBackward {
+  LinearAttention problem;
+  const Tensor &grad, &q, &state;
+  const MaybeTensor& gamma;
+  const Tensor &grad_q, &grad_state;
+  int64_t size;  // bytes of a sum
+  Weights weights;
+  Chunks chunks;
+  Parts parts;
+  Buffer<char> shares;  // of the gradient of gamma
+
+  StateReadBackward(const LinearAttention& p, const Tensor& grad_, const Tensor& q_,
+                    const Tensor& state_, const MaybeTensor& gamma_, const Tensor& grad_q_,
+                    const Tensor& grad_state_)
+      : problem(p),
+        grad(grad_),
+        q(q_),
+        state(state_),
+        gamma(gamma_),
+        grad_q(grad_q_),
+        grad_state(grad_state_),
+        size(static_cast<int64_t>(state.element_size())),
+        weights(p, state, false, true),
+        chunks(chunks_to_read(p, q.size(2))),
+        parts(p, q.size(0), chunks.count, size),
+        shares(make_buffer<char>(q.size(0) * chunks.count * size)) {}
+
+  int64_t packs() const { return q.size(0) * weights.slices; }
+  void pack(int64_t item) const { weights.pack(item, state); }
+  int64_t reads() const { return q.size(0) * chunks.count; }
+  void read(int64_t item, char* scratch) const {
+    const int64_t b = item / chunks.count, c = item % chunks.count;
+    kernels().read_backward(problem, map_of(grad, b), map_of(q, b), weights.of(b),
+                            element(gamma, b), mutable_map_of(grad_q, b), parts.of(b, c),
+                            shares.get() + item * size, chunks.begin(c), chunks.end(c), scratch);
+  }
+  int64_t merges() const { return q.size(0) * parts.slices; }
+  void merge(int64_t item) const { parts.merge(item, grad_state); }
+  void merge_gamma(const Tensor& grad_gamma) const {
+    kernels().merge_gamma(problem, shares.get(), q.size(0), chunks.count,
+                          grad_gamma.mutable_data_ptr());
+  }
+};
+
+// Gradients of a StateSum: packs(), then reads().
+struct StateSumBackward {
+  LinearAttention problem;
+  const Tensor &grad, &k, &v, &grad_k, &grad_v;
+  Weights weights;
+  Chunks chunks;
+
+  StateSumBackward(const LinearAttention& p, const Tensor& grad_, const Tensor& k_,
+                   const Tensor& v_, const Tensor& grad_k_, const Tensor& grad_v_)
+      : problem(p),
+        grad(grad_),
+        k(k_),
+        v(v_),
+        grad_k(grad_k_),
+        grad_v(grad_v_),
+        weights(p, grad, true, true),
+        chunks(chunks_to_read(p, k.size(2))) {}
+
+  int64_t packs() const { return k.size(0) * weights.slices; }
+  void pack(int64_t item) const { weights.pack(item, grad); }
+  int64_t reads() const { return k.size(0) * chunks.count; }
+  void read(int64_t item, char* scratch) const {
+    const int64_t b = item / chunks.count, c = item % chunks.count;
+    kernels().state_backward(problem, weights.of(b), map_of(k, b), map_of(v, b),
+                             mutable_map_of(grad_k, b), mutable_map_of(grad_v, b), chunks.begin(c),
+                             chunks.end(c), scratch);
+  }
+};
+
+// work(stage, item, scratch) for all items, stage by stage.
+template <size_t kStages, typename Work>
+void for_each_stage_of(const LinearAttention& p, const std::array<int64_t, kStages>& items,
+                       const Work& work) {
+  for_each_stage<kStages>(items, [&] {
+    return [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
+      work(stage, item, scratch.get());
+    };
+  });
+}
+
 void check_gamma(const MaybeTensor& gamma, const Tensor& q) {
   if (gamma) check_tensor(*gamma, sum_type(q), q.size(0), "gamma");
+}
+
+// k [B, D, M], v [B, E, M] -> state [B, R, E + 1]
+Tensor linear_attention_state(const Tensor& k, const Tensor& v, int64_t feature_map) {
+  const LinearAttention p = problem(k, v.size(1), feature_map, 0);
+  check_map(k, "k", k, k.size(0), k.size(2));
+  check_map(v, "v", k, k.size(0), k.size(2));
+  Tensor state = empty_state(p, k);
+  const StateSum sum(p, k, v, state);
+  for_each_stage_of<2>(p, {sum.sums(), sum.merges()},
+                       [&](size_t stage, int64_t item, char* scratch) {
+                         stage == 0 ? sum.sum(item, scratch) : sum.merge(item);
+                       });
+  return state;
 }
 
 // q [B, D, N], state [B, R, E + 1], gamma [B], residual [B, E, N] -> o [B, E, N]
 Tensor linear_attention_read(const Tensor& q, const Tensor& state, MaybeTensor gamma,
                              MaybeTensor residual, int64_t feature_map, double eps) {
   const LinearAttention p = problem(q, state.size(2) - 1, feature_map, eps);
-  const int64_t batch = q.size(0), positions = q.size(2);
-  check_map(q, "q", q, batch, positions);
+  check_map(q, "q", q, q.size(0), q.size(2));
   const Tensor sums = torch::stable::contiguous(state);
   check_state(p, sums, q);
   if (gamma) gamma = torch::stable::contiguous(*gamma);
   check_gamma(gamma, q);
   if (residual) {
-    check_map(*residual, "residual", q, batch, positions);
+    check_map(*residual, "residual", q, q.size(0), q.size(2));
     STD_TORCH_CHECK(residual->size(1) == p.values, "residual must have the channels of o");
   }
-  Tensor o = torch::stable::new_empty(q, std::vector<int64_t>{batch, p.values, positions});
-  const Weights weights(p, sums, true, false);
-  const Chunks chunks = chunks_to_read(p, positions);
-  for_each_chunk(weights, sums, chunks, [&](int64_t b, int64_t c, char* scratch) {
-    const Map add = residual ? map_of(*residual, b) : Map{nullptr, 0};
-    kernels().read(p, map_of(q, b), weights.of(b), element(gamma, b), add, mutable_map_of(o, b),
-                   chunks.begin(c), chunks.end(c), scratch);
-  });
+  Tensor o = empty_map(q, p.values);
+  const StateRead read(p, q, sums, gamma, residual, o);
+  for_each_stage_of<2>(p, {read.packs(), read.reads()},
+                       [&](size_t stage, int64_t item, char* scratch) {
+                         stage == 0 ? read.pack(item) : read.read(item, scratch);
+                       });
   return o;
+}
+
+// q [B, D, N], k [B, D, M], v [B, E, M] -> o [B, E, N], state [B, R, E + 1]
+std::tuple<Tensor, Tensor> linear_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                            int64_t feature_map, double eps) {
+  const LinearAttention p = problem(k, v.size(1), feature_map, eps);
+  check_map(q, "q", q, k.size(0), q.size(2));
+  check_map(k, "k", q, k.size(0), k.size(2));
+  check_map(v, "v", q, k.size(0), k.size(2));
+  STD_TORCH_CHECK(q.size(1) == p.features, "q must have the channels of k");
+  Tensor state = empty_state(p, k), o = empty_map(q, p.values);
+  const StateSum sum(p, k, v, state);
+  const MaybeTensor none;
+  const StateRead read(p, q, state, none, none, o);
+  for_each_stage_of<4>(p, {sum.sums(), sum.merges(), read.packs(), read.reads()},
+                       [&](size_t stage, int64_t item, char* scratch) {
+                         if (stage == 0) return sum.sum(item, scratch);
+                         if (stage == 1) return sum.merge(item);
+                         stage == 2 ? read.pack(item) : read.read(item, scratch);
+                       });
+  return {o, state};
 }
 
 // grad of the state [B, R, E + 1], k [B, D, M], v [B, E, M] -> those of k and v
 std::tuple<Tensor, Tensor> linear_attention_state_backward(const Tensor& grad, const Tensor& k,
                                                            const Tensor& v, int64_t feature_map) {
   const LinearAttention p = problem(k, v.size(1), feature_map, 0);
-  const int64_t batch = k.size(0), positions = k.size(2);
-  check_map(k, "k", k, batch, positions);
-  check_map(v, "v", k, batch, positions);
+  check_map(k, "k", k, k.size(0), k.size(2));
+  check_map(v, "v", k, k.size(0), k.size(2));
   const Tensor sums = torch::stable::contiguous(grad);
   check_state(p, sums, k);
-  Tensor grad_k = torch::stable::new_empty(k, std::vector<int64_t>{batch, k.size(1), positions});
-  Tensor grad_v = torch::stable::new_empty(v, std::vector<int64_t>{batch, p.values, positions});
-  const Weights weights(p, sums, true, true);
-  const Chunks chunks = chunks_to_read(p, positions);
-  for_each_chunk(weights, sums, chunks, [&](int64_t b, int64_t c, char* scratch) {
-    kernels().state_backward(p, weights.of(b), map_of(k, b), map_of(v, b),
-                             mutable_map_of(grad_k, b), mutable_map_of(grad_v, b), chunks.begin(c),
-                             chunks.end(c), scratch);
-  });
+  Tensor grad_k = empty_map(k, p.features), grad_v = empty_map(k, p.values);
+  const StateSumBackward backward(p, sums, k, v, grad_k, grad_v);
+  for_each_stage_of<2>(p, {backward.packs(), backward.reads()},
+                       [&](size_t stage, int64_t item, char* scratch) {
+                         stage == 0 ? backward.pack(item) : backward.read(item, scratch);
+                       });
   return {grad_k, grad_v};
 }
 
@@ -246,40 +387,64 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_read_backward(const Tensor& 
                                                                   MaybeTensor gamma,
                                                                   int64_t feature_map, double eps) {
   const LinearAttention p = problem(q, state.size(2) - 1, feature_map, eps);
-  const int64_t batch = q.size(0), positions = q.size(2);
-  check_map(q, "q", q, batch, positions);
-  check_map(grad, "grad", q, batch, positions);
+  check_map(q, "q", q, q.size(0), q.size(2));
+  check_map(grad, "grad", q, q.size(0), q.size(2));
   STD_TORCH_CHECK(grad.size(1) == p.values, "grad must have the channels of o");
   const Tensor sums = torch::stable::contiguous(state);
   check_state(p, sums, q);
   if (gamma) gamma = torch::stable::contiguous(*gamma);
   check_gamma(gamma, q);
-  Tensor grad_q = torch::stable::new_empty(q, std::vector<int64_t>{batch, q.size(1), positions});
-  Tensor grad_state = empty_state(p, q);
-  Tensor grad_gamma = torch::stable::new_empty(q, std::vector<int64_t>{batch}, sum_type(q));
-  const Weights weights(p, sums, false, true);
-  const Chunks chunks = chunks_to_read(p, positions);
-  const int64_t size = static_cast<int64_t>(sums.element_size());
-  const Parts parts(p, batch, chunks.count, size);
-  const auto shares = make_buffer<char>(batch * chunks.count * size);
-  const int64_t work = batch * chunks.count;
-  for_each_stage<3>({batch * weights.slices, work, batch * parts.slices}, [&] {
-    return [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
-      if (stage == 0) return weights.pack(item, sums);
-      if (stage == 2) return parts.merge(item, grad_state);
-      const int64_t b = item / chunks.count, c = item % chunks.count;
-      kernels().read_backward(p, map_of(grad, b), map_of(q, b), weights.of(b), element(gamma, b),
-                              mutable_map_of(grad_q, b), parts.of(b, c), shares.get() + item * size,
-                              chunks.begin(c), chunks.end(c), scratch.get());
-    };
-  });
-  kernels().merge_gamma(p, shares.get(), batch, chunks.count, grad_gamma.mutable_data_ptr());
+  Tensor grad_q = empty_map(q, p.features), grad_state = empty_state(p, q);
+  Tensor grad_gamma =
+      torch::stable::new_empty(q, std::vector<int64_t>{q.size(0)}, sum_type(q));
+  const StateReadBackward backward(p, grad, q, sums, gamma, grad_q, grad_state);
+  for_each_stage_of<3>(p, {backward.packs(), backward.reads(), backward.merges()},
+                       [&](size_t stage, int64_t item, char* scratch) {
+                         if (stage == 0) return backward.pack(item);
+                         stage == 1 ? backward.read(item, scratch) : backward.merge(item);
+                       });
+  backward.merge_gamma(grad_gamma);
   return {grad_q, grad_state, grad_gamma};
+}
+
+// grad of o [B, E, N]; q, k, v, state as `linear_attention` took and gave them -> those of q, k, v
+std::tuple<Tensor, Tensor, Tensor> linear_attention_backward(const Tensor& grad, const Tensor& q,
+                                                             const Tensor& k, const Tensor& v,
+                                                             const Tensor& state,
+                                                             int64_t feature_map, double eps) {
+  const LinearAttention p = problem(k, v.size(1), feature_map, eps);
+  check_map(q, "q", q, k.size(0), q.size(2));
+  check_map(k, "k", q, k.size(0), k.size(2));
+  check_map(v, "v", q, k.size(0), k.size(2));
+  check_map(grad, "grad", q, k.size(0), q.size(2));
+  STD_TORCH_CHECK(q.size(1) == p.features, "q must have the channels of k");
+  STD_TORCH_CHECK(grad.size(1) == p.values, "grad must have the channels of v");
+  const Tensor sums = torch::stable::contiguous(state);
+  check_state(p, sums, q);
+  Tensor grad_q = empty_map(q, p.features), grad_state = empty_state(p, q);
+  Tensor grad_k = empty_map(k, p.features), grad_v = empty_map(k, p.values);
+  const MaybeTensor none;
+  const StateReadBackward of_read(p, grad, q, sums, none, grad_q, grad_state);
+  // Its sums are gradients: no eps is added to them.
+  const StateSumBackward of_sum(problem(k, v.size(1), feature_map, 0), grad_state, k, v, grad_k,
+                                grad_v);
+  for_each_stage_of<5>(
+      p,
+      {of_read.packs(), of_read.reads(), of_read.merges(), of_sum.packs(), of_sum.reads()},
+      [&](size_t stage, int64_t item, char* scratch) {
+        if (stage == 0) return of_read.pack(item);
+        if (stage == 1) return of_read.read(item, scratch);
+        if (stage == 2) return of_read.merge(item);
+        stage == 3 ? of_sum.pack(item) : of_sum.read(item, scratch);
+      });
+  return {grad_q, grad_k, grad_v};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
+  m.impl("_linear_attention", TORCH_BOX(&linear_attention));
+  m.impl("_linear_attention_backward", TORCH_BOX(&linear_attention_backward));
   m.impl("_linear_attention_state", TORCH_BOX(&linear_attention_state));
   m.impl("_linear_attention_state_backward", TORCH_BOX(&linear_attention_state_backward));
   m.impl("_linear_attention_read", TORCH_BOX(&linear_attention_read));

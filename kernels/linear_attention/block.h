@@ -128,31 +128,6 @@ int64_t scratch(const LinearAttention& p) {
   return bytes;
 }
 
-// to [rows, width] = rows of positions [first, first + count), zeros beyond. Every row is a page of
-// its own: no prefetcher of the processor's sees the next one coming.
-template <typename S, typename T>
-void load_block(Map map, int64_t rows, int64_t first, const Features<T>& b, T* to) {
-  constexpr int64_t kLine = 64 / sizeof(S), kPage = 4;  // pages are looked up four rows ahead
-  for (int64_t r = 0; r < rows; ++r, to += b.pitch) {
-    const S* from = static_cast<const S*>(map.data) + r * map.pitch + first;
-    if (r + kPage < rows) __builtin_prefetch(from + kPage * map.pitch);
-    for (int64_t n = 0; r + 1 < rows && n < b.count; n += kLine) {
-      __builtin_prefetch(from + map.pitch + n);
-    }
-    for (int64_t n = 0; n < b.count; ++n) to[n] = widen(from[n]);
-    for (int64_t n = b.count; n < b.width; ++n) to[n] = 0;
-  }
-}
-
-template <typename S, typename T, int N>
-SEGFAST_INLINE void store_narrow(S* to, Vec<T, N> v, int64_t count) {
-  if constexpr (sizeof(S) == sizeof(T)) {
-    if (count >= N) return store<N>(reinterpret_cast<T*>(to), v);
-  }
-  if (count > N) count = N;
-  for (int64_t n = 0; n < count; ++n) narrow(v[n], to + n);
-}
-
 // The first `count` elements of a vector, zeros beyond.
 template <typename S, typename T>
 SEGFAST_INLINE Vec<T, kLanes<T>> load_wide(const S* from, int64_t count) {
@@ -163,6 +138,56 @@ SEGFAST_INLINE Vec<T, kLanes<T>> load_wide(const S* from, int64_t count) {
   Vec<T, W> v{};
   for (int i = 0; i < W && i < count; ++i) v[i] = widen(from[i]);
   return v;
+}
+
+// to [kRows, width] = kRows rows of positions, zeros beyond the count; `ahead` rows on are fetched.
+template <int kRows, typename S, typename T>
+SEGFAST_INLINE void load_rows(const S* from, int64_t from_pitch, int64_t ahead, const Features<T>& b,
+                              T* to) {
+  constexpr int W = kLanes<T>;
+  constexpr int64_t kLine = 64 / sizeof(S);
+  int64_t n = 0;
+  for (; n + kLine <= b.count; n += kLine) {
+    for (int r = 0; r < kRows; ++r) {
+      const S* row = from + r * from_pitch + n;
+      if (ahead > 0) __builtin_prefetch(row + ahead * from_pitch);
+      T* copy = to + r * b.pitch + n;
+      if constexpr (sizeof(S) == sizeof(T)) {
+        for (int64_t i = 0; i < kLine; i += W) store<W>(copy + i, load_wide<S, T>(row + i, W));
+      } else {
+        for (int64_t i = 0; i < kLine; ++i) copy[i] = widen(row[i]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int64_t i = n; i < b.width; ++i) {
+      to[r * b.pitch + i] = i < b.count ? widen(from[r * from_pitch + i]) : T(0);
+    }
+  }
+}
+
+// to [rows, width] = rows of positions [first, first + count), zeros beyond. Every row is a page of
+// its own, where no prefetcher of the processor's looks ahead: four are read side by side while the
+// next four are fetched.
+template <typename S, typename T>
+void load_block(Map map, int64_t rows, int64_t first, const Features<T>& b, T* to) {
+  constexpr int kRows = 4;
+  const S* from = static_cast<const S*>(map.data) + first;
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows) {
+    const int64_t ahead = r + 2 * kRows <= rows ? kRows : 0;
+    load_rows<kRows>(from + r * map.pitch, map.pitch, ahead, b, to + r * b.pitch);
+  }
+  for (; r < rows; ++r) load_rows<1>(from + r * map.pitch, map.pitch, 0, b, to + r * b.pitch);
+}
+
+template <typename S, typename T, int N>
+SEGFAST_INLINE void store_narrow(S* to, Vec<T, N> v, int64_t count) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (count >= N) return store<N>(reinterpret_cast<T*>(to), v);
+  }
+  if (count > N) count = N;
+  for (int64_t n = 0; n < count; ++n) narrow(v[n], to + n);
 }
 
 template <typename S, typename T>

@@ -7,6 +7,7 @@ again. Second derivatives go through the reference's formulas.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,23 @@ from segfast.ops._function import call, forward_of
 from segfast.ops._linear_attention_op import REFERENCE, rows
 
 _ops = torch.ops.segfast
+
+
+class Attend(Function):
+    """o and the state, which only its gradient looks at."""
+
+    generate_vmap_rule = True
+    forward = forward_of(_ops._linear_attention.default)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, *ctx.options = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(q, k, v, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        return *call(AttendBackward, rows(grad), *ctx.saved_tensors, *ctx.options), None, None
 
 
 class State(Function):
@@ -59,18 +77,45 @@ class Read(Function):
         )
 
 
-def _through_reference(name: str, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+def _through_reference(
+    backward: Callable[..., Any], ctx: Any, *grads: Tensor
+) -> tuple[Tensor | None, ...]:
     """The gradient of a backward operator's reference."""
     tensors = [x for x in ctx.saved_tensors if x is not None]
 
     def formula(*given: Tensor) -> Any:
         remaining = iter(given)
         filled = [None if x is None else next(remaining) for x in ctx.saved_tensors]
-        return REFERENCE[name](*filled, *ctx.options)
+        return backward(*filled, *ctx.options)
 
     gradients = iter(torch.func.vjp(formula, *tensors)[1](grads))
     filled = [None if x is None else next(gradients) for x in ctx.saved_tensors]
     return *filled, *[None] * len(ctx.options)
+
+
+def _attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, _: Tensor, index: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The state is a function of k and v, too: its own derivative is theirs."""
+    state = REFERENCE["_linear_attention_state"](k, v, index)
+    result: tuple[Tensor, Tensor, Tensor] = REFERENCE["_linear_attention_backward"](
+        grad, q, k, v, state, index, eps
+    )
+    return result
+
+
+class AttendBackward(Function):
+    generate_vmap_rule = True
+    forward = forward_of(_ops._linear_attention_backward.default)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:5])
+        ctx.options = inputs[5:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _through_reference(_attend_backward, ctx, *grads)
 
 
 class StateBackward(Function):
@@ -84,7 +129,7 @@ class StateBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _through_reference("_linear_attention_state_backward", ctx, *grads)
+        return _through_reference(REFERENCE["_linear_attention_state_backward"], ctx, *grads)
 
 
 class ReadBackward(Function):
@@ -98,10 +143,12 @@ class ReadBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _through_reference("_linear_attention_read_backward", ctx, *grads)
+        return _through_reference(REFERENCE["_linear_attention_read_backward"], ctx, *grads)
 
 
 _FUNCTIONS: dict[str, Any] = {
+    "_linear_attention": Attend,
+    "_linear_attention_backward": AttendBackward,
     "_linear_attention_state": State,
     "_linear_attention_state_backward": StateBackward,
     "_linear_attention_read": Read,

@@ -18,6 +18,10 @@ from segfast.ops._register import batch, serve
 
 _QUERY = "Tensor q, Tensor state, Tensor? gamma"
 SCHEMAS = {
+    "_linear_attention": "(Tensor q, Tensor k, Tensor v, int feature_map, float eps) -> "
+    "(Tensor, Tensor)",  # o, state: both at once, where nothing comes between them
+    "_linear_attention_backward": "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor state, "
+    "int feature_map, float eps) -> (Tensor, Tensor, Tensor)",
     "_linear_attention_state": "(Tensor k, Tensor v, int feature_map) -> Tensor",
     "_linear_attention_state_backward": "(Tensor grad, Tensor k, Tensor v, int feature_map) -> "
     "(Tensor, Tensor)",
@@ -56,12 +60,30 @@ def _state_backward(grad: Tensor, k: Tensor, v: Tensor, index: int) -> tuple[Ten
     return reference.state_backward(grad, k, v, reference.FEATURE_MAPS[index])
 
 
-REFERENCE: dict[str, Callable[..., Any]] = {
+def both(steps: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The operators that take two steps, of what takes one."""
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, index: int, eps: float) -> tuple[Tensor, Tensor]:
+        state = steps["_linear_attention_state"](k, v, index)
+        return steps["_linear_attention_read"](q, state, None, None, index, eps), state
+
+    def backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor, index: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        read_backward = steps["_linear_attention_read_backward"]
+        grad_q, grad_state, _ = read_backward(grad, q, state, None, index, eps)
+        return grad_q, *steps["_linear_attention_state_backward"](grad_state, k, v, index)
+
+    return {"_linear_attention": forward, "_linear_attention_backward": backward}
+
+
+_STEPS: dict[str, Callable[..., Any]] = {
     "_linear_attention_state": _state,
     "_linear_attention_state_backward": _state_backward,
     "_linear_attention_read": _read,
     "_linear_attention_read_backward": _read_backward,
 }
+REFERENCE = _STEPS | both(_STEPS)
 
 
 # Fakes: shapes and dtypes only.
@@ -70,11 +92,21 @@ def _fake_state(k: Tensor, v: Tensor, index: int) -> Tensor:
     return k.new_empty(shape, dtype=reference.accumulator(k.dtype))
 
 
+def _fake_both(q: Tensor, k: Tensor, v: Tensor, index: int, eps: float) -> tuple[Tensor, Tensor]:
+    return q.new_empty((q.shape[0], v.shape[1], q.shape[2])), _fake_state(k, v, index)
+
+
 def _fake_read(q: Tensor, state: Tensor, gamma: Any, residual: Any, index: int, eps: float) -> Any:
     return q.new_empty((q.shape[0], state.shape[2] - 1, q.shape[2]))
 
 
 FAKES: dict[str, Callable[..., Any]] = {
+    "_linear_attention": _fake_both,
+    "_linear_attention_backward": lambda grad, q, k, v, state, index, eps: (
+        q.new_empty(q.shape),
+        k.new_empty(k.shape),
+        v.new_empty(v.shape),
+    ),
     "_linear_attention_state": _fake_state,
     "_linear_attention_state_backward": lambda grad, k, v, index: (
         k.new_empty(k.shape),

@@ -25,7 +25,7 @@ from segfast.kernels.linear_attention.reference import FEATURE_MAPS
 from segfast.ops import _check, _linear_attention_cuda
 from segfast.ops._autocast import autocast, autocast_dtype, without_autocast
 from segfast.ops._function import call, compiled
-from segfast.ops._linear_attention_grad import Read, State
+from segfast.ops._linear_attention_grad import Attend, Read, State
 from segfast.ops._linear_attention_op import rows
 
 
@@ -75,8 +75,7 @@ def linear_attention(
     lead = _require_tokens(q, k, v)
     dtype = autocast_dtype(q)
     queries, keys, values = (_maps(x.to(dtype), lead) for x in (q, k, v))  # [B, D | E, N | M]
-    state = call(State, keys, values, index)
-    o = call(Read, queries, state, None, None, index, eps)  # [B, E, N]
+    o, _ = call(Attend, queries, keys, values, index, eps)  # [B, E, N]
     o = o.mT if len(lead) == 1 else o.reshape(*lead, *o.shape[1:]).mT
     return o.contiguous() if v.stride(-1) == 1 and v.stride(-2) != 1 else o
 
