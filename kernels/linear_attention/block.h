@@ -57,7 +57,8 @@ int64_t block_width(const LinearAttention& p, Direction direction) {
   const int64_t all = kSecond / (value_rows(p) + 4 * rows);
   int64_t width = direction == Direction::forward || forward < all ? forward : all;
   width = width / kStep * kStep;
-  return width < 2 * kStep ? 2 * kStep : width > 960 ? 960 : width;
+  const int64_t most = few_rows<T>(rows) ? 512 : 960;  // few: beside rows of v
+  return width < 2 * kStep ? 2 * kStep : width > most ? most : width;
 }
 
 // An odd number of cache lines: rows spread over all sets of the caches.
@@ -201,6 +202,13 @@ void store_block(MutableMap map, int64_t rows, int64_t first, const Features<T>&
 template <typename S>
 Map from_row(Map map, int64_t row) {
   return {static_cast<const S*>(map.data) + row * map.pitch, map.pitch};
+}
+
+// At most `width`, so that the blocks of a range are of nearly one length.
+SEGFAST_INLINE int64_t even_width(int64_t range, int64_t width) {
+  constexpr int64_t kStep = 32;
+  const int64_t blocks = (range + width - 1) / width;
+  return blocks > 1 ? round_up((range + blocks - 1) / blocks, kStep) : width;
 }
 
 // f(first, how many) for the blocks of [begin, end).

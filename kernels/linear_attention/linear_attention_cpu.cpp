@@ -23,7 +23,7 @@ void add_products(const LinearAttention& p, const T* values, int64_t values_pitc
 template <typename S, typename T>
 void state_of(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end,
               int64_t begin_value, int64_t end_value, T* part_, const Scratch<T>& s) {
-  for_each_block(begin, end, s.width, [&](int64_t first, int64_t count) {
+  for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
     Features<T> b = s.block(p, count);
     load_block<S>(k, p.features, first, b, b.x);
     compute_features(&b, false);
@@ -158,7 +158,7 @@ void along_values(const LinearAttention& p, int64_t rows, int64_t e, int64_t cou
 template <typename S, typename T>
 void read_of(const LinearAttention& p, Map q, const Weights<const T>& w, const T* gamma,
              Map residual, MutableMap o, int64_t begin, int64_t end, const Scratch<T>& s) {
-  for_each_block(begin, end, s.width, [&](int64_t first, int64_t count) {
+  for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
     Features<T> b = s.block(p, count);
     load_block<S>(q, p.features, first, b, b.x);
     compute_features(&b, true);
@@ -176,7 +176,7 @@ template <typename S, typename T>
 void state_backward_of(const LinearAttention& p, const Weights<const T>& w, Map k, Map v,
                        MutableMap grad_k, MutableMap grad_v, int64_t begin, int64_t end,
                        const Scratch<T>& s) {
-  for_each_block(begin, end, s.width, [&](int64_t first, int64_t count) {
+  for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
     Features<T> b = s.block(p, count);
     load_block<S>(k, p.features, first, b, b.x);
     compute_features(&b, false);
@@ -202,7 +202,7 @@ void read_backward_of(const LinearAttention& p, Map grad_o, Map q, const Weights
   const T factor = gamma != nullptr ? *gamma : T(1);
   const int64_t rows = state_rows(p), pitch = part_pitch<T>(p);
   T total = 0;
-  for_each_block(begin, end, s.width, [&](int64_t first, int64_t count) {
+  for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
     Features<T> b = s.block(p, count);
     load_block<S>(q, p.features, first, b, b.x);
     compute_features(&b, true);

@@ -107,6 +107,15 @@ void project(const T* w, int64_t panel_size, int64_t rows, const T* x, int64_t x
   }
 }
 
+// Fewer rows than lanes fill no panel: their sums are kept lane by lane, and added across at the
+// end. kDotsX rows of x by kDotsY of y take the registers.
+constexpr int kDotsY = 3, kDotsX = kVectorRegisters >= 32 ? 9 : 3;
+
+template <typename T>
+SEGFAST_INLINE bool few_rows(int64_t rows) {
+  return rows < kLanes<T> && rows <= 2 * kDotsX;
+}
+
 // One row beyond whole vectors (the ones of taylor) is in no panel of `gram`.
 template <typename T>
 SEGFAST_INLINE bool stands_alone(int64_t rows) {
@@ -128,6 +137,14 @@ template <typename T>
 void pack_positions(const T* x, int64_t x_pitch, int64_t rows, const T* scale, int64_t count,
                     T* panels) {
   constexpr int W = kLanes<T>;
+  if (few_rows<T>(rows)) {  // as they are, for `dots`
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t n = 0; n < count; n += W) {
+        store<W>(panels + r * count + n, load<W>(x + r * x_pitch + n) * load<W>(scale + n));
+      }
+    }
+    return;
+  }
   for_each_panel<T>(rows, [&](int64_t first, auto vectors) {
     constexpr int kPitch = decltype(vectors)::value * W;
     for (int64_t a = first; a < first + kPitch; a += W) {
@@ -170,6 +187,76 @@ __attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, int64
   }
 }
 
+// out[b, a] (+)= sum_n x[a, n] y[b][n], the first `used` of y. ahead: fetched, line by line.
+template <int kX, typename T>
+__attribute__((noinline)) void dots_tile(const T* x, int64_t x_pitch, const T* const* y,
+                                         const T* const* ahead, int64_t used, int64_t count,
+                                         bool add, T* out, int64_t out_pitch) {
+  constexpr int W = kLanes<T>;
+  using V = Vec<T, W>;
+  const T *y0 = y[0], *y1 = y[1], *y2 = y[2];
+  const T *next0 = ahead[0], *next1 = ahead[1], *next2 = ahead[2];
+  V sums[kDotsY][kX];
+#pragma GCC unroll 16
+  for (int a = 0; a < kX; ++a) sums[0][a] = sums[1][a] = sums[2][a] = V{};
+  for (int64_t n = 0; n < count; n += W) {
+    __builtin_prefetch(next0 + n);
+    __builtin_prefetch(next1 + n);
+    __builtin_prefetch(next2 + n);
+    const V b0 = load<W>(y0 + n), b1 = load<W>(y1 + n), b2 = load<W>(y2 + n);
+#pragma GCC unroll 16
+    for (int a = 0; a < kX; ++a) {
+      const V f = load<W>(x + a * x_pitch + n);
+      sums[0][a] += f * b0;
+      sums[1][a] += f * b1;
+      sums[2][a] += f * b2;
+    }
+  }
+  const auto plus = [](V p, V q) __attribute__((always_inline)) { return p + q; };
+#pragma GCC unroll 3
+  for (int b = 0; b < kDotsY; ++b) {
+    if (b >= used) break;
+    V rows[W];
+#pragma GCC unroll 16
+    for (int a = 0; a < W; ++a) rows[a] = a < kX ? sums[b][a] : V{};
+    const V across = reduce_rows<T, W>(rows, plus);
+    T* to = out + b * out_pitch;
+    for (int a = 0; a < kX; ++a) to[a] = (add ? to[a] : T(0)) + across[a];
+  }
+}
+
+template <typename T, int kX = 1>
+SEGFAST_INLINE void dots_of(int64_t rows, const T* x, int64_t x_pitch, const T* const* y,
+                            const T* const* ahead, int64_t used, int64_t count, bool add, T* out,
+                            int64_t out_pitch) {
+  if constexpr (kX < kDotsX && kX < kLanes<T>) {
+    if (rows > kX) {
+      return dots_of<T, kX + 1>(rows, x, x_pitch, y, ahead, used, count, add, out, out_pitch);
+    }
+  }
+  dots_tile<kX>(x, x_pitch, y, ahead, used, count, add, out, out_pitch);
+}
+
+//   out[b, a] (+)= sum_n x[a, n] y(b)[n],   few rows of x
+template <typename T, typename Row>
+void dots(const T* x, int64_t x_pitch, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count,
+          bool add, T* out, int64_t out_pitch) {
+  const int64_t groups = (x_rows + kDotsX - 1) / kDotsX;
+  for (int64_t b = 0; b < y_rows; b += kDotsY, out += kDotsY * out_pitch) {
+    const T *rows[kDotsY], *ahead[kDotsY];
+    const int64_t used = y_rows - b < kDotsY ? y_rows - b : kDotsY;
+    for (int i = 0; i < kDotsY; ++i) {
+      rows[i] = y(i < used ? b + i : b);
+      ahead[i] = y(b + kDotsY + i < y_rows ? b + kDotsY + i : b);
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t a = x_rows * g / groups, end = x_rows * (g + 1) / groups;
+      dots_of(end - a, x + a * x_pitch, x_pitch, rows, g == 0 ? ahead : rows, used, count, add,
+              out + a, out_pitch);
+    }
+  }
+}
+
 template <typename T>
 SEGFAST_INLINE T dot(const T* x, const T* y, int64_t count) {
   constexpr int W = kLanes<T>;
@@ -191,6 +278,7 @@ SEGFAST_INLINE T dot(const T* x, const T* y, int64_t count) {
 template <typename T, typename Row>
 void gram(const T* panels, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count, bool add,
           T* out, int64_t out_pitch) {
+  if (few_rows<T>(x_rows)) return dots(panels, count, x_rows, y, y_rows, count, add, out, out_pitch);
   constexpr int kRows = kTileRows<2>;
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t b = 0; b < y_rows; b += kRows, out += kRows * out_pitch) {
