@@ -19,17 +19,22 @@ SEGFAST_INLINE constexpr int64_t round_up(int64_t x, int64_t step) {
   return (x + step - 1) / step * step;
 }
 
-// sums[i, j] = sum_k weight(i, k) x[k, j-th vector]
-template <int kRows, int kVectors, typename T, typename Weight>
-SEGFAST_INLINE void tile(const Weight& weight, const T* x, int64_t x_pitch, int64_t terms,
-                         Vec<T, kLanes<T>> (&sums)[kRows][kVectors]) {
-  constexpr int W = kLanes<T>;
+template <int kRows, int kVectors, typename T>
+SEGFAST_INLINE void clear(Vec<T, kLanes<T>> (&sums)[kRows][kVectors]) {
 #pragma GCC unroll 24
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) sums[i][j] = Vec<T, W>{};
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = Vec<T, kLanes<T>>{};
   }
-  for (int64_t k = 0; k < terms; ++k, x += x_pitch) {
+}
+
+// sums[i, j] += sum_k weight(i, k) x[k, j-th vector],   k in [begin, end)
+template <int kRows, int kVectors, typename T, typename Weight>
+SEGFAST_INLINE void tile(const Weight& weight, const T* x, int64_t x_pitch, int64_t begin,
+                         int64_t end, Vec<T, kLanes<T>> (&sums)[kRows][kVectors]) {
+  constexpr int W = kLanes<T>;
+  x += begin * x_pitch;
+  for (int64_t k = begin; k < end; ++k, x += x_pitch) {
     Vec<T, W> b[kVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) b[j] = load<W>(x + j * W);
@@ -88,7 +93,8 @@ __attribute__((noinline)) void project_panel(const T* w, int64_t first, int64_t 
   int64_t n = begin;
   for (; n + kVectors * W <= end; n += kVectors * W) {
     Vec<T, W> sums[kRows][kVectors];
-    tile<kRows, kVectors>(weight, x + n, x_pitch, terms, sums);
+    clear<kRows, kVectors, T>(sums);
+    tile<kRows, kVectors>(weight, x + n, x_pitch, 0, terms, sums);
     emit(first, rows - first, n, sums);
   }
   if constexpr (kVectors > 1) {
@@ -166,7 +172,7 @@ void pack_positions(const T* x, int64_t x_pitch, int64_t rows, const T* scale, i
 
 // out[b, a .. ) (+)= sum_n x[n, a .. ) rows[b][n] for kRows rows, of which `used` are wanted.
 template <int kVectors, int kRows, typename T>
-__attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, int64_t used,
+__attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const T* const* ahead, int64_t used,
                                          int64_t count, bool add, T* out, int64_t out_pitch) {
   constexpr int W = kLanes<T>;
   const T* row[kRows];
@@ -174,7 +180,17 @@ __attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, int64
   for (int i = 0; i < kRows; ++i) row[i] = rows[i];
   const auto weight = [&](int i, int64_t n) __attribute__((always_inline)) { return row[i][n]; };
   Vec<T, W> sums[kRows][kVectors];
-  tile<kRows, kVectors>(weight, x, kVectors * W, count, sums);
+  clear<kRows, kVectors, T>(sums);
+  if (ahead == nullptr) {
+    tile<kRows, kVectors>(weight, x, kVectors * W, 0, count, sums);
+  } else {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t n = 0; n < count; n += kLine) {
+#pragma GCC unroll 24
+      for (int i = 0; i < kRows; ++i) __builtin_prefetch(ahead[i] + n, 0, 2);
+      tile<kRows, kVectors>(weight, x, kVectors * W, n, count < n + kLine ? count : n + kLine, sums);
+    }
+  }
   if (add) {
     for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
       T* to = out + i * out_pitch + j * W;
@@ -277,21 +293,18 @@ SEGFAST_INLINE T dot(const T* x, const T* y, int64_t count) {
 // x [x_rows, count] in panels; count a multiple of the lanes, out_pitch too.
 template <typename T, typename Row>
 void gram(const T* panels, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count, bool add,
-          T* out, int64_t out_pitch) {
+          T* out, int64_t out_pitch, bool fetch = false) {
   if (few_rows<T>(x_rows)) return dots(panels, count, x_rows, y, y_rows, count, add, out, out_pitch);
   constexpr int kRows = kTileRows<2>;
-  constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t b = 0; b < y_rows; b += kRows, out += kRows * out_pitch) {
     const T* rows[kRows];
     const int64_t used = y_rows - b < kRows ? y_rows - b : kRows;
     for (int i = 0; i < kRows; ++i) rows[i] = y(i < used ? b + i : b);
-    for (int64_t i = b + kRows; i < y_rows && i < b + 2 * kRows; ++i) {  // in pages of their own
-      __builtin_prefetch(y(i));
-      __builtin_prefetch(y(i) + kLine);
-    }
+    const T* next[kRows];
+    for (int64_t i = 0; i < kRows; ++i) next[i] = y(b + kRows + i < y_rows ? b + kRows + i : b);
     for_each_panel<T>(x_rows, [&](int64_t a, auto vectors) __attribute__((always_inline)) {
       constexpr int kVectors = decltype(vectors)::value;
-      gram_tile<kVectors, kRows>(panels + a * count, rows, used, count, add, out + a, out_pitch);
+      gram_tile<kVectors, kRows>(panels + a * count, rows, fetch && kVectors == 2 && a == 0 ? next : nullptr, used, count, add, out + a, out_pitch);
     });
     if (stands_alone<T>(x_rows)) {
       for (int i = 0; i < used; ++i) {
