@@ -1,12 +1,13 @@
-// Uninitialised scratch memory, aligned for any vector. Large blocks ask for huge pages and are
-// kept for the next call: having the system hand out fresh zeroed pages costs as much as an
-// iteration.
+// Uninitialised scratch memory, aligned for any vector. All but small blocks are kept for the next
+// call, large ones ask for huge pages: having the system hand out fresh zeroed pages costs as much
+// as an iteration.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -16,28 +17,29 @@
 namespace segfast {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kMostKept = size_t{64} << 20;  // bytes kept by the process
+constexpr size_t kLeastKept = size_t{64} << 10;  // bytes of a block that is kept
+constexpr size_t kMostKept = size_t{64} << 20;   // bytes kept by the process
 
-// Freed large blocks, by size.
+// Freed blocks; the last one is taken first, while it is in the caches.
 class BlockCache {
  public:
-  BlockCache() { blocks_.reserve(kMostKept / kHugePage); }  // keep() allocates nothing
+  BlockCache() { blocks_.reserve(kMostKept / kLeastKept); }  // keep() allocates nothing
 
   // A block of at least `bytes` and at most twice that, or null.
   void* take(size_t* bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
+    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block) {
       if (block->first < *bytes || block->first > 2 * *bytes) continue;
       void* memory = block->second;
       *bytes = block->first;
       kept_ -= block->first;
-      blocks_.erase(block);
+      blocks_.erase(std::next(block).base());
       return memory;
     }
     return nullptr;
   }
 
-  // Of at least kHugePage. False when there is no room: the caller frees it.
+  // Of at least kLeastKept. False when there is no room: the caller frees it.
   bool keep(void* memory, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (kept_ + bytes > kMostKept) return false;
@@ -60,7 +62,7 @@ inline BlockCache& block_cache() {
 struct ReleaseMemory {
   size_t bytes = 0;
   void operator()(void* p) const {
-    if (bytes < kHugePage || !block_cache().keep(p, bytes)) std::free(p);
+    if (bytes < kLeastKept || !block_cache().keep(p, bytes)) std::free(p);
   }
 };
 template <typename T>
@@ -81,7 +83,7 @@ Buffer<T> make_buffer(int64_t count) {
   size_t bytes = static_cast<size_t>(count < 1 ? 1 : count) * sizeof(T);
   const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   bytes = (bytes + alignment - 1) / alignment * alignment;
-  void* p = alignment == kHugePage ? block_cache().take(&bytes) : nullptr;
+  void* p = bytes >= kLeastKept ? block_cache().take(&bytes) : nullptr;
   if (p == nullptr) {
     p = std::aligned_alloc(alignment, bytes);
     if (p == nullptr) throw std::bad_alloc();

@@ -1,12 +1,10 @@
 // Memory formats of maps [N, C, H, W].
 #pragma once
 
-#include <torch/csrc/stable/device.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <array>
 
+#include "csrc/allocate.h"
 #include "csrc/check.h"
 #include "dtype.h"
 
@@ -14,7 +12,6 @@ namespace segfast {
 
 using torch::headeronly::DeviceType;
 using torch::headeronly::MemoryFormat;
-using torch::stable::Device;
 using Sizes = std::array<int64_t, 4>;  // N, C, H, W
 
 struct Shape {
@@ -61,8 +58,7 @@ inline Tensor in_format(const Tensor& t, bool channels_last) {
       t, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// Dense; the strides of dimensions of size 1 tell the format, too. Not torch::stable::empty, which
-// looks up aten::empty by its name and boxes its arguments: 3 us of a call's 10.
+// Dense; the strides of dimensions of size 1 tell the format, too.
 inline Tensor empty_in_format(const Sizes& sizes, ScalarType dtype, const Device& device,
                               bool channels_last) {
   Sizes strides;
@@ -71,12 +67,7 @@ inline Tensor empty_in_format(const Sizes& sizes, ScalarType dtype, const Device
     strides[d] = next;
     next *= std::max<int64_t>(sizes[d], 1);
   }
-  using torch::stable::detail::from, torch::stable::detail::to;
-  AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), to<int32_t>(from(dtype)),
-                               to<int32_t>(from(device.type())), device.index(), &made));
-  return Tensor(made);
+  return empty_strided(sizes, strides, dtype, device);
 }
 
 }  // namespace segfast

@@ -9,6 +9,7 @@
 #include <optional>
 #include <tuple>
 
+#include "csrc/allocate.h"
 #include "csrc/buffer.h"
 #include "csrc/check.h"
 #include "csrc/parallel.h"
@@ -18,6 +19,8 @@ namespace segfast {
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
+
+const Device kCpu(torch::headeronly::DeviceType::CPU);
 
 const LinearAttentionKernels& kernels() {
   return dispatch<LinearAttentionKernels>(SEGFAST_TABLES(linear_attention_kernels));
@@ -147,11 +150,10 @@ const void* element(const MaybeTensor& x, int64_t index) {
 }
 
 Tensor empty_state(const LinearAttention& p, const Tensor& like) {
-  return torch::stable::new_empty(
-      like, std::vector<int64_t>{like.size(0), state_rows(p), p.values + 1}, sum_type(like));
+  return empty_contiguous<3>({like.size(0), state_rows(p), p.values + 1}, sum_type(like), kCpu);
 }
 Tensor empty_map(const Tensor& like, int64_t channels) {
-  return torch::stable::new_empty(like, std::vector<int64_t>{like.size(0), channels, like.size(2)});
+  return empty_contiguous<3>({like.size(0), channels, like.size(2)}, like.scalar_type(), kCpu);
 }
 
 // What the operators are made of: the items of their stages. Each takes checked tensors.
@@ -325,9 +327,9 @@ Tensor linear_attention_read(const Tensor& q, const Tensor& state, MaybeTensor g
                              MaybeTensor residual, int64_t feature_map, double eps) {
   const LinearAttention p = problem(q, state.size(2) - 1, feature_map, eps);
   check_map(q, "q", q, q.size(0), q.size(2));
-  const Tensor sums = torch::stable::contiguous(state);
+  const Tensor sums = made_contiguous(state);
   check_state(p, sums, q);
-  if (gamma) gamma = torch::stable::contiguous(*gamma);
+  if (gamma) gamma = made_contiguous(*gamma);
   check_gamma(gamma, q);
   if (residual) {
     check_map(*residual, "residual", q, q.size(0), q.size(2));
@@ -369,7 +371,7 @@ std::tuple<Tensor, Tensor> linear_attention_state_backward(const Tensor& grad, c
   const LinearAttention p = problem(k, v.size(1), feature_map, 0);
   check_map(k, "k", k, k.size(0), k.size(2));
   check_map(v, "v", k, k.size(0), k.size(2));
-  const Tensor sums = torch::stable::contiguous(grad);
+  const Tensor sums = made_contiguous(grad);
   check_state(p, sums, k);
   Tensor grad_k = empty_map(k, p.features), grad_v = empty_map(k, p.values);
   const StateSumBackward backward(p, sums, k, v, grad_k, grad_v);
@@ -390,13 +392,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_read_backward(const Tensor& 
   check_map(q, "q", q, q.size(0), q.size(2));
   check_map(grad, "grad", q, q.size(0), q.size(2));
   STD_TORCH_CHECK(grad.size(1) == p.values, "grad must have the channels of o");
-  const Tensor sums = torch::stable::contiguous(state);
+  const Tensor sums = made_contiguous(state);
   check_state(p, sums, q);
-  if (gamma) gamma = torch::stable::contiguous(*gamma);
+  if (gamma) gamma = made_contiguous(*gamma);
   check_gamma(gamma, q);
   Tensor grad_q = empty_map(q, p.features), grad_state = empty_state(p, q);
-  Tensor grad_gamma =
-      torch::stable::new_empty(q, std::vector<int64_t>{q.size(0)}, sum_type(q));
+  Tensor grad_gamma = empty_contiguous<1>({q.size(0)}, sum_type(q), kCpu);
   const StateReadBackward backward(p, grad, q, sums, gamma, grad_q, grad_state);
   for_each_stage_of<3>(p, {backward.packs(), backward.reads(), backward.merges()},
                        [&](size_t stage, int64_t item, char* scratch) {
@@ -419,7 +420,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_backward(const Tensor& grad,
   check_map(grad, "grad", q, k.size(0), q.size(2));
   STD_TORCH_CHECK(q.size(1) == p.features, "q must have the channels of k");
   STD_TORCH_CHECK(grad.size(1) == p.values, "grad must have the channels of v");
-  const Tensor sums = torch::stable::contiguous(state);
+  const Tensor sums = made_contiguous(state);
   check_state(p, sums, q);
   Tensor grad_q = empty_map(q, p.features), grad_state = empty_state(p, q);
   Tensor grad_k = empty_map(k, p.features), grad_v = empty_map(k, p.values);

@@ -74,7 +74,7 @@ def linear_attention(
     index, eps = _options(feature_map, eps)
     lead = _require_tokens(q, k, v)
     dtype = autocast_dtype(q)
-    queries, keys, values = (_maps(x.to(dtype), lead) for x in (q, k, v))  # [B, D | E, N | M]
+    queries, keys, values = (_maps(x, dtype, lead) for x in (q, k, v))  # [B, D | E, N | M]
     o, _ = call(Attend, queries, keys, values, index, eps)  # [B, E, N]
     o = o.mT if len(lead) == 1 else o.reshape(*lead, *o.shape[1:]).mT
     return o.contiguous() if v.stride(-1) == 1 and v.stride(-2) != 1 else o
@@ -200,9 +200,9 @@ def _require_like(first: str, like: Tensor, name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must have the dtype of {first}, {like.dtype}; got {x.dtype}")
 
 
-def _maps(x: Tensor, lead: torch.Size) -> Tensor:
+def _maps(x: Tensor, dtype: torch.dtype, lead: torch.Size) -> Tensor:
     """x [..., N, C] -> [B, C, N], positions next to each other; B = all of `lead`."""
-    x = x.mT
+    x = x.mT if x.dtype == dtype else x.mT.to(dtype)
     if x.shape[:-2] != lead:
         x = x.expand(*lead, *x.shape[-2:])
     return rows(x if len(lead) == 1 else x.reshape(math.prod(lead), *x.shape[-2:]))
