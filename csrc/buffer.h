@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/poison.h"
+
 namespace segfast {
 
 constexpr size_t kHugePage = size_t{2} << 20;
@@ -89,6 +91,7 @@ Buffer<T> make_buffer(int64_t count) {
     if (p == nullptr) throw std::bad_alloc();
     want_huge_pages(p, bytes);
   }
+  poison(p, bytes);
   return Buffer<T>(static_cast<T*>(p), ReleaseMemory{bytes});
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/poison.h"
 #include "dispatch.h"
 
 #ifndef SEGFAST_CUDA
@@ -47,5 +48,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_sets", &segfast::instruction_sets, "Those that run here, narrowest first.");
   m.def("instruction_set",
         [] { return segfast::kIsaNames[static_cast<int>(segfast::isa_selected())]; });
+  m.def(
+      "poison", [](bool on) { return segfast::poisoning().exchange(on); },
+      "For tests: whether to fill what is not initialised; returns what it was.");
   m.def("select_instruction_set", &segfast::select_instruction_set, "False when not available.");
 }

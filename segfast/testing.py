@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from segfast._native import native
 from segfast._op_battery import op_battery
 from segfast.ops._layout import dtype_name
 
@@ -158,14 +159,19 @@ def poison_empty() -> Iterator[None]:
     """Inside the block uninitialised memory is NaN (floats) or the largest value (integers).
 
     Covers torch.empty, empty_like, empty_strided, new_empty and resize_, from Python and from C++
-    that allocates through PyTorch. Uses PyTorch's deterministic mode, the whole process's.
+    that allocates through PyTorch; results and scratch memory of segfast's compiled kernels on the
+    CPU (all bits set). Uses PyTorch's deterministic mode, the whole process's.
     """
+    module = native()
     mode = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    before = module is not None and module.poison(True)
     try:
         yield
     finally:
+        if module is not None:
+            module.poison(before)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.set_deterministic_debug_mode(mode)

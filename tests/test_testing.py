@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from segfast._native import native
 from segfast.testing import assert_as_good_as, devices, dtypes, op_battery, poison_empty
 
 # torch.export calls a deprecated function of its own; vmap says that it loops over our operators.
@@ -132,6 +133,16 @@ def test_poison_shows_a_missing_write() -> None:
 
     with poison_empty():
         assert forgets_the_last(torch.ones(5)).isnan().sum() == 1
+
+
+def test_poison_fills_what_the_kernels_get(compiled_kernels: None) -> None:
+    module = native()
+    assert module is not None
+    with poison_empty():
+        with poison_empty():
+            pass
+        assert module.poison(True)  # as it was; filling: test_buffer.py
+    assert not module.poison(False)
 
 
 def test_poison_ends_with_its_block() -> None:

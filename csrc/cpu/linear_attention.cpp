@@ -1,30 +1,20 @@
-// segfast::_linear_attention_state and its relatives: checks, memory, threads; the arithmetic is in
-// kernels/linear_attention.
+// segfast::_linear_attention and its relatives: checks and memory. The work:
+// linear_attention_stages.h.
 #include "kernels/linear_attention/linear_attention.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <optional>
 #include <tuple>
 
 #include "csrc/allocate.h"
-#include "csrc/buffer.h"
 #include "csrc/check.h"
-#include "csrc/parallel.h"
-#include "dispatch.h"
+#include "csrc/cpu/linear_attention_stages.h"
 
 namespace segfast {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
 const Device kCpu(torch::headeronly::DeviceType::CPU);
-
-const LinearAttentionKernels& kernels() {
-  return dispatch<LinearAttentionKernels>(SEGFAST_TABLES(linear_attention_kernels));
-}
 
 ScalarType sum_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -41,21 +31,6 @@ void check_map(const Tensor& x, const char* name, const Tensor& like, int64_t ba
                   " must have its positions in a row");
 }
 
-Map map_of(const Tensor& x, int64_t batch) {
-  const char* base = static_cast<const char*>(x.const_data_ptr());
-  return {base + batch * x.stride(0) * static_cast<int64_t>(x.element_size()), x.stride(1)};
-}
-MutableMap mutable_map_of(const Tensor& x, int64_t batch) {
-  char* base = static_cast<char*>(x.mutable_data_ptr());
-  return {base + batch * x.stride(0) * static_cast<int64_t>(x.element_size()), x.stride(1)};
-}
-
-// [B, rows, columns] of sums, a row's memory for one batch element.
-char* sums_of(const Tensor& x, int64_t batch) {
-  return static_cast<char*>(x.mutable_data_ptr()) +
-         batch * x.stride(0) * static_cast<int64_t>(x.element_size());
-}
-
 LinearAttention problem(const Tensor& x, int64_t values, int64_t feature_map, double eps) {
   STD_TORCH_CHECK(feature_map >= 0 && feature_map <= 4, "unknown feature map");
   STD_TORCH_CHECK(x.dim() == 3 && x.size(1) >= 1 && values >= 1, "maps must have channels");
@@ -63,90 +38,9 @@ LinearAttention problem(const Tensor& x, int64_t values, int64_t feature_map, do
           values, eps};
 }
 
-int64_t state_rows(const LinearAttention& p) { return p.features + (p.map == FeatureMap::taylor); }
-
 void check_state(const LinearAttention& p, const Tensor& state, const Tensor& like) {
   STD_TORCH_CHECK(state.dim() == 3, "state must be [B, R, E + 1]");
   check_tensor(state, sum_type(like), like.size(0) * state_rows(p) * (p.values + 1), "state");
-}
-
-// Positions are cut by the problem's size alone, never by the number of threads.
-struct Chunks {
-  static constexpr int64_t kMost = 32;
-  int64_t positions, length, count;
-
-  Chunks(int64_t all, int64_t least) : positions(all) {
-    length = std::max(least, (positions + kMost - 1) / kMost);
-    count = (positions + length - 1) / length;
-  }
-  int64_t begin(int64_t chunk) const { return chunk * length; }
-  int64_t end(int64_t chunk) const { return std::min(positions, (chunk + 1) * length); }
-};
-
-// Sums over positions of one batch element after the other, chunk by chunk; merged column by
-// column.
-struct Parts {
-  LinearAttention problem;
-  int64_t chunks, size;   // size: bytes of a part
-  int64_t grain, slices;  // columns of a state that are merged at once
-  Buffer<char> memory;
-
-  Parts(const LinearAttention& p, int64_t batch, int64_t chunk_count, int64_t element_size)
-      : problem(p),
-        chunks(chunk_count),
-        size(kernels().part(p) * element_size),
-        grain(std::max<int64_t>(1, 32768 / (state_rows(p) * (chunks + 1)))),
-        slices((p.values + grain) / grain),  // of E + 1 columns
-        memory(make_buffer<char>(batch * chunks * size)) {}
-
-  char* of(int64_t batch, int64_t chunk) const {
-    return memory.get() + (batch * chunks + chunk) * size;
-  }
-
-  // Item `index` of batch * slices; state [B, R, E + 1].
-  void merge(int64_t index, const Tensor& state) const {
-    const int64_t b = index / slices, first = index % slices * grain;
-    kernels().merge(problem, of(b, 0), chunks, first, std::min(problem.values + 1, first + grain),
-                    sums_of(state, b));
-  }
-};
-
-// A state, or its gradient, as the kernels take it: packed once, slice by slice.
-struct Weights {
-  LinearAttention problem;
-  bool features, values;
-  int64_t step, slices;
-  int64_t size;  // bytes of one batch element
-  Buffer<char> memory;
-
-  Weights(const LinearAttention& p, const Tensor& state, bool for_features, bool for_values)
-      : problem(p),
-        features(for_features),
-        values(for_values),
-        step(std::max<int64_t>(1, 32768 / state_rows(p) / kPackedValues) * kPackedValues),
-        slices((p.values + step - 1) / step),
-        size(kernels().weights(p) * static_cast<int64_t>(state.element_size())),
-        memory(make_buffer<char>(state.size(0) * size)) {}
-
-  char* of(int64_t batch) const { return memory.get() + batch * size; }
-
-  // Item `index` of batch * slices.
-  void pack(int64_t index, const Tensor& state) const {
-    const int64_t b = index / slices, first = index % slices * step;
-    kernels().pack(problem, sums_of(state, b), first, std::min(problem.values, first + step),
-                   features, values, of(b));
-  }
-};
-
-// With many channels fewer positions are work enough for a thread.
-Chunks chunks_to_read(const LinearAttention& p, int64_t positions) {
-  return {positions, p.features * p.values > 1 << 18 ? 128 : 512};
-}
-
-const void* element(const MaybeTensor& x, int64_t index) {
-  if (!x) return nullptr;
-  return static_cast<const char*>(x->const_data_ptr()) +
-         index * static_cast<int64_t>(x->element_size());
 }
 
 Tensor empty_state(const LinearAttention& p, const Tensor& like) {
@@ -154,154 +48,6 @@ Tensor empty_state(const LinearAttention& p, const Tensor& like) {
 }
 Tensor empty_map(const Tensor& like, int64_t channels) {
   return empty_contiguous<3>({like.size(0), channels, like.size(2)}, like.scalar_type(), kCpu);
-}
-
-// What the operators are made of: the items of their stages. Each takes checked tensors.
-
-// The state of k and v: sums(), then merges().
-struct StateSum {
-  LinearAttention problem;
-  const Tensor &k, &v, &state;
-  Chunks chunks;
-  Parts parts;
-  // Few positions of many channels: values are cut too, and phi is computed for each range.
-  int64_t ranges, range;
-
-  StateSum(const LinearAttention& p, const Tensor& k_, const Tensor& v_, const Tensor& state_)
-      : problem(p),
-        k(k_),
-        v(v_),
-        state(state_),
-        chunks(k.size(2), 512),
-        parts(p, k.size(0), chunks.count, static_cast<int64_t>(state.element_size())),
-        ranges(std::clamp<int64_t>(8 / (chunks.count + 1), 1, (p.values + 511) / 512)),
-        range((p.values + ranges - 1) / ranges) {}
-
-  int64_t sums() const { return k.size(0) * ranges * chunks.count; }
-  void sum(int64_t item, char* scratch) const {
-    const int64_t c = item % chunks.count, i = item / chunks.count;
-    const int64_t b = i / ranges, first = i % ranges * range;
-    kernels().state(problem, map_of(k, b), map_of(v, b), chunks.begin(c), chunks.end(c), first,
-                    std::min(problem.values, first + range), parts.of(b, c), scratch);
-  }
-  int64_t merges() const { return k.size(0) * parts.slices; }
-  void merge(int64_t item) const { parts.merge(item, state); }
-};
-
-// o of q and a state: packs(), then reads().
-struct StateRead {
-  LinearAttention problem;
-  const Tensor &q, &state;
-  const MaybeTensor &gamma, &residual;
-  const Tensor& o;
-  Weights weights;
-  Chunks chunks;
-
-  StateRead(const LinearAttention& p, const Tensor& q_, const Tensor& state_,
-            const MaybeTensor& gamma_, const MaybeTensor& residual_, const Tensor& o_)
-      : problem(p),
-        q(q_),
-        state(state_),
-        gamma(gamma_),
-        residual(residual_),
-        o(o_),
-        weights(p, state, true, false),
-        chunks(chunks_to_read(p, q.size(2))) {}
-
-  int64_t packs() const { return q.size(0) * weights.slices; }
-  void pack(int64_t item) const { weights.pack(item, state); }
-  int64_t reads() const { return q.size(0) * chunks.count; }
-  void read(int64_t item, char* scratch) const {
-    const int64_t b = item / chunks.count, c = item % chunks.count;
-    const Map add = residual ? map_of(*residual, b) : Map{nullptr, 0};
-    kernels().read(problem, map_of(q, b), weights.of(b), element(gamma, b), add,
-                   mutable_map_of(o, b), chunks.begin(c), chunks.end(c), scratch);
-  }
-};
-
-// Gradients of a StateRead: packs(), reads(), merges(); then merge_gamma.
-struct StateReadBackward {
-  LinearAttention problem;
-  const Tensor &grad, &q, &state;
-  const MaybeTensor& gamma;
-  const Tensor &grad_q, &grad_state;
-  int64_t size;  // bytes of a sum
-  Weights weights;
-  Chunks chunks;
-  Parts parts;
-  Buffer<char> shares;  // of the gradient of gamma
-
-  StateReadBackward(const LinearAttention& p, const Tensor& grad_, const Tensor& q_,
-                    const Tensor& state_, const MaybeTensor& gamma_, const Tensor& grad_q_,
-                    const Tensor& grad_state_)
-      : problem(p),
-        grad(grad_),
-        q(q_),
-        state(state_),
-        gamma(gamma_),
-        grad_q(grad_q_),
-        grad_state(grad_state_),
-        size(static_cast<int64_t>(state.element_size())),
-        weights(p, state, false, true),
-        chunks(chunks_to_read(p, q.size(2))),
-        parts(p, q.size(0), chunks.count, size),
-        shares(make_buffer<char>(q.size(0) * chunks.count * size)) {}
-
-  int64_t packs() const { return q.size(0) * weights.slices; }
-  void pack(int64_t item) const { weights.pack(item, state); }
-  int64_t reads() const { return q.size(0) * chunks.count; }
-  void read(int64_t item, char* scratch) const {
-    const int64_t b = item / chunks.count, c = item % chunks.count;
-    kernels().read_backward(problem, map_of(grad, b), map_of(q, b), weights.of(b),
-                            element(gamma, b), mutable_map_of(grad_q, b), parts.of(b, c),
-                            shares.get() + item * size, chunks.begin(c), chunks.end(c), scratch);
-  }
-  int64_t merges() const { return q.size(0) * parts.slices; }
-  void merge(int64_t item) const { parts.merge(item, grad_state); }
-  void merge_gamma(const Tensor& grad_gamma) const {
-    kernels().merge_gamma(problem, shares.get(), q.size(0), chunks.count,
-                          grad_gamma.mutable_data_ptr());
-  }
-};
-
-// Gradients of a StateSum: packs(), then reads().
-struct StateSumBackward {
-  LinearAttention problem;
-  const Tensor &grad, &k, &v, &grad_k, &grad_v;
-  Weights weights;
-  Chunks chunks;
-
-  StateSumBackward(const LinearAttention& p, const Tensor& grad_, const Tensor& k_,
-                   const Tensor& v_, const Tensor& grad_k_, const Tensor& grad_v_)
-      : problem(p),
-        grad(grad_),
-        k(k_),
-        v(v_),
-        grad_k(grad_k_),
-        grad_v(grad_v_),
-        weights(p, grad, true, true),
-        chunks(chunks_to_read(p, k.size(2))) {}
-
-  int64_t packs() const { return k.size(0) * weights.slices; }
-  void pack(int64_t item) const { weights.pack(item, grad); }
-  int64_t reads() const { return k.size(0) * chunks.count; }
-  void read(int64_t item, char* scratch) const {
-    const int64_t b = item / chunks.count, c = item % chunks.count;
-    kernels().state_backward(problem, weights.of(b), map_of(k, b), map_of(v, b),
-                             mutable_map_of(grad_k, b), mutable_map_of(grad_v, b), chunks.begin(c),
-                             chunks.end(c), scratch);
-  }
-};
-
-// work(stage, item, scratch) for all items, stage by stage.
-template <size_t kStages, typename Work>
-void for_each_stage_of(const LinearAttention& p, const std::array<int64_t, kStages>& items,
-                       const Work& work) {
-  for_each_stage<kStages>(items, [&] {
-    return [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
-      work(stage, item, scratch.get());
-    };
-  });
 }
 
 void check_gamma(const MaybeTensor& gamma, const Tensor& q) {
@@ -430,8 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_backward(const Tensor& grad,
   const StateSumBackward of_sum(problem(k, v.size(1), feature_map, 0), grad_state, k, v, grad_k,
                                 grad_v);
   for_each_stage_of<5>(
-      p,
-      {of_read.packs(), of_read.reads(), of_read.merges(), of_sum.packs(), of_sum.reads()},
+      p, {of_read.packs(), of_read.reads(), of_read.merges(), of_sum.packs(), of_sum.reads()},
       [&](size_t stage, int64_t item, char* scratch) {
         if (stage == 0) return of_read.pack(item);
         if (stage == 1) return of_read.read(item, scratch);

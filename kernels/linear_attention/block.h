@@ -143,8 +143,8 @@ SEGFAST_INLINE Vec<T, kLanes<T>> load_wide(const S* from, int64_t count) {
 
 // to [kRows, width] = kRows rows of positions, zeros beyond the count; `ahead` rows on are fetched.
 template <int kRows, typename S, typename T>
-SEGFAST_INLINE void load_rows(const S* from, int64_t from_pitch, int64_t ahead, const Features<T>& b,
-                              T* to) {
+SEGFAST_INLINE void load_rows(const S* from, int64_t from_pitch, int64_t ahead,
+                              const Features<T>& b, T* to) {
   constexpr int W = kLanes<T>;
   constexpr int64_t kLine = 64 / sizeof(S);
   int64_t n = 0;

@@ -17,7 +17,8 @@ void add_products(const LinearAttention& p, const T* values, int64_t values_pitc
                   T* part_) {
   const int64_t pitch = part_pitch<T>(p);
   const auto row = [&](int64_t i) { return i < count ? values + i * values_pitch : s.ones; };
-  gram(s.panels, state_rows(p), row, count + ones, width, add, part_ + e * pitch, pitch, values_pitch != s.pitch);
+  gram(s.panels, state_rows(p), row, count + ones, width, add, part_ + e * pitch, pitch,
+       values_pitch != s.pitch);
 }
 
 template <typename S, typename T>

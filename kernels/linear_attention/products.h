@@ -172,8 +172,9 @@ void pack_positions(const T* x, int64_t x_pitch, int64_t rows, const T* scale, i
 
 // out[b, a .. ) (+)= sum_n x[n, a .. ) rows[b][n] for kRows rows, of which `used` are wanted.
 template <int kVectors, int kRows, typename T>
-__attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const T* const* ahead, int64_t used,
-                                         int64_t count, bool add, T* out, int64_t out_pitch) {
+__attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const T* const* ahead,
+                                         int64_t used, int64_t count, bool add, T* out,
+                                         int64_t out_pitch) {
   constexpr int W = kLanes<T>;
   const T* row[kRows];
 #pragma GCC unroll 24
@@ -188,7 +189,8 @@ __attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const
     for (int64_t n = 0; n < count; n += kLine) {
 #pragma GCC unroll 24
       for (int i = 0; i < kRows; ++i) __builtin_prefetch(ahead[i] + n, 0, 2);
-      tile<kRows, kVectors>(weight, x, kVectors * W, n, count < n + kLine ? count : n + kLine, sums);
+      tile<kRows, kVectors>(weight, x, kVectors * W, n, count < n + kLine ? count : n + kLine,
+                            sums);
     }
   }
   if (add) {
@@ -294,7 +296,8 @@ SEGFAST_INLINE T dot(const T* x, const T* y, int64_t count) {
 template <typename T, typename Row>
 void gram(const T* panels, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count, bool add,
           T* out, int64_t out_pitch, bool fetch = false) {
-  if (few_rows<T>(x_rows)) return dots(panels, count, x_rows, y, y_rows, count, add, out, out_pitch);
+  if (few_rows<T>(x_rows))
+    return dots(panels, count, x_rows, y, y_rows, count, add, out, out_pitch);
   constexpr int kRows = kTileRows<2>;
   for (int64_t b = 0; b < y_rows; b += kRows, out += kRows * out_pitch) {
     const T* rows[kRows];
@@ -304,7 +307,9 @@ void gram(const T* panels, int64_t x_rows, const Row& y, int64_t y_rows, int64_t
     for (int64_t i = 0; i < kRows; ++i) next[i] = y(b + kRows + i < y_rows ? b + kRows + i : b);
     for_each_panel<T>(x_rows, [&](int64_t a, auto vectors) __attribute__((always_inline)) {
       constexpr int kVectors = decltype(vectors)::value;
-      gram_tile<kVectors, kRows>(panels + a * count, rows, fetch && kVectors == 2 && a == 0 ? next : nullptr, used, count, add, out + a, out_pitch);
+      gram_tile<kVectors, kRows>(panels + a * count, rows,
+                                 fetch && kVectors == 2 && a == 0 ? next : nullptr, used, count,
+                                 add, out + a, out_pitch);
     });
     if (stands_alone<T>(x_rows)) {
       for (int i = 0; i < used; ++i) {
