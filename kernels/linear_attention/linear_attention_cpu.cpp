@@ -97,7 +97,7 @@ void divide(const LinearAttention& p, const Features<T>& b, const T* totals, con
                             store<W>(s.scale + n, sum == 0 ? V{} : T(1) / sum);
                           }
                         };
-  project_panel<1, kVectors>(totals, 0, 1, b.phi, b.pitch, state_rows(p), 0, b.width, emit);
+  project_panel<1, kVectors, 1>(totals, 0, 1, b.phi, b.pitch, state_rows(p), 0, b.width, emit);
   clear_beyond(b, 1, s.scale);  // 0 times an infinite total
 }
 
@@ -142,9 +142,10 @@ void along_features(const LinearAttention& p, int64_t first, const Features<T>& 
 template <typename T>
 void along_values(const LinearAttention& p, int64_t rows, int64_t e, int64_t count, int64_t width,
                   const Weights<const T>& weights, const Scratch<T>& s) {
-  constexpr int W = kLanes<T>, kRows = kTileRows<kWide>;
+  constexpr int W = kLanes<T>, kPanel = kTileRows<kWide>;
   const auto emit = [&](int64_t r, int64_t used, int64_t n,
                         const auto& sums) __attribute__((always_inline)) {
+    constexpr int kRows = sizeof(sums) / sizeof(sums[0]);
     constexpr int kVectors = sizeof(sums[0]) / sizeof(sums[0][0]);
     T* const row = s.grad + r * s.pitch + n;
     for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
@@ -152,7 +153,7 @@ void along_values(const LinearAttention& p, int64_t rows, int64_t e, int64_t cou
       store<W>(to, load<W>(to) + sums[i][j]);
     });
   };
-  project<kWide>(weights.values + e * kRows, p.values * kRows, rows, s.values, s.pitch, count,
+  project<kWide>(weights.values + e * kPanel, p.values * kPanel, rows, s.values, s.pitch, count,
                  width, emit);
 }
 

@@ -12,8 +12,8 @@ namespace {
 template <int kVectors>
 constexpr int kTileRows = (kVectorRegisters >= 32 ? 24 : 12) / kVectors;
 
-constexpr int kWide = 3;    // vectors across, for results that stay in cache
-constexpr int kNarrow = 2;  // for results that go to memory: whole cache lines
+constexpr int kWide = 3;  // vectors across, for results that stay in cache
+constexpr int kNarrow = kVectorBytes == 64 ? 3 : 2;  // for those that go to memory: whole lines
 
 SEGFAST_INLINE constexpr int64_t round_up(int64_t x, int64_t step) {
   return (x + step - 1) / step * step;
@@ -82,14 +82,15 @@ SEGFAST_INLINE void for_each_sum(int64_t used, const F& f) {
   }
 }
 
-// Not inlined: its caller's variables would take the registers it needs.
-template <int kRows, int kVectors, typename T, typename Emit>
+// The first kRows of a panel of kPitch. Not inlined: its caller's variables would take the
+// registers it needs.
+template <int kRows, int kVectors, int kPitch, typename T, typename Emit>
 __attribute__((noinline)) void project_panel(const T* w, int64_t first, int64_t rows, const T* x,
                                              int64_t x_pitch, int64_t terms, int64_t begin,
                                              int64_t end, const Emit& emit) {
   constexpr int W = kLanes<T>;
   const auto weight = [=](int i, int64_t k)
-                          __attribute__((always_inline)) { return w[k * kRows + i]; };
+                          __attribute__((always_inline)) { return w[k * kPitch + i]; };
   int64_t n = begin;
   for (; n + kVectors * W <= end; n += kVectors * W) {
     Vec<T, W> sums[kRows][kVectors];
@@ -98,7 +99,7 @@ __attribute__((noinline)) void project_panel(const T* w, int64_t first, int64_t 
     emit(first, rows - first, n, sums);
   }
   if constexpr (kVectors > 1) {
-    project_panel<kRows, 1>(w, first, rows, x, x_pitch, terms, n, end, emit);
+    project_panel<kRows, 1, kPitch>(w, first, rows, x, x_pitch, terms, n, end, emit);
   }
 }
 
@@ -108,8 +109,13 @@ template <int kVectors, typename T, typename Emit>
 void project(const T* w, int64_t panel_size, int64_t rows, const T* x, int64_t x_pitch,
              int64_t terms, int64_t count, const Emit& emit) {
   constexpr int kRows = kTileRows<kVectors>;
+  constexpr int kAlone = 8;  // sums of one row (the ones of taylor) that hide an addition's latency
   for (int64_t first = 0; first < rows; first += kRows, w += panel_size) {
-    project_panel<kRows, kVectors>(w, first, rows, x, x_pitch, terms, 0, count, emit);
+    if (rows - first == 1) {
+      project_panel<1, kAlone, kRows>(w, first, rows, x, x_pitch, terms, 0, count, emit);
+    } else {
+      project_panel<kRows, kVectors, kRows>(w, first, rows, x, x_pitch, terms, 0, count, emit);
+    }
   }
 }
 
