@@ -7,10 +7,11 @@ an example without numbers, or on torch.fx's proxies, which stand for every inpu
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch.fx
@@ -81,29 +82,46 @@ def follow(
     flows = {pool: Flow() for pool in pools}
     tokens: list[weakref.ref[Token]] = []
     new: dict[Any, nn.Module] = {}
-    try:
-        if example is None:
-            twin = look_alike(model, lambda x: x.to("meta"), new)
-            _wire(new, flows, unpools, tokens)
-            results = _trace(twin, [new[module] for module in (*flows, *unpools)])
-        else:
-            mode = FakeTensorMode(allow_non_fake_inputs=True)
-            fake = faker(mode)
-            twin = look_alike(model, fake, new).eval()
-            _wire(new, flows, unpools, tokens)
-            args, kwargs = tree_map_only(Tensor, fake, _arguments(example))
-            with torch.no_grad(), mode:
-                results = twin(*args, **kwargs)
-    except Exception as error:  # whatever somebody's forward may raise
-        what = "torch.fx does not trace the model, give example="
-        what = what if example is None else "the model does not run on fake tensors"
-        return {}, f"{what} ({type(error).__name__}: {error})".split("\n")[0]
-    gc.collect()
+    with _collected():
+        try:
+            if example is None:
+                twin = look_alike(model, lambda x: x.to("meta"), new)
+                _wire(new, flows, unpools, tokens)
+                results = _trace(twin, [new[module] for module in (*flows, *unpools)])
+            else:
+                mode = FakeTensorMode(allow_non_fake_inputs=True)
+                fake = faker(mode)
+                twin = look_alike(model, fake, new).eval()
+                _wire(new, flows, unpools, tokens)
+                args, kwargs = tree_map_only(Tensor, fake, _arguments(example))
+                with torch.no_grad(), mode:
+                    results = twin(*args, **kwargs)
+        except Exception as error:  # whatever somebody's forward may raise
+            what = "torch.fx does not trace the model, give example="
+            what = what if example is None else "the model does not run on fake tensors"
+            return {}, f"{what} ({type(error).__name__}: {error})".split("\n")[0]
     for reference in tokens:
         if (token := reference()) is not None:  # held by the results or by the look-alike
             token.used("the model returns or keeps them")
     del results
     return flows, None
+
+
+@contextlib.contextmanager
+def _collected() -> Iterator[None]:
+    """What the block has made and let go is gone when it ends, cycles too.
+
+    Only what is younger than the block is looked at: all of a process takes a second.
+    """
+    ours = gc.get_freeze_count() == 0  # what somebody else froze is not ours to thaw
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        if ours:
+            gc.unfreeze()
 
 
 def _wire(
