@@ -10,9 +10,11 @@ from torch import Tensor
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
+    if x.dtype == torch.float64 or not torch._C._is_any_autocast_enabled():
+        return x.dtype
     device = x.device.type
     available = torch.amp.is_autocast_available(device)  # not on meta
-    if x.dtype == torch.float64 or not available or not torch.is_autocast_enabled(device):
+    if not available or not torch.is_autocast_enabled(device):
         return x.dtype
     return torch.get_autocast_dtype(device)
 
