@@ -41,10 +41,14 @@ class BlockCache {
     return nullptr;
   }
 
-  // Of at least kLeastKept. False when there is no room: the caller frees it.
+  // Of at least kLeastKept. Full, it frees what came first; false: too large, the caller frees it.
   bool keep(void* memory, size_t bytes) {
+    if (bytes > kMostKept) return false;
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (kept_ + bytes > kMostKept) return false;
+    for (; kept_ + bytes > kMostKept; blocks_.erase(blocks_.begin())) {
+      kept_ -= blocks_.front().first;
+      std::free(blocks_.front().second);
+    }
     blocks_.emplace_back(bytes, memory);
     kept_ += bytes;
     return true;

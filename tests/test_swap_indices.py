@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -114,6 +115,20 @@ def check(model: nn.Module, example: Any = None) -> Any:
     assert type(model.unpool1) is type(model.unpool2) is MaxUnpool2d
     assert all(map(same, results(model, IMAGE), before))
     return report
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_frozen_stays_so(frozen: bool) -> None:
+    """Garbage is looked for among young objects alone, and others' freezing is left as it is."""
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+    before = gc.get_freeze_count()
+    model = SegNet()
+    check(model)
+    assert packed(model) == ["pool1", "pool2"]
+    assert (gc.get_freeze_count() > 0) == (before > 0) == frozen
+    gc.freeze()  # as conftest.py left it
 
 
 @pytest.mark.parametrize("example", [None, EXAMPLE, (EXAMPLE,), {"x": EXAMPLE}])

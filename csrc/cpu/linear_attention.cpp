@@ -39,8 +39,10 @@ LinearAttention problem(const Tensor& x, int64_t values, int64_t feature_map, do
 }
 
 void check_state(const LinearAttention& p, const Tensor& state, const Tensor& like) {
-  STD_TORCH_CHECK(state.dim() == 3, "state must be [B, R, E + 1]");
-  check_tensor(state, sum_type(like), like.size(0) * state_rows(p) * (p.values + 1), "state");
+  STD_TORCH_CHECK(state.dim() == 3 && state.size(0) == like.size(0) &&
+                      state.size(1) == state_rows(p) && state.size(2) == p.values + 1,
+                  "state must be [", like.size(0), ", ", state_rows(p), ", ", p.values + 1, "]");
+  check_tensor(state, sum_type(like), state.numel(), "state");
 }
 
 Tensor empty_state(const LinearAttention& p, const Tensor& like) {

@@ -35,8 +35,12 @@ MutableMap mutable_map_of(const Tensor& x, int64_t batch) {
   return {base + batch * x.stride(0) * static_cast<int64_t>(x.element_size()), x.stride(1)};
 }
 
-// [B, rows, columns] of sums, a row's memory for one batch element.
-char* sums_of(const Tensor& x, int64_t batch) {
+// [B, rows, columns] of sums: the memory of one batch element.
+const char* sums_of(const Tensor& x, int64_t batch) {
+  return static_cast<const char*>(x.const_data_ptr()) +
+         batch * x.stride(0) * static_cast<int64_t>(x.element_size());
+}
+char* mutable_sums_of(const Tensor& x, int64_t batch) {
   return static_cast<char*>(x.mutable_data_ptr()) +
          batch * x.stride(0) * static_cast<int64_t>(x.element_size());
 }
@@ -78,7 +82,7 @@ struct Parts {
   void merge(int64_t index, const Tensor& state) const {
     const int64_t b = index / slices, first = index % slices * grain;
     kernels().merge(problem, of(b, 0), chunks, first, std::min(problem.values + 1, first + grain),
-                    sums_of(state, b));
+                    mutable_sums_of(state, b));
   }
 };
 

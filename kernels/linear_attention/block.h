@@ -52,7 +52,7 @@ enum class Direction { forward, backward };
 template <typename T>
 int64_t block_width(const LinearAttention& p, Direction direction) {
   constexpr int64_t kFirst = (48 << 10) / sizeof(T), kSecond = (320 << 10) / sizeof(T);
-  constexpr int64_t kStep = kWide * kNarrow * 64 / sizeof(T);  // whole tiles on any machine
+  constexpr int64_t kStep = kWide * kNarrow * 64 / sizeof(T);  // whole tiles
   const int64_t rows = state_rows(p), forward = kFirst / rows;
   const int64_t all = kSecond / (value_rows(p) + 4 * rows);
   int64_t width = direction == Direction::forward || forward < all ? forward : all;
@@ -208,7 +208,9 @@ Map from_row(Map map, int64_t row) {
 SEGFAST_INLINE int64_t even_width(int64_t range, int64_t width) {
   constexpr int64_t kStep = 32;
   const int64_t blocks = (range + width - 1) / width;
-  return blocks > 1 ? round_up((range + blocks - 1) / blocks, kStep) : width;
+  if (blocks < 2) return width;
+  const int64_t even = round_up((range + blocks - 1) / blocks, kStep);
+  return even < width ? even : width;  // which memory was taken for
 }
 
 // f(first, how many) for the blocks of [begin, end).

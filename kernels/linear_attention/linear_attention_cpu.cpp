@@ -11,14 +11,14 @@ namespace SEGFAST_ISA {
 namespace {
 
 // part (+)= s.panels [values, ones]^T for a block, its values [e, e + count), and `ones` or not.
+// fetch: the values lie in memory.
 template <typename T>
-void add_products(const LinearAttention& p, const T* values, int64_t values_pitch, int64_t e,
-                  int64_t count, bool ones, int64_t width, const Scratch<T>& s, bool add,
+void add_products(const LinearAttention& p, const T* values, int64_t values_pitch, bool fetch,
+                  int64_t e, int64_t count, bool ones, int64_t width, const Scratch<T>& s, bool add,
                   T* part_) {
   const int64_t pitch = part_pitch<T>(p);
   const auto row = [&](int64_t i) { return i < count ? values + i * values_pitch : s.ones; };
-  gram(s.panels, state_rows(p), row, count + ones, width, add, part_ + e * pitch, pitch,
-       values_pitch != s.pitch);
+  gram(s.panels, state_rows(p), row, count + ones, width, add, part_ + e * pitch, pitch, fetch);
 }
 
 template <typename S, typename T>
@@ -35,8 +35,8 @@ void state_of(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end
       const Map from = from_row<S>(v, e);
       if (!in_place) load_block<S>(from, of, first, b, s.values);
       const T* values = in_place ? static_cast<const T*>(from.data) + first : s.values;
-      add_products(p, values, in_place ? v.pitch : s.pitch, e, of, e + of == p.values, b.width, s,
-                   first > begin, part_);
+      add_products(p, values, in_place ? v.pitch : s.pitch, in_place, e, of, e + of == p.values,
+                   b.width, s, first > begin, part_);
     });
   });
 }
@@ -216,7 +216,7 @@ void read_backward_of(const LinearAttention& p, Map grad_o, Map q, const Weights
     for_each_block(0, p.values, kValues, [&](int64_t e, int64_t of) {
       load_block<S>(from_row<S>(grad_o, e), of, first, b, s.values);
       along_values(p, rows, e, of, b.width, w, s);
-      add_products(p, s.values, s.pitch, e, of, false, b.width, s, add, part_);
+      add_products(p, s.values, s.pitch, false, e, of, false, b.width, s, add, part_);
     });
     clear_beyond(b, rows, s.grad);
     V dots{};

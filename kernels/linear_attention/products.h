@@ -109,7 +109,8 @@ template <int kVectors, typename T, typename Emit>
 void project(const T* w, int64_t panel_size, int64_t rows, const T* x, int64_t x_pitch,
              int64_t terms, int64_t count, const Emit& emit) {
   constexpr int kRows = kTileRows<kVectors>;
-  constexpr int kAlone = 8;  // sums of one row (the ones of taylor) that hide an addition's latency
+  constexpr int kAlone =
+      4;  // sums of one row (the ones of taylor), which hide an addition's latency
   for (int64_t first = 0; first < rows; first += kRows, w += panel_size) {
     if (rows - first == 1) {
       project_panel<1, kAlone, kRows>(w, first, rows, x, x_pitch, terms, 0, count, emit);
@@ -298,19 +299,26 @@ SEGFAST_INLINE T dot(const T* x, const T* y, int64_t count) {
 }
 
 //   out[b, a] (+)= sum_n x[a, n] y(b)[n],   b in [0, y_rows)
-// x [x_rows, count] in panels; count a multiple of the lanes, out_pitch too.
+// x [x_rows, count] as pack_positions left it; count a multiple of the lanes, out_pitch too. fetch:
+// rows of y lie in memory, not in a cache.
 template <typename T, typename Row>
 void gram(const T* panels, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count, bool add,
-          T* out, int64_t out_pitch, bool fetch = false) {
-  if (few_rows<T>(x_rows))
+          T* out, int64_t out_pitch, bool fetch) {
+  if (few_rows<T>(x_rows)) {
     return dots(panels, count, x_rows, y, y_rows, count, add, out, out_pitch);
+  }
   constexpr int kRows = kTileRows<2>;
+  constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t b = 0; b < y_rows; b += kRows, out += kRows * out_pitch) {
     const T* rows[kRows];
     const int64_t used = y_rows - b < kRows ? y_rows - b : kRows;
     for (int i = 0; i < kRows; ++i) rows[i] = y(i < used ? b + i : b);
     const T* next[kRows];
-    for (int64_t i = 0; i < kRows; ++i) next[i] = y(b + kRows + i < y_rows ? b + kRows + i : b);
+    for (int64_t i = 0; i < kRows; ++i) {
+      next[i] = y(b + kRows + i < y_rows ? b + kRows + i : b);
+      __builtin_prefetch(next[i]);  // the first lines; all of them would hold up narrow tiles
+      __builtin_prefetch(next[i] + kLine);
+    }
     for_each_panel<T>(x_rows, [&](int64_t a, auto vectors) __attribute__((always_inline)) {
       constexpr int kVectors = decltype(vectors)::value;
       gram_tile<kVectors, kRows>(panels + a * count, rows,

@@ -39,6 +39,7 @@ SHAPES: list[Shape] = [
     (2, 8, 64, 513, 700),
     (1, 32, 256, 600, 1030),
     (1, 130, 300, 210, 190),
+    (1, 40, 8, 270, 257),  # blocks of two lengths in one scratch
 ]
 
 
@@ -87,6 +88,15 @@ def test_accuracy(feature_map: str, dtype: torch.dtype, shape: Shape, isa: str |
         return
     with _native.use_instruction_set(isa):
         assert_right(tensors, feature_map, isa=isa)
+
+
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+def test_chunks_of_many_positions(isa: str) -> None:
+    """Blocks of every width fit the scratch: 32 chunks of 851 positions, and gradients."""
+    for features in (12, 16, 24, 28, 33):
+        tensors = inputs((1, features, 3, 27225, 27225), "softplus", torch.float32)
+        with _native.use_instruction_set(isa):
+            assert_right(tensors, "softplus", isa=isa)
 
 
 sizes = st.integers(1, 40)

@@ -217,6 +217,8 @@ def test_the_kernels_refuse_other_dtypes() -> None:
     """What guards memory behind the public functions."""
     q, k, v, _ = inputs((2, 3, 4, 6, 5), "relu", torch.float32)
     state = torch.ops.segfast._linear_attention_state(k, v, 2)
+    with pytest.raises(RuntimeError, match=r"state must be \[2, 3, 5\]"):
+        torch.ops.segfast._linear_attention_read(q, state.reshape(1, 6, 5), None, None, 2, 0.0)
     with pytest.raises(RuntimeError, match="state must be Float, got Double"):
         torch.ops.segfast._linear_attention_read(q, state.double(), None, None, 2, 0.0)
     with pytest.raises(RuntimeError, match=r"maps must be float32, .* or bfloat16, got Long"):
