@@ -65,6 +65,7 @@ def test_a_cuda_kernel_builds_and_registers(tmp_path: Path) -> None:
         "pyproject.toml",
         "README.md",
         "csrc/module.cpp",
+        "csrc/poison.h",
         "segfast/_version.py",
     ):
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
