@@ -121,7 +121,7 @@ void project(const T* w, int64_t panel_size, int64_t rows, const T* x, int64_t x
 }
 
 // Fewer rows than lanes fill no panel: their sums are kept lane by lane, and added across at the
-// end. kDotsX rows of x by kDotsY of y take the registers.
+// end. kDotsX rows of x by three of y take the registers.
 constexpr int kDotsY = 3, kDotsX = kVectorRegisters >= 32 ? 9 : 3;
 
 template <typename T>

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segfast._native import has_triton
 from segfast.kernels.linear_attention.triton_configurations import most_rows
-from segfast.ops._linear_attention_op import REFERENCE, TAYLOR, both
+from segfast.ops._linear_attention_op import REFERENCE, TAYLOR, in_two_steps
 
 _PREFIX = "_linear_attention_"
 
@@ -58,6 +58,6 @@ def _serve(name: str, like: int) -> Callable[..., Any]:
 
 _LIKE = {"state": 0, "state_backward": 1, "read": 0, "read_backward": 1}
 KERNELS = {_PREFIX + name: _serve(_PREFIX + name, like) for name, like in _LIKE.items()}
-KERNELS |= both(KERNELS)
+KERNELS |= in_two_steps(KERNELS)
 for _name, _kernel in KERNELS.items():
     torch.library.impl(f"segfast::{_name}", "CUDA")(_kernel)

@@ -96,7 +96,7 @@ def _through_reference(
 def _attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, _: Tensor, index: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The state is a function of k and v, too: its own derivative is theirs."""
+    """As a function of all that it depends on: the state, left out, is one of k and v, too."""
     state = REFERENCE["_linear_attention_state"](k, v, index)
     result: tuple[Tensor, Tensor, Tensor] = REFERENCE["_linear_attention_backward"](
         grad, q, k, v, state, index, eps

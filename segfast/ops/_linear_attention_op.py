@@ -60,8 +60,8 @@ def _state_backward(grad: Tensor, k: Tensor, v: Tensor, index: int) -> tuple[Ten
     return reference.state_backward(grad, k, v, reference.FEATURE_MAPS[index])
 
 
-def both(steps: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """The operators that take two steps, of what takes one."""
+def in_two_steps(steps: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """_linear_attention and its gradient, made of the operators for state and read."""
 
     def forward(q: Tensor, k: Tensor, v: Tensor, index: int, eps: float) -> tuple[Tensor, Tensor]:
         state = steps["_linear_attention_state"](k, v, index)
@@ -83,7 +83,7 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "_linear_attention_read": _read,
     "_linear_attention_read_backward": _read_backward,
 }
-REFERENCE = _STEPS | both(_STEPS)
+REFERENCE = _STEPS | in_two_steps(_STEPS)
 
 
 # Fakes: shapes and dtypes only.
@@ -92,7 +92,9 @@ def _fake_state(k: Tensor, v: Tensor, index: int) -> Tensor:
     return k.new_empty(shape, dtype=reference.accumulator(k.dtype))
 
 
-def _fake_both(q: Tensor, k: Tensor, v: Tensor, index: int, eps: float) -> tuple[Tensor, Tensor]:
+def _fake_attention(
+    q: Tensor, k: Tensor, v: Tensor, index: int, eps: float
+) -> tuple[Tensor, Tensor]:
     return q.new_empty((q.shape[0], v.shape[1], q.shape[2])), _fake_state(k, v, index)
 
 
@@ -101,7 +103,7 @@ def _fake_read(q: Tensor, state: Tensor, gamma: Any, residual: Any, index: int, 
 
 
 FAKES: dict[str, Callable[..., Any]] = {
-    "_linear_attention": _fake_both,
+    "_linear_attention": _fake_attention,
     "_linear_attention_backward": lambda grad, q, k, v, state, index, eps: (
         q.new_empty(q.shape),
         k.new_empty(k.shape),
