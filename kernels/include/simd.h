@@ -125,6 +125,17 @@ SEGFAST_INLINE Vec<T, N> broadcast(T x) {
   return x - Vec<T, N>{};
 }
 
+// v, loaded once: where several products take it, the compiler would load it for each of them.
+template <typename V>
+SEGFAST_INLINE V in_register(V v) {
+#ifdef __AVX512F__
+  asm("" : "+v"(v));
+#elif defined(__SSE2__) && !defined(SEGFAST_EMULATE_AVX512)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 template <int N>
 struct Width {
   static constexpr int value = N;

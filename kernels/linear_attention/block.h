@@ -45,20 +45,23 @@ struct Weights {
         totals(values + value_weights(p)) {}
 };
 
-// Positions of a block. Forward, phi fits the first-level cache or nearly so; backward, all rows
-// fit the second. Never so few that to store the sums of `gram` costs as much as to compute them.
+// Positions that are cut into whole tiles of either product.
+template <typename T>
+constexpr int64_t kWholeTiles = kLanes<T> * (kWide == kNarrow ? kWide : kWide * kNarrow);
+
+// Positions of a block: so many that the sums of `gram` are seldom stored, while its rows stay in
+// the second-level cache: forward x, phi and its panels; backward rows of v, too, here and on their
+// way.
 enum class Direction { forward, backward };
 
 template <typename T>
 int64_t block_width(const LinearAttention& p, Direction direction) {
-  constexpr int64_t kFirst = (48 << 10) / sizeof(T), kSecond = (320 << 10) / sizeof(T);
-  constexpr int64_t kStep = kWide * kNarrow * 64 / sizeof(T);  // whole tiles
-  const int64_t rows = state_rows(p), forward = kFirst / rows;
-  const int64_t all = kSecond / (value_rows(p) + 4 * rows);
+  constexpr int64_t kMost = 2112 / sizeof(T), kLeast = 1152 / sizeof(T);
+  const int64_t rows = state_rows(p), forward = (512 << 10) / sizeof(T) / rows;
+  const int64_t all = (320 << 10) / sizeof(T) / (value_rows(p) + 4 * rows);
   int64_t width = direction == Direction::forward || forward < all ? forward : all;
-  width = width / kStep * kStep;
-  const int64_t most = few_rows<T>(rows) ? 512 : 960;  // few: beside rows of v
-  return width < 2 * kStep ? 2 * kStep : width > most ? most : width;
+  width = width / kWholeTiles<T> * kWholeTiles<T>;
+  return width < kLeast ? kLeast : width > kMost ? kMost : width;
 }
 
 // An odd number of cache lines: rows spread over all sets of the caches.
@@ -204,12 +207,23 @@ Map from_row(Map map, int64_t row) {
   return {static_cast<const S*>(map.data) + row * map.pitch, map.pitch};
 }
 
+template <typename S>
+Ahead rows_ahead(Map map, int64_t row, int64_t first) {
+  const S* at = static_cast<const S*>(from_row<S>(map, row).data) + first;
+  return {reinterpret_cast<const char*>(at), map.pitch * int64_t{sizeof(S)}, sizeof(S)};
+}
+// Behind the rows of values before `row`: the next ones of this block, or the first of the next.
+template <typename S, typename T>
+Ahead ahead_of(const LinearAttention& p, Map map, int64_t row, const Features<T>& b,
+               int64_t first) {
+  return row < p.values ? rows_ahead<S>(map, row, first) : rows_ahead<S>(map, 0, first + b.count);
+}
+
 // At most `width`, so that the blocks of a range are of nearly one length.
 SEGFAST_INLINE int64_t even_width(int64_t range, int64_t width) {
-  constexpr int64_t kStep = 32;
   const int64_t blocks = (range + width - 1) / width;
   if (blocks < 2) return width;
-  const int64_t even = round_up((range + blocks - 1) / blocks, kStep);
+  const int64_t even = round_up((range + blocks - 1) / blocks, kWholeTiles<float>);
   return even < width ? even : width;  // which memory was taken for
 }
 

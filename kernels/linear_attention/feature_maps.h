@@ -11,6 +11,24 @@ namespace {
 
 constexpr double kSmallestNorm = 1e-6;  // taylor: shorter vectors are divided by this
 
+// sum_k c[kTerms - 1 - k] x^k by Estrin's scheme: half as deep as Horner's. Of chains as long as
+// those a processor overlaps but a few.
+template <int kTerms, typename T, typename V>
+SEGFAST_INLINE V polynomial(const T (&c)[kTerms], V x) {
+  V sums[(kTerms + 1) / 2];  // of pairs, then of pairs of those
+#pragma GCC unroll 16
+  for (int k = 0; k < kTerms / 2; ++k) sums[k] = x * c[kTerms - 2 - 2 * k] + c[kTerms - 1 - 2 * k];
+  if constexpr (kTerms % 2 == 1) sums[kTerms / 2] = V{} + c[0];
+#pragma GCC unroll 8
+  for (int count = (kTerms + 1) / 2; count > 1; count = (count + 1) / 2) {
+    x *= x;
+#pragma GCC unroll 16
+    for (int k = 0; k < count / 2; ++k) sums[k] = x * sums[2 * k + 1] + sums[2 * k];
+    if (count % 2 == 1) sums[count / 2] = sums[count - 1];
+  }
+  return sums[0];
+}
+
 // e^x for x <= 0, 0 below the smallest normal result, relative error 2e-7; NaN propagates.
 //   x = n log 2 + r, |r| <= log(2) / 2;   e^x = 2^n e^r
 template <int N>
@@ -24,19 +42,15 @@ SEGFAST_INLINE Vec<float, N> exp_relative(Vec<float, N> x) {
                                    0.50000000471f,
                                    1.0f,
                                    1.0f};
-  const Vec<float, N> low = x < -87.0f ? broadcast<float, N>(-87.0f) : x;
-  const Vec<float, N> shifted = low * 1.44269504f + kRound;  // n in its low bits
+  const Vec<float, N> shifted = x * 1.44269504f + kRound;  // n in its low bits
   const Vec<float, N> n = shifted - kRound;
-  const Vec<float, N> r = (low - n * 0.693145752f) - n * 1.42860677e-6f;
-  Vec<float, N> p = broadcast<float, N>(kPolynomial[0]);
-  for (int k = 1; k < 7; ++k) p = p * r + kPolynomial[k];
+  const Vec<float, N> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
   const U power = ((U)shifted << 23) + 0x3f800000u;
-  return x < -87.0f ? Vec<float, N>{} : p * (Vec<float, N>)power;
+  return x < -87.0f ? Vec<float, N>{} : polynomial(kPolynomial, r) * (Vec<float, N>)power;
 }
 template <int N>
 SEGFAST_INLINE Vec<double, N> exp_relative(Vec<double, N> x) {
-  const Vec<double, N> low = x < -708.0 ? broadcast<double, N>(-709.0) : x;
-  return exp_nonpositive<N>(low);
+  return exp_nonpositive<N>(x);
 }
 
 // log(1 + t) / t for 0 <= t <= 1: relative error 5e-9 (float), 1e-17 (double) before rounding.
@@ -61,29 +75,29 @@ struct Log1pOverT<double> {
 };
 template <typename T, int N>
 SEGFAST_INLINE Vec<T, N> log1p_over(Vec<T, N> t) {
-  Vec<T, N> p{};
-  for (const T c : Log1pOverT<T>::kPolynomial) p = p * t + c;
-  return p;
+  return polynomial(Log1pOverT<T>::kPolynomial, t);
 }
 
-template <typename V>
-SEGFAST_INLINE V minus_magnitude(V x) {
-  return x > 0 ? -x : x;
+// -|x|: no comparison, whose way to a mask and back is long.
+template <typename T, int N>
+SEGFAST_INLINE Vec<T, N> minus_magnitude(Vec<T, N> x) {
+  using I = Vec<IntOf<T>, N>;
+  return (Vec<T, N>)((I)x | (I)broadcast<T, N>(T(-0.0)));
 }
 
 // phi(x) e^{-shift}; shift <= 0, and x <= shift wherever shift is not 0.
 template <typename T, int N>
 struct Softplus {
   static SEGFAST_INLINE Vec<T, N> value(Vec<T, N> x, Vec<T, N> shift) {
-    const Vec<T, N> t = exp_relative<N>(minus_magnitude(x)), g = log1p_over<T, N>(t);
+    const Vec<T, N> t = exp_relative<N>(minus_magnitude<T, N>(x)), g = log1p_over<T, N>(t);
     return x > 0 ? x + t * g : exp_relative<N>(x - shift) * g;
   }
   static SEGFAST_INLINE Vec<T, N> value(Vec<T, N> x) {
-    const Vec<T, N> t = exp_relative<N>(minus_magnitude(x)), log = t * log1p_over<T, N>(t);
+    const Vec<T, N> t = exp_relative<N>(minus_magnitude<T, N>(x)), log = t * log1p_over<T, N>(t);
     return x > 0 ? x + log : log;
   }
   static SEGFAST_INLINE Vec<T, N> slope(Vec<T, N> x, Vec<T, N> shift) {
-    const Vec<T, N> t = exp_relative<N>(minus_magnitude(x));
+    const Vec<T, N> t = exp_relative<N>(minus_magnitude<T, N>(x));
     const Vec<T, N> scale = x > 0 ? broadcast<T, N>(1) : exp_relative<N>(x - shift);
     return scale / (T(1) + t);
   }

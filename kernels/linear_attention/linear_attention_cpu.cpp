@@ -11,32 +11,37 @@ namespace SEGFAST_ISA {
 namespace {
 
 // part (+)= s.panels [values, ones]^T for a block, its values [e, e + count), and `ones` or not.
-// fetch: the values lie in memory.
 template <typename T>
-void add_products(const LinearAttention& p, const T* values, int64_t values_pitch, bool fetch,
-                  int64_t e, int64_t count, bool ones, int64_t width, const Scratch<T>& s, bool add,
-                  T* part_) {
+void add_products(const LinearAttention& p, const T* values, int64_t values_pitch, int64_t e,
+                  int64_t count, bool ones, int64_t width, const Scratch<T>& s, bool add, T* part_,
+                  const Ahead& ahead) {
   const int64_t pitch = part_pitch<T>(p);
   const auto row = [&](int64_t i) { return i < count ? values + i * values_pitch : s.ones; };
-  gram(s.panels, state_rows(p), row, count + ones, width, add, part_ + e * pitch, pitch, fetch);
+  gram(s.panels, state_rows(p), row, count + ones, width, add, part_ + e * pitch, pitch, ahead);
 }
 
 template <typename S, typename T>
 void state_of(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end,
               int64_t begin_value, int64_t end_value, T* part_, const Scratch<T>& s) {
+  const bool ones = end_value == p.values;
   for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
     Features<T> b = s.block(p, count);
     load_block<S>(k, p.features, first, b, b.x);
     compute_features(&b, false);
     pack_positions(b.phi, b.pitch, state_rows(p), s.ones, b.width, s.panels);
-    // v is taken as it lies in memory where its type allows that.
-    const bool in_place = sizeof(S) == sizeof(T) && b.width == b.count;
+    const bool add = first > begin;
+    if constexpr (sizeof(S) == sizeof(T)) {
+      if (b.width == b.count) {  // v is taken as it lies in memory
+        const S* from = static_cast<const S*>(from_row<S>(v, begin_value).data) + first;
+        return add_products(p, reinterpret_cast<const T*>(from), v.pitch, begin_value,
+                            end_value - begin_value, ones, b.width, s, add, part_,
+                            rows_ahead<S>(v, begin_value + rows_of_gram<T>(state_rows(p)), first));
+      }
+    }
     for_each_block(begin_value, end_value, kValues, [&](int64_t e, int64_t of) {
-      const Map from = from_row<S>(v, e);
-      if (!in_place) load_block<S>(from, of, first, b, s.values);
-      const T* values = in_place ? static_cast<const T*>(from.data) + first : s.values;
-      add_products(p, values, in_place ? v.pitch : s.pitch, in_place, e, of, e + of == p.values,
-                   b.width, s, first > begin, part_);
+      load_block<S>(from_row<S>(v, e), of, first, b, s.values);
+      add_products(p, s.values, s.pitch, e, of, ones && e + of == end_value, b.width, s, add, part_,
+                   ahead_of<S>(p, v, e + of, b, first));
     });
   });
 }
@@ -116,11 +121,15 @@ void along_features(const LinearAttention& p, int64_t first, const Features<T>& 
     S* const row = out + e * to.pitch + n;
     if constexpr (sizeof(S) == sizeof(T)) {
       if (add == nullptr && count - n >= kVectors * W) {
+        // The tile after the next: every row is a page of its own, no prefetcher sees it coming.
+        S* const later = row + 2 * kNarrow * W;
+        S* const below =
+            e + kRows < p.values ? later + kRows * to.pitch - b.width : later - e * to.pitch;
         for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
-          S* const at = row + i * to.pitch + j * W;
-          store<W>(reinterpret_cast<T*>(at), sums[i][j]);
-          // Two tiles on: every row is a page of its own, no prefetcher sees the next line coming.
-          if (j * W * sizeof(S) % 64 == 0) __builtin_prefetch(at + 2 * kVectors * W, 1);
+          store<W>(reinterpret_cast<T*>(row + i * to.pitch + j * W), sums[i][j]);
+          if (j * W * sizeof(S) % 64 != 0) return;
+          S* const next = n + (2 * kNarrow + j) * W < b.width ? later : below;
+          __builtin_prefetch(next + i * to.pitch + j * W, 1);
         });
         return;
       }
@@ -141,7 +150,7 @@ void along_features(const LinearAttention& p, int64_t first, const Features<T>& 
 // s.grad [rows] += a state's values [e, e + count) times s.values
 template <typename T>
 void along_values(const LinearAttention& p, int64_t rows, int64_t e, int64_t count, int64_t width,
-                  const Weights<const T>& weights, const Scratch<T>& s) {
+                  const Weights<const T>& weights, const Scratch<T>& s, const Ahead& ahead = {}) {
   constexpr int W = kLanes<T>, kPanel = kTileRows<kWide>;
   const auto emit = [&](int64_t r, int64_t used, int64_t n,
                         const auto& sums) __attribute__((always_inline)) {
@@ -154,7 +163,7 @@ void along_values(const LinearAttention& p, int64_t rows, int64_t e, int64_t cou
     });
   };
   project<kWide>(weights.values + e * kPanel, p.values * kPanel, rows, s.values, s.pitch, count,
-                 width, emit);
+                 width, emit, ahead);
 }
 
 template <typename S, typename T>
@@ -187,7 +196,8 @@ void state_backward_of(const LinearAttention& p, const Weights<const T>& w, Map 
     }
     for_each_block(0, p.values, kValues, [&](int64_t e, int64_t values) {
       load_block<S>(from_row<S>(v, e), values, first, b, s.values);
-      along_values(p, p.features, e, values, b.width, w, s);
+      along_values(p, p.features, e, values, b.width, w, s,
+                   ahead_of<S>(p, v, e + values, b, first));
     });
     features_backward(b, s.grad);
     store_block<S>(grad_k, p.features, first, b, s.grad);
@@ -216,7 +226,8 @@ void read_backward_of(const LinearAttention& p, Map grad_o, Map q, const Weights
     for_each_block(0, p.values, kValues, [&](int64_t e, int64_t of) {
       load_block<S>(from_row<S>(grad_o, e), of, first, b, s.values);
       along_values(p, rows, e, of, b.width, w, s);
-      add_products(p, s.values, s.pitch, false, e, of, false, b.width, s, add, part_);
+      add_products(p, s.values, s.pitch, e, of, false, b.width, s, add, part_,
+                   few_rows<T>(rows) ? Ahead{} : ahead_of<S>(p, grad_o, e + of, b, first));
     });
     clear_beyond(b, rows, s.grad);
     V dots{};

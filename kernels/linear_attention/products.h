@@ -23,18 +23,32 @@ template <int kRows, int kVectors, typename T>
 SEGFAST_INLINE void clear(Vec<T, kLanes<T>> (&sums)[kRows][kVectors]) {
 #pragma GCC unroll 24
   for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) sums[i][j] = Vec<T, kLanes<T>>{};
   }
 }
 
-// sums[i, j] += sum_k weight(i, k) x[k, j-th vector],   k in [begin, end)
-template <int kRows, int kVectors, typename T, typename Weight>
+// Rows of a map that are worked on later, and are fetched while a product is computed. Every row is
+// a page of its own, where no prefetcher of the processor's looks ahead.
+struct Ahead {
+  const char* data = nullptr;  // or null: nothing is fetched
+  int64_t pitch = 0;           // bytes
+  int64_t size = 1;            // bytes of an element
+
+  const char* row(int64_t i) const { return data + i * pitch; }
+};
+SEGFAST_INLINE void fetch(const char* line) { __builtin_prefetch(line, 0, 2); }
+constexpr int64_t kLineBytes = 64;
+
+// sums[i, j] += sum_k weight(i, k) x[k, j-th vector],   k in [begin, end);   and meanwhile(k)
+template <int kRows, int kVectors, typename T, typename Weight, typename Meanwhile>
 SEGFAST_INLINE void tile(const Weight& weight, const T* x, int64_t x_pitch, int64_t begin,
-                         int64_t end, Vec<T, kLanes<T>> (&sums)[kRows][kVectors]) {
+                         int64_t end, Vec<T, kLanes<T>> (&sums)[kRows][kVectors],
+                         const Meanwhile& meanwhile) {
   constexpr int W = kLanes<T>;
   x += begin * x_pitch;
   for (int64_t k = begin; k < end; ++k, x += x_pitch) {
+    meanwhile(k);
     Vec<T, W> b[kVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) b[j] = load<W>(x + j * W);
@@ -87,35 +101,48 @@ SEGFAST_INLINE void for_each_sum(int64_t used, const F& f) {
 template <int kRows, int kVectors, int kPitch, typename T, typename Emit>
 __attribute__((noinline)) void project_panel(const T* w, int64_t first, int64_t rows, const T* x,
                                              int64_t x_pitch, int64_t terms, int64_t begin,
-                                             int64_t end, const Emit& emit) {
+                                             int64_t end, const Emit& emit,
+                                             const Ahead& ahead = {}) {
   constexpr int W = kLanes<T>;
   const auto weight = [=](int i, int64_t k)
                           __attribute__((always_inline)) { return w[k * kPitch + i]; };
+  // The panels share the lines that are fetched.
+  const int64_t line = first / kRows * kLineBytes, step = (rows + kRows - 1) / kRows * kLineBytes;
   int64_t n = begin;
   for (; n + kVectors * W <= end; n += kVectors * W) {
     Vec<T, W> sums[kRows][kVectors];
     clear<kRows, kVectors, T>(sums);
-    tile<kRows, kVectors>(weight, x + n, x_pitch, 0, terms, sums);
+    const auto fetch_lines = [&](int64_t k) __attribute__((always_inline)) {
+      const char* from = ahead.row(k) + n * ahead.size;
+      for (int64_t at = line; at < kVectors * W * ahead.size; at += step) fetch(from + at);
+    };
+    if (ahead.data == nullptr) {
+      tile<kRows, kVectors>(weight, x + n, x_pitch, 0, terms, sums, [](int64_t) {});
+    } else {
+      tile<kRows, kVectors>(weight, x + n, x_pitch, 0, terms, sums, fetch_lines);
+    }
     emit(first, rows - first, n, sums);
   }
   if constexpr (kVectors > 1) {
-    project_panel<kRows, 1, kPitch>(w, first, rows, x, x_pitch, terms, n, end, emit);
+    project_panel<kRows, 1, kPitch>(w, first, rows, x, x_pitch, terms, n, end, emit, ahead);
   }
 }
 
 //   y[i, n] = sum_k w[k, i] x[k, n],   emit(i, rows from i on, n, y[i ..][n ..]) for tiles of it
-// w: packed, panels panel_size apart; x [terms, count], count a multiple of the lanes.
+// w: packed, panels panel_size apart; x [terms, count], count a multiple of the lanes. ahead
+// [terms, count].
 template <int kVectors, typename T, typename Emit>
 void project(const T* w, int64_t panel_size, int64_t rows, const T* x, int64_t x_pitch,
-             int64_t terms, int64_t count, const Emit& emit) {
+             int64_t terms, int64_t count, const Emit& emit, const Ahead& ahead = {}) {
   constexpr int kRows = kTileRows<kVectors>;
   constexpr int kAlone =
       4;  // sums of one row (the ones of taylor), which hide an addition's latency
   for (int64_t first = 0; first < rows; first += kRows, w += panel_size) {
     if (rows - first == 1) {
-      project_panel<1, kAlone, kRows>(w, first, rows, x, x_pitch, terms, 0, count, emit);
+      project_panel<1, kAlone, kRows>(w, first, rows, x, x_pitch, terms, 0, count, emit, ahead);
     } else {
-      project_panel<kRows, kVectors, kRows>(w, first, rows, x, x_pitch, terms, 0, count, emit);
+      project_panel<kRows, kVectors, kRows>(w, first, rows, x, x_pitch, terms, 0, count, emit,
+                                            ahead);
     }
   }
 }
@@ -127,6 +154,12 @@ constexpr int kDotsY = 3, kDotsX = kVectorRegisters >= 32 ? 9 : 3;
 template <typename T>
 SEGFAST_INLINE bool few_rows(int64_t rows) {
   return rows < kLanes<T> && rows <= 2 * kDotsX;
+}
+
+// Rows of y that `gram` takes at once.
+template <typename T>
+SEGFAST_INLINE int64_t rows_of_gram(int64_t x_rows) {
+  return few_rows<T>(x_rows) ? kDotsY : kTileRows<2>;
 }
 
 // One row beyond whole vectors (the ones of taylor) is in no panel of `gram`.
@@ -150,10 +183,11 @@ template <typename T>
 void pack_positions(const T* x, int64_t x_pitch, int64_t rows, const T* scale, int64_t count,
                     T* panels) {
   constexpr int W = kLanes<T>;
-  if (few_rows<T>(rows)) {  // as they are, for `dots`
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t n = 0; n < count; n += W) {
-        store<W>(panels + r * count + n, load<W>(x + r * x_pitch + n) * load<W>(scale + n));
+  if (few_rows<T>(rows)) {  // for `dots`: [count / lanes][rows][lanes]
+    for (int64_t n = 0; n < count; n += W) {
+      const Vec<T, W> factor = load<W>(scale + n);
+      for (int64_t r = 0; r < rows; ++r) {
+        store<W>(panels + n * rows + r * W, load<W>(x + r * x_pitch + n) * factor);
       }
     }
     return;
@@ -179,7 +213,7 @@ void pack_positions(const T* x, int64_t x_pitch, int64_t rows, const T* scale, i
 
 // out[b, a .. ) (+)= sum_n x[n, a .. ) rows[b][n] for kRows rows, of which `used` are wanted.
 template <int kVectors, int kRows, typename T>
-__attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const T* const* ahead,
+__attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const Ahead& ahead,
                                          int64_t used, int64_t count, bool add, T* out,
                                          int64_t out_pitch) {
   constexpr int W = kLanes<T>;
@@ -189,15 +223,15 @@ __attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const
   const auto weight = [&](int i, int64_t n) __attribute__((always_inline)) { return row[i][n]; };
   Vec<T, W> sums[kRows][kVectors];
   clear<kRows, kVectors, T>(sums);
-  if (ahead == nullptr) {
-    tile<kRows, kVectors>(weight, x, kVectors * W, 0, count, sums);
+  const auto nothing = [](int64_t) {};
+  if (ahead.data == nullptr) {
+    tile<kRows, kVectors>(weight, x, kVectors * W, 0, count, sums, nothing);
   } else {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    for (int64_t n = 0; n < count; n += kLine) {
-#pragma GCC unroll 24
-      for (int i = 0; i < kRows; ++i) __builtin_prefetch(ahead[i] + n, 0, 2);
-      tile<kRows, kVectors>(weight, x, kVectors * W, n, count < n + kLine ? count : n + kLine,
-                            sums);
+    const int64_t line = kLineBytes / ahead.size;
+    for (int64_t n = 0; n < count; n += line) {
+      for (int i = 0; i < kRows; ++i) fetch(ahead.row(i) + n * ahead.size);
+      tile<kRows, kVectors>(weight, x, kVectors * W, n, count < n + line ? count : n + line, sums,
+                            nothing);
     }
   }
   if (add) {
@@ -212,29 +246,35 @@ __attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const
   }
 }
 
-// out[b, a] (+)= sum_n x[a, n] y[b][n], the first `used` of y. ahead: fetched, line by line.
+// out[b, a] (+)= sum_n x[a, n] y[b][n] for kX rows of x, of x_rows in all, and the first `used` of
+// y.
 template <int kX, typename T>
-__attribute__((noinline)) void dots_tile(const T* x, int64_t x_pitch, const T* const* y,
-                                         const T* const* ahead, int64_t used, int64_t count,
-                                         bool add, T* out, int64_t out_pitch) {
+__attribute__((noinline)) void dots_tile(const T* x, int64_t x_rows, const T* const* y,
+                                         const Ahead& ahead, int64_t used, int64_t count, bool add,
+                                         T* out, int64_t out_pitch) {
   constexpr int W = kLanes<T>;
   using V = Vec<T, W>;
-  const T *y0 = y[0], *y1 = y[1], *y2 = y[2];
-  const T *next0 = ahead[0], *next1 = ahead[1], *next2 = ahead[2];
+  const T* row[kDotsY];
+  const char* next[kDotsY];
   V sums[kDotsY][kX];
-#pragma GCC unroll 16
-  for (int a = 0; a < kX; ++a) sums[0][a] = sums[1][a] = sums[2][a] = V{};
-  for (int64_t n = 0; n < count; n += W) {
-    __builtin_prefetch(next0 + n);
-    __builtin_prefetch(next1 + n);
-    __builtin_prefetch(next2 + n);
-    const V b0 = load<W>(y0 + n), b1 = load<W>(y1 + n), b2 = load<W>(y2 + n);
+#pragma GCC unroll 3
+  for (int b = 0; b < kDotsY; ++b) {
+    row[b] = y[b];
+    next[b] = ahead.data == nullptr ? reinterpret_cast<const char*>(y[b]) : ahead.row(b);
+  }
+  clear<kDotsY, kX, T>(sums);
+  for (int64_t n = 0; n < count; n += W, x += W * x_rows) {
+    V values[kDotsY];
+#pragma GCC unroll 3
+    for (int b = 0; b < kDotsY; ++b) {
+      __builtin_prefetch(next[b] + n * ahead.size);  // needed at once: in the first-level cache
+      values[b] = load<W>(row[b] + n);
+    }
 #pragma GCC unroll 16
     for (int a = 0; a < kX; ++a) {
-      const V f = load<W>(x + a * x_pitch + n);
-      sums[0][a] += f * b0;
-      sums[1][a] += f * b1;
-      sums[2][a] += f * b2;
+      const V f = in_register(load<W>(x + a * W));
+#pragma GCC unroll 3
+      for (int b = 0; b < kDotsY; ++b) sums[b][a] += f * values[b];
     }
   }
   const auto plus = [](V p, V q) __attribute__((always_inline)) { return p + q; };
@@ -251,32 +291,30 @@ __attribute__((noinline)) void dots_tile(const T* x, int64_t x_pitch, const T* c
 }
 
 template <typename T, int kX = 1>
-SEGFAST_INLINE void dots_of(int64_t rows, const T* x, int64_t x_pitch, const T* const* y,
-                            const T* const* ahead, int64_t used, int64_t count, bool add, T* out,
+SEGFAST_INLINE void dots_of(int64_t rows, const T* x, int64_t x_rows, const T* const* y,
+                            const Ahead& ahead, int64_t used, int64_t count, bool add, T* out,
                             int64_t out_pitch) {
   if constexpr (kX < kDotsX && kX < kLanes<T>) {
     if (rows > kX) {
-      return dots_of<T, kX + 1>(rows, x, x_pitch, y, ahead, used, count, add, out, out_pitch);
+      return dots_of<T, kX + 1>(rows, x, x_rows, y, ahead, used, count, add, out, out_pitch);
     }
   }
-  dots_tile<kX>(x, x_pitch, y, ahead, used, count, add, out, out_pitch);
+  dots_tile<kX>(x, x_rows, y, ahead, used, count, add, out, out_pitch);
 }
 
 //   out[b, a] (+)= sum_n x[a, n] y(b)[n],   few rows of x
 template <typename T, typename Row>
-void dots(const T* x, int64_t x_pitch, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count,
-          bool add, T* out, int64_t out_pitch) {
+void dots(const T* x, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count, bool add, T* out,
+          int64_t out_pitch, const Ahead& ahead) {
   const int64_t groups = (x_rows + kDotsX - 1) / kDotsX;
   for (int64_t b = 0; b < y_rows; b += kDotsY, out += kDotsY * out_pitch) {
-    const T *rows[kDotsY], *ahead[kDotsY];
+    const T* rows[kDotsY];
     const int64_t used = y_rows - b < kDotsY ? y_rows - b : kDotsY;
-    for (int i = 0; i < kDotsY; ++i) {
-      rows[i] = y(i < used ? b + i : b);
-      ahead[i] = y(b + kDotsY + i < y_rows ? b + kDotsY + i : b);
-    }
+    for (int i = 0; i < kDotsY; ++i) rows[i] = y(i < used ? b + i : b);
+    const Ahead next = {ahead.row(b), ahead.pitch, ahead.size};
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t a = x_rows * g / groups, end = x_rows * (g + 1) / groups;
-      dots_of(end - a, x + a * x_pitch, x_pitch, rows, g == 0 ? ahead : rows, used, count, add,
+      dots_of(end - a, x + a * kLanes<T>, x_rows, rows, g == 0 ? next : Ahead{}, used, count, add,
               out + a, out_pitch);
     }
   }
@@ -299,30 +337,23 @@ SEGFAST_INLINE T dot(const T* x, const T* y, int64_t count) {
 }
 
 //   out[b, a] (+)= sum_n x[a, n] y(b)[n],   b in [0, y_rows)
-// x [x_rows, count] as pack_positions left it; count a multiple of the lanes, out_pitch too. fetch:
-// rows of y lie in memory, not in a cache.
+// x [x_rows, count] as pack_positions left it; count a multiple of the lanes, out_pitch too. While
+// row b of y is summed, row b of `ahead` is fetched.
 template <typename T, typename Row>
 void gram(const T* panels, int64_t x_rows, const Row& y, int64_t y_rows, int64_t count, bool add,
-          T* out, int64_t out_pitch, bool fetch) {
+          T* out, int64_t out_pitch, const Ahead& ahead) {
   if (few_rows<T>(x_rows)) {
-    return dots(panels, count, x_rows, y, y_rows, count, add, out, out_pitch);
+    return dots(panels, x_rows, y, y_rows, count, add, out, out_pitch, ahead);
   }
   constexpr int kRows = kTileRows<2>;
-  constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t b = 0; b < y_rows; b += kRows, out += kRows * out_pitch) {
     const T* rows[kRows];
     const int64_t used = y_rows - b < kRows ? y_rows - b : kRows;
     for (int i = 0; i < kRows; ++i) rows[i] = y(i < used ? b + i : b);
-    const T* next[kRows];
-    for (int64_t i = 0; i < kRows; ++i) {
-      next[i] = y(b + kRows + i < y_rows ? b + kRows + i : b);
-      __builtin_prefetch(next[i]);  // the first lines; all of them would hold up narrow tiles
-      __builtin_prefetch(next[i] + kLine);
-    }
+    const Ahead next = {ahead.row(b), ahead.pitch, ahead.size};
     for_each_panel<T>(x_rows, [&](int64_t a, auto vectors) __attribute__((always_inline)) {
       constexpr int kVectors = decltype(vectors)::value;
-      gram_tile<kVectors, kRows>(panels + a * count, rows,
-                                 fetch && kVectors == 2 && a == 0 ? next : nullptr, used, count,
+      gram_tile<kVectors, kRows>(panels + a * count, rows, a == 0 ? next : Ahead{}, used, count,
                                  add, out + a, out_pitch);
     });
     if (stands_alone<T>(x_rows)) {
