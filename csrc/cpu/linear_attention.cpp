@@ -62,11 +62,7 @@ Tensor linear_attention_state(const Tensor& k, const Tensor& v, int64_t feature_
   check_map(k, "k", k, k.size(0), k.size(2));
   check_map(v, "v", k, k.size(0), k.size(2));
   Tensor state = empty_state(p, k);
-  const StateSum sum(p, k, v, state);
-  for_each_stage_of<2>(p, {sum.sums(), sum.merges()},
-                       [&](size_t stage, int64_t item, char* scratch) {
-                         stage == 0 ? sum.sum(item, scratch) : sum.merge(item);
-                       });
+  run(p, StateSum(p, k, v, state));
   return state;
 }
 
@@ -84,11 +80,7 @@ Tensor linear_attention_read(const Tensor& q, const Tensor& state, MaybeTensor g
     STD_TORCH_CHECK(residual->size(1) == p.values, "residual must have the channels of o");
   }
   Tensor o = empty_map(q, p.values);
-  const StateRead read(p, q, sums, gamma, residual, o);
-  for_each_stage_of<2>(p, {read.packs(), read.reads()},
-                       [&](size_t stage, int64_t item, char* scratch) {
-                         stage == 0 ? read.pack(item) : read.read(item, scratch);
-                       });
+  run(p, StateRead(p, q, sums, gamma, residual, o));
   return o;
 }
 
@@ -101,15 +93,8 @@ std::tuple<Tensor, Tensor> linear_attention(const Tensor& q, const Tensor& k, co
   check_map(v, "v", q, k.size(0), k.size(2));
   STD_TORCH_CHECK(q.size(1) == p.features, "q must have the channels of k");
   Tensor state = empty_state(p, k), o = empty_map(q, p.values);
-  const StateSum sum(p, k, v, state);
   const MaybeTensor none;
-  const StateRead read(p, q, state, none, none, o);
-  for_each_stage_of<4>(p, {sum.sums(), sum.merges(), read.packs(), read.reads()},
-                       [&](size_t stage, int64_t item, char* scratch) {
-                         if (stage == 0) return sum.sum(item, scratch);
-                         if (stage == 1) return sum.merge(item);
-                         stage == 2 ? read.pack(item) : read.read(item, scratch);
-                       });
+  run(p, StateSum(p, k, v, state), StateRead(p, q, state, none, none, o));
   return {o, state};
 }
 
@@ -122,11 +107,7 @@ std::tuple<Tensor, Tensor> linear_attention_state_backward(const Tensor& grad, c
   const Tensor sums = made_contiguous(grad);
   check_state(p, sums, k);
   Tensor grad_k = empty_map(k, p.features), grad_v = empty_map(k, p.values);
-  const StateSumBackward backward(p, sums, k, v, grad_k, grad_v);
-  for_each_stage_of<2>(p, {backward.packs(), backward.reads()},
-                       [&](size_t stage, int64_t item, char* scratch) {
-                         stage == 0 ? backward.pack(item) : backward.read(item, scratch);
-                       });
+  run(p, StateSumBackward(p, sums, k, v, grad_k, grad_v));
   return {grad_k, grad_v};
 }
 
@@ -147,11 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_read_backward(const Tensor& 
   Tensor grad_q = empty_map(q, p.features), grad_state = empty_state(p, q);
   Tensor grad_gamma = empty_contiguous<1>({q.size(0)}, sum_type(q), kCpu);
   const StateReadBackward backward(p, grad, q, sums, gamma, grad_q, grad_state);
-  for_each_stage_of<3>(p, {backward.packs(), backward.reads(), backward.merges()},
-                       [&](size_t stage, int64_t item, char* scratch) {
-                         if (stage == 0) return backward.pack(item);
-                         stage == 1 ? backward.read(item, scratch) : backward.merge(item);
-                       });
+  run(p, backward);
   backward.merge_gamma(grad_gamma);
   return {grad_q, grad_state, grad_gamma};
 }
@@ -177,14 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_backward(const Tensor& grad,
   // Its sums are gradients: no eps is added to them.
   const StateSumBackward of_sum(problem(k, v.size(1), feature_map, 0), grad_state, k, v, grad_k,
                                 grad_v);
-  for_each_stage_of<5>(
-      p, {of_read.packs(), of_read.reads(), of_read.merges(), of_sum.packs(), of_sum.reads()},
-      [&](size_t stage, int64_t item, char* scratch) {
-        if (stage == 0) return of_read.pack(item);
-        if (stage == 1) return of_read.read(item, scratch);
-        if (stage == 2) return of_read.merge(item);
-        stage == 3 ? of_sum.pack(item) : of_sum.read(item, scratch);
-      });
+  run(p, of_read, of_sum);
   return {grad_q, grad_k, grad_v};
 }
 

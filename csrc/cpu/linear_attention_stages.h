@@ -6,8 +6,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <array>
 #include <optional>
+#include <tuple>
 
 #include "csrc/buffer.h"
 #include "csrc/check.h"
@@ -23,8 +23,6 @@ using MaybeTensor = std::optional<Tensor>;
 const LinearAttentionKernels& kernels() {
   return dispatch<LinearAttentionKernels>(SEGFAST_TABLES(linear_attention_kernels));
 }
-
-int64_t state_rows(const LinearAttention& p) { return p.features + (p.map == FeatureMap::taylor); }
 
 Map map_of(const Tensor& x, int64_t batch) {
   const char* base = static_cast<const char*>(x.const_data_ptr());
@@ -124,9 +122,16 @@ const void* element(const MaybeTensor& x, int64_t index) {
          index * static_cast<int64_t>(x->element_size());
 }
 
-// What the operators are made of: the items of their stages. Each takes checked tensors.
+// Items of work that wait for nothing of each other: run(item, scratch).
+template <typename F>
+struct Stage {
+  int64_t items;
+  F run;
+};
 
-// The state of k and v: sums(), then merges().
+// What the operators are made of, each in its stages(). They take checked tensors.
+
+// The state of k and v.
 struct StateSum {
   LinearAttention problem;
   const Tensor &k, &v, &state;
@@ -145,18 +150,21 @@ struct StateSum {
         ranges(std::clamp<int64_t>(8 / (chunks.count + 1), 1, (p.values + 511) / 512)),
         range((p.values + ranges - 1) / ranges) {}
 
-  int64_t sums() const { return k.size(0) * ranges * chunks.count; }
+  auto stages() const {
+    const int64_t batch = k.size(0);
+    return std::tuple{
+        Stage{batch * ranges * chunks.count, [this](int64_t i, char* scratch) { sum(i, scratch); }},
+        Stage{batch * parts.slices, [this](int64_t i, char*) { parts.merge(i, state); }}};
+  }
   void sum(int64_t item, char* scratch) const {
     const int64_t c = item % chunks.count, i = item / chunks.count;
     const int64_t b = i / ranges, first = i % ranges * range;
     kernels().state(problem, map_of(k, b), map_of(v, b), chunks.begin(c), chunks.end(c), first,
                     std::min(problem.values, first + range), parts.of(b, c), scratch);
   }
-  int64_t merges() const { return k.size(0) * parts.slices; }
-  void merge(int64_t item) const { parts.merge(item, state); }
 };
 
-// o of q and a state: packs(), then reads().
+// o of q and a state.
 struct StateRead {
   LinearAttention problem;
   const Tensor &q, &state;
@@ -176,9 +184,12 @@ struct StateRead {
         weights(p, state, true, false),
         chunks(chunks_to_read(p, q.size(2))) {}
 
-  int64_t packs() const { return q.size(0) * weights.slices; }
-  void pack(int64_t item) const { weights.pack(item, state); }
-  int64_t reads() const { return q.size(0) * chunks.count; }
+  auto stages() const {
+    const int64_t batch = q.size(0);
+    return std::tuple{
+        Stage{batch * weights.slices, [this](int64_t i, char*) { weights.pack(i, state); }},
+        Stage{batch * chunks.count, [this](int64_t i, char* scratch) { read(i, scratch); }}};
+  }
   void read(int64_t item, char* scratch) const {
     const int64_t b = item / chunks.count, c = item % chunks.count;
     const Map add = residual ? map_of(*residual, b) : Map{nullptr, 0};
@@ -187,7 +198,7 @@ struct StateRead {
   }
 };
 
-// Gradients of a StateRead: packs(), reads(), merges(); then merge_gamma.
+// Gradients of a StateRead; merge_gamma comes last.
 struct StateReadBackward {
   LinearAttention problem;
   const Tensor &grad, &q, &state;
@@ -215,24 +226,26 @@ struct StateReadBackward {
         parts(p, q.size(0), chunks.count, size),
         shares(make_buffer<char>(q.size(0) * chunks.count * size)) {}
 
-  int64_t packs() const { return q.size(0) * weights.slices; }
-  void pack(int64_t item) const { weights.pack(item, state); }
-  int64_t reads() const { return q.size(0) * chunks.count; }
+  auto stages() const {
+    const int64_t batch = q.size(0);
+    return std::tuple{
+        Stage{batch * weights.slices, [this](int64_t i, char*) { weights.pack(i, state); }},
+        Stage{batch * chunks.count, [this](int64_t i, char* scratch) { read(i, scratch); }},
+        Stage{batch * parts.slices, [this](int64_t i, char*) { parts.merge(i, grad_state); }}};
+  }
   void read(int64_t item, char* scratch) const {
     const int64_t b = item / chunks.count, c = item % chunks.count;
     kernels().read_backward(problem, map_of(grad, b), map_of(q, b), weights.of(b),
                             element(gamma, b), mutable_map_of(grad_q, b), parts.of(b, c),
                             shares.get() + item * size, chunks.begin(c), chunks.end(c), scratch);
   }
-  int64_t merges() const { return q.size(0) * parts.slices; }
-  void merge(int64_t item) const { parts.merge(item, grad_state); }
   void merge_gamma(const Tensor& grad_gamma) const {
     kernels().merge_gamma(problem, shares.get(), q.size(0), chunks.count,
                           grad_gamma.mutable_data_ptr());
   }
 };
 
-// Gradients of a StateSum: packs(), then reads().
+// Gradients of a StateSum.
 struct StateSumBackward {
   LinearAttention problem;
   const Tensor &grad, &k, &v, &grad_k, &grad_v;
@@ -250,9 +263,12 @@ struct StateSumBackward {
         weights(p, grad, true, true),
         chunks(chunks_to_read(p, k.size(2))) {}
 
-  int64_t packs() const { return k.size(0) * weights.slices; }
-  void pack(int64_t item) const { weights.pack(item, grad); }
-  int64_t reads() const { return k.size(0) * chunks.count; }
+  auto stages() const {
+    const int64_t batch = k.size(0);
+    return std::tuple{
+        Stage{batch * weights.slices, [this](int64_t i, char*) { weights.pack(i, grad); }},
+        Stage{batch * chunks.count, [this](int64_t i, char* scratch) { read(i, scratch); }}};
+  }
   void read(int64_t item, char* scratch) const {
     const int64_t b = item / chunks.count, c = item % chunks.count;
     kernels().state_backward(problem, weights.of(b), map_of(k, b), map_of(v, b),
@@ -261,15 +277,20 @@ struct StateSumBackward {
   }
 };
 
-// work(stage, item, scratch) for all items, stage by stage.
-template <size_t kStages, typename Work>
-void for_each_stage_of(const LinearAttention& p, const std::array<int64_t, kStages>& items,
-                       const Work& work) {
-  for_each_stage<kStages>(items, [&] {
-    return [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
-      work(stage, item, scratch.get());
-    };
-  });
+// The stages of all parts, one after the other.
+template <typename... Parts>
+void run(const LinearAttention& p, const Parts&... parts) {
+  std::apply(
+      [&](const auto&... stages) {
+        for_each_stage<sizeof...(stages)>({stages.items...}, [&] {
+          return
+              [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
+                size_t i = 0;
+                ((stage == i++ ? stages.run(item, scratch.get()) : void()), ...);
+              };
+        });
+      },
+      std::tuple_cat(parts.stages()...));
 }
 
 }  // namespace

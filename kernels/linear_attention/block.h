@@ -11,8 +11,6 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-int64_t state_rows(const LinearAttention& p) { return p.features + (p.map == FeatureMap::taylor); }
-
 // A part holds the state transposed, [E + 1, R], its rows padded to vectors.
 template <typename T>
 int64_t part_pitch(const LinearAttention& p) {

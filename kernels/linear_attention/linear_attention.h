@@ -23,6 +23,11 @@ struct LinearAttention {
   double eps;
 };
 
+// R: the features, and the ones of taylor.
+static inline int64_t state_rows(const LinearAttention& p) {
+  return p.features + (p.map == FeatureMap::taylor);
+}
+
 struct Map {
   const void* data;  // position 0 of channel 0
   int64_t pitch;     // elements from channel to channel
