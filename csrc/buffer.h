@@ -65,9 +65,27 @@ inline BlockCache& block_cache() {
   return *cache;
 }
 
+// While a test poisons memory, what follows a buffer may not be touched: the process ends there.
+constexpr size_t kGuard = size_t{64} << 10;  // whole pages, of any size that systems have
+
+inline void* guarded(size_t bytes) {
+  const size_t used = (bytes + kGuard - 1) / kGuard * kGuard;
+  void* p =
+      mmap(nullptr, used + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  mprotect(static_cast<char*>(p) + used, kGuard, PROT_NONE);
+  return static_cast<char*>(p) + (used - bytes);
+}
+inline void release_guarded(void* p, size_t bytes) {
+  const size_t used = (bytes + kGuard - 1) / kGuard * kGuard;
+  munmap(static_cast<char*>(p) - (used - bytes), used + kGuard);
+}
+
 struct ReleaseMemory {
   size_t bytes = 0;
+  bool has_guard = false;
   void operator()(void* p) const {
+    if (has_guard) return release_guarded(p, bytes);
     if (bytes < kLeastKept || !block_cache().keep(p, bytes)) std::free(p);
   }
 };
@@ -87,16 +105,17 @@ inline void want_huge_pages(void* p, size_t bytes) {
 template <typename T>
 Buffer<T> make_buffer(int64_t count) {
   size_t bytes = static_cast<size_t>(count < 1 ? 1 : count) * sizeof(T);
-  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+  const bool guard = poisoning();
+  const size_t alignment = bytes >= kHugePage && !guard ? kHugePage : 64;
   bytes = (bytes + alignment - 1) / alignment * alignment;
-  void* p = bytes >= kLeastKept ? block_cache().take(&bytes) : nullptr;
+  void* p = guard ? guarded(bytes) : bytes >= kLeastKept ? block_cache().take(&bytes) : nullptr;
   if (p == nullptr) {
     p = std::aligned_alloc(alignment, bytes);
     if (p == nullptr) throw std::bad_alloc();
     want_huge_pages(p, bytes);
   }
   poison(p, bytes);
-  return Buffer<T>(static_cast<T*>(p), ReleaseMemory{bytes});
+  return Buffer<T>(static_cast<T*>(p), ReleaseMemory{bytes, guard});
 }
 
 }  // namespace segfast

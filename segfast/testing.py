@@ -160,7 +160,8 @@ def poison_empty() -> Iterator[None]:
 
     Covers torch.empty, empty_like, empty_strided, new_empty and resize_, from Python and from C++
     that allocates through PyTorch; results and scratch memory of segfast's compiled kernels on the
-    CPU (all bits set). Uses PyTorch's deterministic mode, the whole process's.
+    CPU (all bits set). A kernel that writes past the end of its scratch memory ends the process.
+    Uses PyTorch's deterministic mode, the whole process's.
     """
     module = native()
     mode = torch.get_deterministic_debug_mode()

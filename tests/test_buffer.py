@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ uintptr_t address_of(int64_t bytes) {
 
 #define CHECK(what) if (!(what)) return std::puts(#what), 1
 
-int main() {
+int main(int argc, char**) {
   // The last block that fits comes back, none that is more than twice as large.
   const uintptr_t large = address_of(3 << 20), small = address_of(100 << 10);
   CHECK(large % segfast::kHugePage == 0);
@@ -43,7 +45,7 @@ int main() {
     auto a = make_buffer<char>(40 << 20), b = make_buffer<char>(40 << 20);
     CHECK(a.get() != b.get());
   }
-  // Every one is poisoned where a test asks for it, fresh or kept.
+  // Every one is poisoned where a test asks for it.
   for (const int64_t bytes : {1, 1000, 100 << 10, 3 << 20}) {
     for (const bool on : {false, true}) {
       make_buffer<char>(bytes)[0] = 1;
@@ -55,15 +57,28 @@ int main() {
     }
     segfast::poisoning() = false;
   }
+  if (argc > 1) {
+    segfast::poisoning() = true;
+    make_buffer<char>(64 << 10)[64 << 10] = 1;
+  }
   return 0;
 }
 """
 
 
-def test_blocks_are_kept_and_poisoned(tmp_path: Path) -> None:
-    program = tmp_path / "buffer"
-    (tmp_path / "buffer.cpp").write_text(PROGRAM)
-    command = [COMPILER, "-std=c++20", "-O1", "-fsanitize=address,undefined", f"-I{ROOT}"]
+def run(folder: Path, flags: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = folder / "buffer"
+    (folder / "buffer.cpp").write_text(PROGRAM)
+    command = [COMPILER, "-std=c++20", "-O1", *flags, f"-I{ROOT}"]
     subprocess.run([*command, "-o", str(program), f"{program}.cpp"], check=True)
-    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_blocks_are_kept_and_poisoned(tmp_path: Path) -> None:
+    done = run(tmp_path, ["-fsanitize=address,undefined"])
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
+def test_writing_past_the_end_ends_a_poisoned_process(tmp_path: Path) -> None:
+    assert run(tmp_path, [], "past the end").returncode == -signal.SIGSEGV

@@ -14,3 +14,8 @@ def instruction_set(request: pytest.FixtureRequest, compiled_kernels: None) -> I
     """The test runs once with each that was compiled and runs here."""
     with _native.use_instruction_set(request.param):
         yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(poisoned_empty: None) -> None:
+    """Fresh memory holds NaN, and a kernel that leaves its scratch memory ends the process."""

@@ -166,7 +166,6 @@ def assert_right(case: Case) -> None:
         assert_as_good_as(actual, oracle, baseline, terms=terms, label=label)
 
 
-@pytest.mark.usefixtures("poisoned_empty")
 @dtypes()
 def test_any_geometry(
     instruction_set: str, drawn: Iterator[tuple[int, Case]], dtype: torch.dtype
@@ -175,7 +174,6 @@ def test_any_geometry(
         assert_right(case)
 
 
-@pytest.mark.usefixtures("poisoned_empty")
 @pytest.mark.parametrize("rate", [1, 2, 6, 12, 18, 24, 36, 70])
 def test_sizes_of_networks(instruction_set: str, layout: torch.memory_format, rate: int) -> None:
     for size in (33, 65):
@@ -183,7 +181,6 @@ def test_sizes_of_networks(instruction_set: str, layout: torch.memory_format, ra
         assert_right(make(axis, axis, batch=2, groups=20, layout=layout))
 
 
-@pytest.mark.usefixtures("poisoned_empty")
 def test_many_positions(instruction_set: str, layout: torch.memory_format) -> None:
     """More than are summed before a partial sum of the weight's gradient is put aside."""
     case = make(

@@ -44,3 +44,8 @@ def problem() -> Callable[..., tuple[Tensor, Tensor]]:
 @pytest.fixture
 def oracle() -> Callable[..., Tensor]:
     return reference_mean_field
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(poisoned_empty: None) -> None:
+    """Fresh memory holds NaN, and a kernel that leaves its scratch memory ends the process."""

@@ -21,8 +21,6 @@ from segfast.ops import _dense_crf_engine, _dense_crf_op, mean_field
 from segfast.ops._dense_crf_options import Options
 from segfast.testing import assert_as_good_as, dtypes
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
 Problem = Callable[..., tuple[Tensor, Tensor]]
 Oracle = Callable[..., Tensor]
 

@@ -15,8 +15,6 @@ from segfast.kernels.dense_crf import reference
 from segfast.ops import gaussian_filter
 from segfast.testing import assert_as_good_as, dtypes
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
 
 def random(dims: int, channels: int, pixels: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
     """Values [1, C, N] and features [1, F, N], float64 but exact in float32."""

@@ -19,8 +19,6 @@ from segfast.kernels.dense_crf import reference
 from segfast.ops import gaussian_filter, mean_field
 from segfast.testing import assert_as_good_as
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
 Problem = Callable[..., tuple[Tensor, Tensor]]
 NORMALIZATIONS = reference.NORMALIZATIONS
 NUMERIC = {"atol": 1e-7, "rtol": 1e-6}  # of central differences, see segfast/_op_battery.py

@@ -21,8 +21,6 @@ from segfast.nn import DenseCRF
 from segfast.ops import _dense_crf_engine, mean_field
 from segfast.testing import devices, dtypes
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
 Problem = Callable[..., tuple[Tensor, Tensor]]
 Oracle = Callable[..., Tensor]
 

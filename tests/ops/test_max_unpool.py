@@ -95,7 +95,7 @@ def test_every_instruction_set(pool: Pool, name: str, compiled_kernels: None) ->
 @ISA
 @dtypes()
 def test_channels_of_two_by_two_windows(
-    name: str, dtype: torch.dtype, compiled_kernels: None, poisoned_empty: None
+    name: str, dtype: torch.dtype, compiled_kernels: None
 ) -> None:
     """A vector's bytes of channels at once, the last ones perhaps again; bytes begun and filled."""
     with _native.use_instruction_set(name):
@@ -105,7 +105,7 @@ def test_channels_of_two_by_two_windows(
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (1, 4), (1, 5), (4, 4), (17, 1), (16, 16)])
-def test_packed_layout(kernel: tuple[int, int], poisoned_empty: None) -> None:
+def test_packed_layout(kernel: tuple[int, int]) -> None:
     """Offset of column wo: byte wo * bits // 8, low bits first, unused bits zero."""
     each = 2 if kernel[0] * kernel[1] <= 4 else 4 if kernel[0] * kernel[1] <= 16 else 8
     x = maps((2, 3, 3 * kernel[0], 7 * kernel[1]))
@@ -294,7 +294,7 @@ def test_deterministic_algorithms_are_taken_as_they_are() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_fresh_memory_is_written_everywhere(poisoned_empty: None) -> None:
+def test_fresh_memory_is_written_everywhere() -> None:
     for layout, pool in itertools.product(LAYOUTS[:2], (Pool(2), Pool(3, 2, 1), Pool(2, 3))):
         x = laid_out(maps((2, 5, 11, 13)), layout)
         check(x, pool)

@@ -19,7 +19,6 @@ from segfast.ops._dense_crf_terms import in_out_scales, scaled
 from segfast.testing import assert_as_good_as
 from tests.ops import dense_crf_exact_problems as problems
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
 ROW = triton_configurations.ROW
 
 

@@ -15,8 +15,6 @@ from segfast.ops._dilated_conv_plan import DIRECTIONS, Problem, Strides, serves_
 from segfast.testing import assert_as_good_as, dtypes
 from tests.ops.dilated_conv_cases import Case, check, random_cases
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
 
 def run(case: Case, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> None:
     """Every direction that is served, against the oracle."""

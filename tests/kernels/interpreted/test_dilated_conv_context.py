@@ -18,8 +18,6 @@ from segfast.ops import _dilated_conv_triton, _dilated_conv_triton_context
 from segfast.ops._dilated_conv_triton_context import one_launch
 from segfast.testing import assert_as_good_as
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
 
 class Chain(NamedTuple):
     channels: tuple[int, ...]  # of x, and of every layer

@@ -24,8 +24,6 @@ from tests.ops.linear_attention_problems import (
     make,
 )
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
 
 def run(operator: str, problem: Problem) -> tuple[Tensor, ...]:
     assert launchers() is not None
