@@ -44,7 +44,7 @@ def test_operators_stay_in_their_tensors(tmp_path: Path) -> None:
     flags = {"CXX": COMPILER, "CXXFLAGS": "-fsanitize=address -O1", "SEGFAST_CUDA": "0"}
     preload = {
         "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so.6')}",
-        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
+        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0:log_path=sanitizer",
     }
 
     def python(*arguments: str, **settings: str) -> str:
@@ -52,7 +52,9 @@ def test_operators_stay_in_their_tensors(tmp_path: Path) -> None:
             [sys.executable, *arguments], cwd=tmp_path, env=os.environ | settings, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-10000:]
+        reports = [path.read_text() for path in tmp_path.glob("sanitizer.*")]
+        assert done.returncode == 0, "".join([done.stdout[-10000:], *reports])
+        assert not reports
         return done.stdout
 
     python("setup.py", "--quiet", "build_ext", "--inplace", **flags)
