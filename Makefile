@@ -93,7 +93,8 @@ $(VENV)/developer: $(VENV)/user
 
 # Without a compiler setup.py says so and the reference serves: no stamp, the next make looks again.
 $(VENV)/built: $(VENV)/user $(CODE)
-	@echo "==> compiling the kernels for this Python (what changed)"
+	@echo "==> compiling the kernels for this Python (what changed; all takes minutes," \
+	  "CUDA's with nvcc included: SEGFAST_CUDA=0 leaves them out)"
 	@$(RUN) setup.py --quiet build_ext --inplace
 	@if ls segfast/_C.* >/dev/null 2>&1; then touch $@; fi
 

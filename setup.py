@@ -206,7 +206,7 @@ def reject_weak_symbols(objects: list[Path]) -> None:
         names = subprocess.run(
             [nm, "-C", str(path)], capture_output=True, text=True, check=True
         ).stdout
-        # But for the pointer to the exceptions' handler, which is data and the same everywhere.
+        # But DW.ref: objects with -fsanitize point to the exceptions' handler so, the same for all.
         weak = re.findall(r"^[0-9a-f ]{16} [WVu] (?!DW\.ref\.).*$", names, re.MULTILINE)
         if weak:
             raise SystemExit(f"segfast: {path} defines weak symbols:\n" + "\n".join(weak))

@@ -65,19 +65,25 @@ inline BlockCache& block_cache() {
   return *cache;
 }
 
-// While a test poisons memory, what follows a buffer may not be touched: the process ends there.
+// While a test poisons memory, what follows a buffer (a multiple of 64 bytes) may not be touched:
+// the process ends there.
 constexpr size_t kGuard = size_t{64} << 10;  // whole pages, of any size that systems have
 
+inline size_t in_guards(size_t bytes) { return (bytes + kGuard - 1) / kGuard * kGuard; }
+
 inline void* guarded(size_t bytes) {
-  const size_t used = (bytes + kGuard - 1) / kGuard * kGuard;
+  const size_t used = in_guards(bytes);
   void* p =
       mmap(nullptr, used + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
-  mprotect(static_cast<char*>(p) + used, kGuard, PROT_NONE);
+  if (mprotect(static_cast<char*>(p) + used, kGuard, PROT_NONE) != 0) {
+    munmap(p, used + kGuard);
+    throw std::bad_alloc();
+  }
   return static_cast<char*>(p) + (used - bytes);
 }
 inline void release_guarded(void* p, size_t bytes) {
-  const size_t used = (bytes + kGuard - 1) / kGuard * kGuard;
+  const size_t used = in_guards(bytes);
   munmap(static_cast<char*>(p) - (used - bytes), used + kGuard);
 }
 

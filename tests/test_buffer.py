@@ -59,7 +59,7 @@ int main(int argc, char**) {
   }
   if (argc > 1) {
     segfast::poisoning() = true;
-    make_buffer<char>(64 << 10)[64 << 10] = 1;
+    make_buffer<char>(1000)[1024] = 1;
   }
   return 0;
 }

@@ -62,7 +62,7 @@ Tensor linear_attention_state(const Tensor& k, const Tensor& v, int64_t feature_
   check_map(k, "k", k, k.size(0), k.size(2));
   check_map(v, "v", k, k.size(0), k.size(2));
   Tensor state = empty_state(p, k);
-  run(p, StateSum(p, k, v, state));
+  run(StateSum(p, k, v, state));
   return state;
 }
 
@@ -80,7 +80,7 @@ Tensor linear_attention_read(const Tensor& q, const Tensor& state, MaybeTensor g
     STD_TORCH_CHECK(residual->size(1) == p.values, "residual must have the channels of o");
   }
   Tensor o = empty_map(q, p.values);
-  run(p, StateRead(p, q, sums, gamma, residual, o));
+  run(StateRead(p, q, sums, gamma, residual, o));
   return o;
 }
 
@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor> linear_attention(const Tensor& q, const Tensor& k, co
   STD_TORCH_CHECK(q.size(1) == p.features, "q must have the channels of k");
   Tensor state = empty_state(p, k), o = empty_map(q, p.values);
   const MaybeTensor none;
-  run(p, StateSum(p, k, v, state), StateRead(p, q, state, none, none, o));
+  run(StateSum(p, k, v, state), StateRead(p, q, state, none, none, o));
   return {o, state};
 }
 
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> linear_attention_state_backward(const Tensor& grad, c
   const Tensor sums = made_contiguous(grad);
   check_state(p, sums, k);
   Tensor grad_k = empty_map(k, p.features), grad_v = empty_map(k, p.values);
-  run(p, StateSumBackward(p, sums, k, v, grad_k, grad_v));
+  run(StateSumBackward(p, sums, k, v, grad_k, grad_v));
   return {grad_k, grad_v};
 }
 
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_read_backward(const Tensor& 
   Tensor grad_q = empty_map(q, p.features), grad_state = empty_state(p, q);
   Tensor grad_gamma = empty_contiguous<1>({q.size(0)}, sum_type(q), kCpu);
   const StateReadBackward backward(p, grad, q, sums, gamma, grad_q, grad_state);
-  run(p, backward);
+  run(backward);
   backward.merge_gamma(grad_gamma);
   return {grad_q, grad_state, grad_gamma};
 }
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_attention_backward(const Tensor& grad,
   // Its sums are gradients: no eps is added to them.
   const StateSumBackward of_sum(problem(k, v.size(1), feature_map, 0), grad_state, k, v, grad_k,
                                 grad_v);
-  run(p, of_read, of_sum);
+  run(of_read, of_sum);
   return {grad_q, grad_k, grad_v};
 }
 

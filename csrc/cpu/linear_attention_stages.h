@@ -128,6 +128,8 @@ struct Stage {
   int64_t items;
   F run;
 };
+template <typename F>
+Stage(int64_t, F) -> Stage<F>;  // clang deduces it by itself from 17 on
 
 // What the operators are made of, each in its stages(). They take checked tensors.
 
@@ -267,9 +269,9 @@ struct StateSumBackward {
     const int64_t batch = k.size(0);
     return std::tuple{
         Stage{batch * weights.slices, [this](int64_t i, char*) { weights.pack(i, grad); }},
-        Stage{batch * chunks.count, [this](int64_t i, char* scratch) { read(i, scratch); }}};
+        Stage{batch * chunks.count, [this](int64_t i, char* scratch) { backward(i, scratch); }}};
   }
-  void read(int64_t item, char* scratch) const {
+  void backward(int64_t item, char* scratch) const {
     const int64_t b = item / chunks.count, c = item % chunks.count;
     kernels().state_backward(problem, weights.of(b), map_of(k, b), map_of(v, b),
                              mutable_map_of(grad_k, b), mutable_map_of(grad_v, b), chunks.begin(c),
@@ -277,20 +279,20 @@ struct StateSumBackward {
   }
 };
 
-// The stages of all parts, one after the other.
-template <typename... Parts>
-void run(const LinearAttention& p, const Parts&... parts) {
+// The stages of the first, then those of the rest.
+template <typename First, typename... Rest>
+void run(const First& first, const Rest&... rest) {
   std::apply(
       [&](const auto&... stages) {
         for_each_stage<sizeof...(stages)>({stages.items...}, [&] {
-          return
-              [&, scratch = make_buffer<char>(kernels().scratch(p))](size_t stage, int64_t item) {
-                size_t i = 0;
-                ((stage == i++ ? stages.run(item, scratch.get()) : void()), ...);
-              };
+          return [&, scratch = make_buffer<char>(kernels().scratch(first.problem))](size_t stage,
+                                                                                    int64_t item) {
+            size_t i = 0;
+            ((stage == i++ ? stages.run(item, scratch.get()) : void()), ...);
+          };
         });
       },
-      std::tuple_cat(parts.stages()...));
+      std::tuple_cat(first.stages(), rest.stages()...));
 }
 
 }  // namespace

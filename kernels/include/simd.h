@@ -237,7 +237,7 @@ SEGFAST_INLINE Vec<double, N> exp_nonpositive(Vec<double, N> x) {
                                           1.0};
   for (double c : kInverseFactorial) p = p * r + c;
   const I exponent = (((I)shifted - (I)broadcast<double, N>(kRound)) + 1023) << 52;
-  return x < -708.0 ? Vec<double, N>{} : p * (Vec<double, N>)exponent;
+  return x < -708.39641 ? Vec<double, N>{} : p * (Vec<double, N>)exponent;
 }
 
 template <int N>

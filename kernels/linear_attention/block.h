@@ -47,26 +47,26 @@ struct Weights {
 template <typename T>
 constexpr int64_t kWholeTiles = kLanes<T> * (kWide == kNarrow ? kWide : kWide * kNarrow);
 
-// Positions of a block: so many that the sums of `gram` are seldom stored, while its rows stay in
-// the second-level cache: forward x, phi and its panels; backward rows of v, too, here and on their
-// way.
+// Positions of a block: so many that the sums of `gram` are seldom stored. The panels of phi have
+// 512 KB at most, and backward all rows 320 KB, of a second-level cache of often 512 KB or 1 MB.
 enum class Direction { forward, backward };
 
 template <typename T>
 int64_t block_width(const LinearAttention& p, Direction direction) {
-  constexpr int64_t kMost = 2112 / sizeof(T), kLeast = 1152 / sizeof(T);
+  constexpr int64_t kTiles = kWholeTiles<T>, kMost = 2112 / sizeof(T), kLeast = 1152 / sizeof(T);
+  static_assert(kMost % kTiles == 0 && kLeast % kTiles == 0);
   const int64_t rows = state_rows(p), forward = (512 << 10) / sizeof(T) / rows;
   const int64_t all = (320 << 10) / sizeof(T) / (value_rows(p) + 4 * rows);
   int64_t width = direction == Direction::forward || forward < all ? forward : all;
-  width = width / kWholeTiles<T> * kWholeTiles<T>;
+  width = width / kTiles * kTiles;
   return width < kLeast ? kLeast : width > kMost ? kMost : width;
 }
 
 // An odd number of cache lines: rows spread over all sets of the caches.
 template <typename T>
 int64_t row_pitch(int64_t width) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  return (width / kLine | 1) * kLine;
+  constexpr int64_t kLine = kLineBytes / sizeof(T);
+  return ((width + kLine - 1) / kLine | 1) * kLine;
 }
 
 template <typename T>
@@ -147,7 +147,7 @@ template <int kRows, typename S, typename T>
 SEGFAST_INLINE void load_rows(const S* from, int64_t from_pitch, int64_t ahead,
                               const Features<T>& b, T* to) {
   constexpr int W = kLanes<T>;
-  constexpr int64_t kLine = 64 / sizeof(S);
+  constexpr int64_t kLine = kLineBytes / sizeof(S);
   int64_t n = 0;
   for (; n + kLine <= b.count; n += kLine) {
     for (int r = 0; r < kRows; ++r) {
@@ -205,23 +205,31 @@ Map from_row(Map map, int64_t row) {
   return {static_cast<const S*>(map.data) + row * map.pitch, map.pitch};
 }
 
+// Rows [row, end_row) of a map from position `first` on.
 template <typename S>
-Ahead rows_ahead(Map map, int64_t row, int64_t first) {
+Ahead rows_ahead(Map map, int64_t row, int64_t end_row, int64_t first) {
+  if (row >= end_row) return {};
   const S* at = static_cast<const S*>(from_row<S>(map, row).data) + first;
-  return {reinterpret_cast<const char*>(at), map.pitch * int64_t{sizeof(S)}, sizeof(S)};
+  return {reinterpret_cast<const char*>(at), end_row - row, map.pitch * int64_t{sizeof(S)},
+          sizeof(S)};
 }
-// Behind the rows of values before `row`: the next ones of this block, or the first of the next.
+// At most kValues rows from `row` on; where there are none, the first of the next block before
+// `end`.
 template <typename S, typename T>
-Ahead ahead_of(const LinearAttention& p, Map map, int64_t row, const Features<T>& b,
-               int64_t first) {
-  return row < p.values ? rows_ahead<S>(map, row, first) : rows_ahead<S>(map, 0, first + b.count);
+Ahead next_values(const LinearAttention& p, Map map, int64_t row, const Features<T>& b,
+                  int64_t first, int64_t end) {
+  if (row < p.values) {
+    return rows_ahead<S>(map, row, p.values < row + kValues ? p.values : row + kValues, first);
+  }
+  return first + b.count < end ? rows_ahead<S>(map, 0, value_rows(p), first + b.count) : Ahead{};
 }
 
 // At most `width`, so that the blocks of a range are of nearly one length.
-SEGFAST_INLINE int64_t even_width(int64_t range, int64_t width) {
+template <typename T>
+int64_t even_width(int64_t range, int64_t width) {
   const int64_t blocks = (range + width - 1) / width;
   if (blocks < 2) return width;
-  const int64_t even = round_up((range + blocks - 1) / blocks, kWholeTiles<float>);
+  const int64_t even = round_up((range + blocks - 1) / blocks, kWholeTiles<T>);
   return even < width ? even : width;  // which memory was taken for
 }
 

@@ -11,8 +11,8 @@ namespace {
 
 constexpr double kSmallestNorm = 1e-6;  // taylor: shorter vectors are divided by this
 
-// sum_k c[kTerms - 1 - k] x^k by Estrin's scheme: half as deep as Horner's. Of chains as long as
-// those a processor overlaps but a few.
+// sum_k c[kTerms - 1 - k] x^k by Estrin's scheme, log2(kTerms) deep: a processor overlaps few of
+// Horner's long chains.
 template <int kTerms, typename T, typename V>
 SEGFAST_INLINE V polynomial(const T (&c)[kTerms], V x) {
   V sums[(kTerms + 1) / 2];  // of pairs, then of pairs of those
@@ -46,7 +46,7 @@ SEGFAST_INLINE Vec<float, N> exp_relative(Vec<float, N> x) {
   const Vec<float, N> n = shifted - kRound;
   const Vec<float, N> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
   const U power = ((U)shifted << 23) + 0x3f800000u;
-  return x < -87.0f ? Vec<float, N>{} : polynomial(kPolynomial, r) * (Vec<float, N>)power;
+  return x < -87.33654f ? Vec<float, N>{} : polynomial(kPolynomial, r) * (Vec<float, N>)power;
 }
 template <int N>
 SEGFAST_INLINE Vec<double, N> exp_relative(Vec<double, N> x) {

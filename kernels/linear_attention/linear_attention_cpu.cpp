@@ -24,26 +24,28 @@ template <typename S, typename T>
 void state_of(const LinearAttention& p, Map k, Map v, int64_t begin, int64_t end,
               int64_t begin_value, int64_t end_value, T* part_, const Scratch<T>& s) {
   const bool ones = end_value == p.values;
-  for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
-    Features<T> b = s.block(p, count);
-    load_block<S>(k, p.features, first, b, b.x);
-    compute_features(&b, false);
-    pack_positions(b.phi, b.pitch, state_rows(p), s.ones, b.width, s.panels);
-    const bool add = first > begin;
-    if constexpr (sizeof(S) == sizeof(T)) {
-      if (b.width == b.count) {  // v is taken as it lies in memory
-        const S* from = static_cast<const S*>(from_row<S>(v, begin_value).data) + first;
-        return add_products(p, reinterpret_cast<const T*>(from), v.pitch, begin_value,
-                            end_value - begin_value, ones, b.width, s, add, part_,
-                            rows_ahead<S>(v, begin_value + rows_of_gram<T>(state_rows(p)), first));
-      }
-    }
-    for_each_block(begin_value, end_value, kValues, [&](int64_t e, int64_t of) {
-      load_block<S>(from_row<S>(v, e), of, first, b, s.values);
-      add_products(p, s.values, s.pitch, e, of, ones && e + of == end_value, b.width, s, add, part_,
-                   ahead_of<S>(p, v, e + of, b, first));
-    });
-  });
+  for_each_block(
+      begin, end, even_width<T>(end - begin, s.width), [&](int64_t first, int64_t count) {
+        Features<T> b = s.block(p, count);
+        load_block<S>(k, p.features, first, b, b.x);
+        compute_features(&b, false);
+        pack_positions(b.phi, b.pitch, state_rows(p), s.ones, b.width, s.panels);
+        const bool add = first > begin;
+        if constexpr (sizeof(S) == sizeof(T)) {
+          if (b.width == b.count) {  // v is taken as it lies in memory
+            const S* from = static_cast<const S*>(from_row<S>(v, begin_value).data) + first;
+            return add_products(
+                p, reinterpret_cast<const T*>(from), v.pitch, begin_value, end_value - begin_value,
+                ones, b.width, s, add, part_,
+                rows_ahead<S>(v, begin_value + rows_of_gram<T>(state_rows(p)), end_value, first));
+          }
+        }
+        for_each_block(begin_value, end_value, kValues, [&](int64_t e, int64_t of) {
+          load_block<S>(from_row<S>(v, e), of, first, b, s.values);
+          add_products(p, s.values, s.pitch, e, of, ones && e + of == end_value, b.width, s, add,
+                       part_, next_values<S>(p, v, e + of, b, first, end));
+        });
+      });
 }
 
 template <typename T>
@@ -121,14 +123,14 @@ void along_features(const LinearAttention& p, int64_t first, const Features<T>& 
     S* const row = out + e * to.pitch + n;
     if constexpr (sizeof(S) == sizeof(T)) {
       if (add == nullptr && count - n >= kVectors * W) {
-        // The tile after the next: every row is a page of its own, no prefetcher sees it coming.
+        // The tile after the next is fetched: here, in the rows below, or in the next block.
         S* const later = row + 2 * kNarrow * W;
-        S* const below =
+        S* const lower =
             e + kRows < p.values ? later + kRows * to.pitch - b.width : later - e * to.pitch;
         for_each_sum<kRows, kVectors>(used, [&](int i, int j) __attribute__((always_inline)) {
           store<W>(reinterpret_cast<T*>(row + i * to.pitch + j * W), sums[i][j]);
-          if (j * W * sizeof(S) % 64 != 0) return;
-          S* const next = n + (2 * kNarrow + j) * W < b.width ? later : below;
+          if (j * W * sizeof(S) % kLineBytes != 0) return;
+          S* const next = n + (2 * kNarrow + j) * W < b.width ? later : lower;
           __builtin_prefetch(next + i * to.pitch + j * W, 1);
         });
         return;
@@ -169,40 +171,42 @@ void along_values(const LinearAttention& p, int64_t rows, int64_t e, int64_t cou
 template <typename S, typename T>
 void read_of(const LinearAttention& p, Map q, const Weights<const T>& w, const T* gamma,
              Map residual, MutableMap o, int64_t begin, int64_t end, const Scratch<T>& s) {
-  for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
-    Features<T> b = s.block(p, count);
-    load_block<S>(q, p.features, first, b, b.x);
-    compute_features(&b, true);
-    divide(p, b, w.totals, s);
-    const T factor = gamma != nullptr ? *gamma : T(1);
-    for (int64_t n = 0; n < b.width; ++n) s.scale[n] *= factor;
-    for (int64_t r = 0; r < state_rows(p); ++r) {  // most often fewer than the values of o
-      for (int64_t n = 0; n < b.width; ++n) b.phi_row(r)[n] *= s.scale[n];
-    }
-    along_features<S>(p, first, b, w, residual, o);
-  });
+  for_each_block(
+      begin, end, even_width<T>(end - begin, s.width), [&](int64_t first, int64_t count) {
+        Features<T> b = s.block(p, count);
+        load_block<S>(q, p.features, first, b, b.x);
+        compute_features(&b, true);
+        divide(p, b, w.totals, s);
+        const T factor = gamma != nullptr ? *gamma : T(1);
+        for (int64_t n = 0; n < b.width; ++n) s.scale[n] *= factor;
+        for (int64_t r = 0; r < state_rows(p); ++r) {  // most often fewer than the values of o
+          for (int64_t n = 0; n < b.width; ++n) b.phi_row(r)[n] *= s.scale[n];
+        }
+        along_features<S>(p, first, b, w, residual, o);
+      });
 }
 
 template <typename S, typename T>
 void state_backward_of(const LinearAttention& p, const Weights<const T>& w, Map k, Map v,
                        MutableMap grad_k, MutableMap grad_v, int64_t begin, int64_t end,
                        const Scratch<T>& s) {
-  for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
-    Features<T> b = s.block(p, count);
-    load_block<S>(k, p.features, first, b, b.x);
-    compute_features(&b, false);
-    for (int64_t r = 0; r < p.features; ++r) {  // that of taylor's ones goes nowhere
-      for (int64_t n = 0; n < b.width; ++n) s.grad[r * s.pitch + n] = w.totals[r];
-    }
-    for_each_block(0, p.values, kValues, [&](int64_t e, int64_t values) {
-      load_block<S>(from_row<S>(v, e), values, first, b, s.values);
-      along_values(p, p.features, e, values, b.width, w, s,
-                   ahead_of<S>(p, v, e + values, b, first));
-    });
-    features_backward(b, s.grad);
-    store_block<S>(grad_k, p.features, first, b, s.grad);
-    along_features<S>(p, first, b, w, {nullptr, 0}, grad_v);
-  });
+  for_each_block(begin, end, even_width<T>(end - begin, s.width),
+                 [&](int64_t first, int64_t count) {
+                   Features<T> b = s.block(p, count);
+                   load_block<S>(k, p.features, first, b, b.x);
+                   compute_features(&b, false);
+                   for (int64_t r = 0; r < p.features; ++r) {  // that of taylor's ones goes nowhere
+                     for (int64_t n = 0; n < b.width; ++n) s.grad[r * s.pitch + n] = w.totals[r];
+                   }
+                   for_each_block(0, p.values, kValues, [&](int64_t e, int64_t values) {
+                     load_block<S>(from_row<S>(v, e), values, first, b, s.values);
+                     along_values(p, p.features, e, values, b.width, w, s,
+                                  next_values<S>(p, v, e + values, b, first, end));
+                   });
+                   features_backward(b, s.grad);
+                   store_block<S>(grad_k, p.features, first, b, s.grad);
+                   along_features<S>(p, first, b, w, {nullptr, 0}, grad_v);
+                 });
 }
 
 template <typename S, typename T>
@@ -214,49 +218,52 @@ void read_backward_of(const LinearAttention& p, Map grad_o, Map q, const Weights
   const T factor = gamma != nullptr ? *gamma : T(1);
   const int64_t rows = state_rows(p), pitch = part_pitch<T>(p);
   T total = 0;
-  for_each_block(begin, end, even_width(end - begin, s.width), [&](int64_t first, int64_t count) {
-    Features<T> b = s.block(p, count);
-    load_block<S>(q, p.features, first, b, b.x);
-    compute_features(&b, true);
-    divide(p, b, w.totals, s);
-    for (int64_t n = 0; n < b.width; ++n) s.slope[n] = s.scale[n] * factor;
-    pack_positions(b.phi, b.pitch, rows, s.slope, b.width, s.panels);
-    clear(s.grad, rows * s.pitch);
-    const bool add = first > begin;
-    for_each_block(0, p.values, kValues, [&](int64_t e, int64_t of) {
-      load_block<S>(from_row<S>(grad_o, e), of, first, b, s.values);
-      along_values(p, rows, e, of, b.width, w, s);
-      add_products(p, s.values, s.pitch, e, of, false, b.width, s, add, part_,
-                   few_rows<T>(rows) ? Ahead{} : ahead_of<S>(p, grad_o, e + of, b, first));
-    });
-    clear_beyond(b, rows, s.grad);
-    V dots{};
-    for (int64_t n = 0; n < b.width; n += W) {
-      V numerator{};
-      for (int64_t r = 0; r < rows; ++r) {
-        numerator += load<W>(b.phi_row(r) + n) * load<W>(s.grad + r * s.pitch + n);
-      }
-      const V inverse = load<W>(s.scale + n);
-      dots += numerator * inverse;
-      V slope = -(numerator * inverse);  // of log denominator
-      const V below = load<W>(s.denominator + n);
-      slope = below == 0 ? V{} : slope;
-      if (p.map == FeatureMap::taylor) slope = below < static_cast<T>(p.eps) ? V{} : slope;
-      slope *= inverse;
-      store<W>(s.slope + n, slope * factor);
-      for (int64_t r = 0; r < rows; ++r) {
-        T* g = s.grad + r * s.pitch + n;
-        store<W>(g, (load<W>(g) * inverse + slope * w.totals[r]) * factor);
-      }
-    }
-    for (int i = 0; i < W; ++i) total += dots[i];
-    T* ones = part_ + p.values * pitch;
-    for (int64_t r = 0; r < rows; ++r) {
-      ones[r] = (add ? ones[r] : T(0)) + dot(b.phi_row(r), s.slope, b.width);
-    }
-    features_backward(b, s.grad);
-    store_block<S>(grad_q, p.features, first, b, s.grad);
-  });
+  for_each_block(
+      begin, end, even_width<T>(end - begin, s.width), [&](int64_t first, int64_t count) {
+        Features<T> b = s.block(p, count);
+        load_block<S>(q, p.features, first, b, b.x);
+        compute_features(&b, true);
+        divide(p, b, w.totals, s);
+        for (int64_t n = 0; n < b.width; ++n) s.slope[n] = s.scale[n] * factor;
+        pack_positions(b.phi, b.pitch, rows, s.slope, b.width, s.panels);
+        clear(s.grad, rows * s.pitch);
+        const bool add = first > begin;
+        const bool fetched =
+            !few_rows<T>(rows);  // `dots` would fetch them into the first-level cache
+        for_each_block(0, p.values, kValues, [&](int64_t e, int64_t of) {
+          load_block<S>(from_row<S>(grad_o, e), of, first, b, s.values);
+          along_values(p, rows, e, of, b.width, w, s);
+          add_products(p, s.values, s.pitch, e, of, false, b.width, s, add, part_,
+                       fetched ? next_values<S>(p, grad_o, e + of, b, first, end) : Ahead{});
+        });
+        clear_beyond(b, rows, s.grad);
+        V dots{};
+        for (int64_t n = 0; n < b.width; n += W) {
+          V numerator{};
+          for (int64_t r = 0; r < rows; ++r) {
+            numerator += load<W>(b.phi_row(r) + n) * load<W>(s.grad + r * s.pitch + n);
+          }
+          const V inverse = load<W>(s.scale + n);
+          dots += numerator * inverse;
+          V slope = -(numerator * inverse);  // of log denominator
+          const V below = load<W>(s.denominator + n);
+          slope = below == 0 ? V{} : slope;
+          if (p.map == FeatureMap::taylor) slope = below < static_cast<T>(p.eps) ? V{} : slope;
+          slope *= inverse;
+          store<W>(s.slope + n, slope * factor);
+          for (int64_t r = 0; r < rows; ++r) {
+            T* g = s.grad + r * s.pitch + n;
+            store<W>(g, (load<W>(g) * inverse + slope * w.totals[r]) * factor);
+          }
+        }
+        for (int i = 0; i < W; ++i) total += dots[i];
+        T* ones = part_ + p.values * pitch;
+        for (int64_t r = 0; r < rows; ++r) {
+          ones[r] = (add ? ones[r] : T(0)) + dot(b.phi_row(r), s.slope, b.width);
+        }
+        features_backward(b, s.grad);
+        store_block<S>(grad_q, p.features, first, b, s.grad);
+      });
   *grad_gamma = total;
 }
 

@@ -13,7 +13,7 @@ template <int kVectors>
 constexpr int kTileRows = (kVectorRegisters >= 32 ? 24 : 12) / kVectors;
 
 constexpr int kWide = 3;  // vectors across, for results that stay in cache
-constexpr int kNarrow = kVectorBytes == 64 ? 3 : 2;  // for those that go to memory: whole lines
+constexpr int kNarrow = kVectorBytes == 64 ? 3 : 2;  // for those that go to memory
 
 SEGFAST_INLINE constexpr int64_t round_up(int64_t x, int64_t step) {
   return (x + step - 1) / step * step;
@@ -28,17 +28,23 @@ SEGFAST_INLINE void clear(Vec<T, kLanes<T>> (&sums)[kRows][kVectors]) {
   }
 }
 
-// Rows of a map that are worked on later, and are fetched while a product is computed. Every row is
+// Rows of a map that are worked on later, and are fetched while a product is computed: every row is
 // a page of its own, where no prefetcher of the processor's looks ahead.
 struct Ahead {
-  const char* data = nullptr;  // or null: nothing is fetched
-  int64_t pitch = 0;           // bytes
-  int64_t size = 1;            // bytes of an element
+  const char* data = nullptr;
+  int64_t rows = 0;   // none: nothing is fetched
+  int64_t pitch = 0;  // bytes
+  int64_t size = 1;   // bytes of an element
 
   const char* row(int64_t i) const { return data + i * pitch; }
+  // `count` of them from `first` on, at the end the last ones again.
+  Ahead some(int64_t first, int64_t count) const {
+    if (first >= rows || count > rows) return {};
+    return {row(first + count > rows ? rows - count : first), count, pitch, size};
+  }
 };
-SEGFAST_INLINE void fetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 constexpr int64_t kLineBytes = 64;
+constexpr int kSecondLevel = 2;  // of caches, as __builtin_prefetch counts them
 
 // sums[i, j] += sum_k weight(i, k) x[k, j-th vector],   k in [begin, end);   and meanwhile(k)
 template <int kRows, int kVectors, typename T, typename Weight, typename Meanwhile>
@@ -107,16 +113,20 @@ __attribute__((noinline)) void project_panel(const T* w, int64_t first, int64_t 
   const auto weight = [=](int i, int64_t k)
                           __attribute__((always_inline)) { return w[k * kPitch + i]; };
   // The panels share the lines that are fetched.
-  const int64_t line = first / kRows * kLineBytes, step = (rows + kRows - 1) / kRows * kLineBytes;
+  const int64_t line = first / kPitch * kLineBytes;
+  const int64_t step = (rows + kPitch - 1) / kPitch * kLineBytes;
   int64_t n = begin;
   for (; n + kVectors * W <= end; n += kVectors * W) {
     Vec<T, W> sums[kRows][kVectors];
     clear<kRows, kVectors, T>(sums);
     const auto fetch_lines = [&](int64_t k) __attribute__((always_inline)) {
-      const char* from = ahead.row(k) + n * ahead.size;
-      for (int64_t at = line; at < kVectors * W * ahead.size; at += step) fetch(from + at);
+      if (k >= ahead.rows) return;
+      const char* row = ahead.row(k) + n * ahead.size;
+      for (int64_t at = line; at < kVectors * W * ahead.size; at += step) {
+        __builtin_prefetch(row + at, 0, kSecondLevel);
+      }
     };
-    if (ahead.data == nullptr) {
+    if (ahead.rows == 0) {
       tile<kRows, kVectors>(weight, x + n, x_pitch, 0, terms, sums, [](int64_t) {});
     } else {
       tile<kRows, kVectors>(weight, x + n, x_pitch, 0, terms, sums, fetch_lines);
@@ -135,8 +145,8 @@ template <int kVectors, typename T, typename Emit>
 void project(const T* w, int64_t panel_size, int64_t rows, const T* x, int64_t x_pitch,
              int64_t terms, int64_t count, const Emit& emit, const Ahead& ahead = {}) {
   constexpr int kRows = kTileRows<kVectors>;
-  constexpr int kAlone =
-      4;  // sums of one row (the ones of taylor), which hide an addition's latency
+  // Of one row (the ones of taylor): as many sums as hide an addition's latency.
+  constexpr int kAlone = 4;
   for (int64_t first = 0; first < rows; first += kRows, w += panel_size) {
     if (rows - first == 1) {
       project_panel<1, kAlone, kRows>(w, first, rows, x, x_pitch, terms, 0, count, emit, ahead);
@@ -224,12 +234,14 @@ __attribute__((noinline)) void gram_tile(const T* x, const T* const* rows, const
   Vec<T, W> sums[kRows][kVectors];
   clear<kRows, kVectors, T>(sums);
   const auto nothing = [](int64_t) {};
-  if (ahead.data == nullptr) {
+  if (ahead.rows == 0) {
     tile<kRows, kVectors>(weight, x, kVectors * W, 0, count, sums, nothing);
   } else {
     const int64_t line = kLineBytes / ahead.size;
     for (int64_t n = 0; n < count; n += line) {
-      for (int i = 0; i < kRows; ++i) fetch(ahead.row(i) + n * ahead.size);
+      for (int i = 0; i < kRows; ++i) {
+        __builtin_prefetch(ahead.row(i) + n * ahead.size, 0, kSecondLevel);
+      }
       tile<kRows, kVectors>(weight, x, kVectors * W, n, count < n + line ? count : n + line, sums,
                             nothing);
     }
@@ -255,21 +267,20 @@ __attribute__((noinline)) void dots_tile(const T* x, int64_t x_rows, const T* co
   constexpr int W = kLanes<T>;
   using V = Vec<T, W>;
   const T* row[kDotsY];
-  const char* next[kDotsY];
   V sums[kDotsY][kX];
 #pragma GCC unroll 3
-  for (int b = 0; b < kDotsY; ++b) {
-    row[b] = y[b];
-    next[b] = ahead.data == nullptr ? reinterpret_cast<const char*>(y[b]) : ahead.row(b);
-  }
+  for (int b = 0; b < kDotsY; ++b) row[b] = y[b];
   clear<kDotsY, kX, T>(sums);
+  const char* next = ahead.data;
   for (int64_t n = 0; n < count; n += W, x += W * x_rows) {
+    if (ahead.rows > 0) {  // needed by the next tile: into the first-level cache
+#pragma GCC unroll 3
+      for (int b = 0; b < kDotsY; ++b) __builtin_prefetch(next + b * ahead.pitch);
+      next += W * ahead.size;
+    }
     V values[kDotsY];
 #pragma GCC unroll 3
-    for (int b = 0; b < kDotsY; ++b) {
-      __builtin_prefetch(next[b] + n * ahead.size);  // needed at once: in the first-level cache
-      values[b] = load<W>(row[b] + n);
-    }
+    for (int b = 0; b < kDotsY; ++b) values[b] = load<W>(row[b] + n);
 #pragma GCC unroll 16
     for (int a = 0; a < kX; ++a) {
       const V f = in_register(load<W>(x + a * W));
@@ -311,7 +322,7 @@ void dots(const T* x, int64_t x_rows, const Row& y, int64_t y_rows, int64_t coun
     const T* rows[kDotsY];
     const int64_t used = y_rows - b < kDotsY ? y_rows - b : kDotsY;
     for (int i = 0; i < kDotsY; ++i) rows[i] = y(i < used ? b + i : b);
-    const Ahead next = {ahead.row(b), ahead.pitch, ahead.size};
+    const Ahead next = ahead.some(b, kDotsY);
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t a = x_rows * g / groups, end = x_rows * (g + 1) / groups;
       dots_of(end - a, x + a * kLanes<T>, x_rows, rows, g == 0 ? next : Ahead{}, used, count, add,
@@ -350,7 +361,7 @@ void gram(const T* panels, int64_t x_rows, const Row& y, int64_t y_rows, int64_t
     const T* rows[kRows];
     const int64_t used = y_rows - b < kRows ? y_rows - b : kRows;
     for (int i = 0; i < kRows; ++i) rows[i] = y(i < used ? b + i : b);
-    const Ahead next = {ahead.row(b), ahead.pitch, ahead.size};
+    const Ahead next = ahead.some(b, kRows);
     for_each_panel<T>(x_rows, [&](int64_t a, auto vectors) __attribute__((always_inline)) {
       constexpr int kVectors = decltype(vectors)::value;
       gram_tile<kVectors, kRows>(panels + a * count, rows, a == 0 ? next : Ahead{}, used, count,

@@ -183,6 +183,8 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     PyTorch's products of matrices take twice as long on AMD's processors with AVX-512.
     """
+    if isinstance(x.shape[-1], int) and x.shape[-1] == 0:  # which convolutions refuse
+        return weight @ x if bias is None else weight @ x + bias[:, None]
     return rows(F.conv2d(x[..., None], weight[..., None, None], bias)[..., 0])
 
 
@@ -219,7 +221,10 @@ def _require_tokens(q: Any, k: Any, v: Any) -> torch.Size:
     if k.shape[-1] != q.shape[-1]:
         raise ValueError(f"k must have the channels of q, {q.shape[-1]}; got {_check.describe(k)}")
     if v.shape[-2] != k.shape[-2]:
-        raise ValueError(f"v must have the positions of k, {k.shape[-2]}; got {_check.describe(v)}")
+        raise ValueError(
+            f"v must have the positions of k, {k.shape[-2]}; got {_check.describe(v)} "
+            "(maps [B, C, H, W] are passed as x.flatten(2).mT)"
+        )
     leads = [x.shape[:-2] for x in (q, k, v)]
     if leads[0] == leads[1] == leads[2]:  # `broadcast_shapes` takes 15 us
         return leads[0]

@@ -48,4 +48,4 @@ def oracle() -> Callable[..., Tensor]:
 
 @pytest.fixture(autouse=True)
 def _poisoned(poisoned_empty: None) -> None:
-    """Fresh memory holds NaN, and a kernel that leaves its scratch memory ends the process."""
+    """Fresh memory holds NaN, and a kernel that runs past the end of its scratch memory dies."""

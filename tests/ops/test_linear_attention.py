@@ -40,6 +40,8 @@ SHAPES: list[Shape] = [
     (1, 32, 256, 600, 1030),
     (1, 130, 300, 210, 190),
     (1, 40, 8, 270, 257),  # blocks of two lengths in one scratch
+    (2, 20, 530, 64, 64),  # channels of v in ranges
+    (1, 300, 900, 140, 150),  # and chunks of 128
 ]
 
 
@@ -92,11 +94,31 @@ def test_accuracy(feature_map: str, dtype: torch.dtype, shape: Shape, isa: str |
 
 @pytest.mark.parametrize("isa", _native.instruction_sets())
 def test_chunks_of_many_positions(isa: str) -> None:
-    """Blocks of every width fit the scratch: 32 chunks of 851 positions, and gradients."""
-    for features in (12, 16, 24, 28, 33):
-        tensors = inputs((1, features, 3, 27225, 27225), "softplus", torch.float32)
+    """Blocks of several widths, 480 to 288 backward: 32 chunks of 851 positions, and gradients."""
+    for features in (18, 29, 47):
+        tensors = inputs((1, features, 96, 27225, 27225), "softplus", torch.float32)
         with _native.use_instruction_set(isa):
             assert_right(tensors, "softplus", isa=isa)
+
+
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+def test_softplus_down_to_the_smallest_normal_number(isa: str) -> None:
+    """softplus(x) is e^x there: nothing is cut off before."""
+    for dtype, x in ((torch.float32, -87.336), (torch.float64, -708.396)):
+        k = torch.full((1, 3, 40), x, dtype=dtype)
+        with _native.use_instruction_set(isa):
+            state = torch.ops.segfast._linear_attention_state(k, k, 0)
+        ones = torch.full((1, 3), 40 * math.exp(float(k[0, 0, 0])), dtype=torch.float64)
+        torch.testing.assert_close(state[..., -1].double(), ones, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 255, 8, 504, 504), (1, 16, 96, 504, 504)], ids=str)
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+def test_rows_of_scratch_do_not_overlap(shape: Shape, isa: str) -> None:
+    """Blocks that are no whole number of cache lines wide, as whole tiles of SSE may be."""
+    tensors = inputs(shape, "softplus", torch.float32)
+    with _native.use_instruction_set(isa):
+        assert_right(tensors, "softplus", isa=isa)
 
 
 sizes = st.integers(1, 40)
@@ -322,6 +344,19 @@ def test_same_bits(feature_map: str, threads: int) -> None:
         torch.set_num_threads(before)
 
 
+def test_kept_memory_serves_again() -> None:
+    """Without poison scratch memory is kept between calls: the same bits from the same blocks."""
+    tensors = inputs((1, 40, 300, 2000, 2000), "softplus", torch.float32)
+    poisoned = with_gradients(ours, tensors, "softplus")
+    module = _native.native()
+    if module is None:
+        pytest.skip("no compiled kernels")
+    module.poison(False)
+    for _ in range(3):
+        for a, b in zip(with_gradients(ours, tensors, "softplus"), poisoned, strict=True):
+            assert torch.equal(a, b)
+
+
 @feature_maps
 def test_every_element_is_written(feature_map: str) -> None:
     tensors = inputs((2, 6, 7, 70, 90), feature_map, torch.float32)
@@ -388,6 +423,18 @@ def test_block_in_every_dtype_and_layout(dtype: torch.dtype, features: int) -> N
     no_bias = linear_attention2d(x, *(None if i in (1, 3, 5) else w for i, w in enumerate(weights)))
     zeros = [torch.zeros_like(w) if i in (1, 3, 5) else w for i, w in enumerate(weights)]
     torch.testing.assert_close(no_bias, linear_attention2d(x, *zeros))
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 5, 4), (2, 16, 0, 5), (2, 16, 5, 0)], ids=str)
+@feature_maps
+def test_empty_block(feature_map: str, shape: tuple[int, ...]) -> None:
+    leaves = [torch.empty(shape), *block_weights(16, 4, torch.float32)]
+    leaves = [x.requires_grad_() for x in leaves]
+    y = linear_attention2d(*leaves, feature_map)
+    assert y.shape == shape
+    for x, gradient in zip(leaves, torch.autograd.grad(y.sum(), leaves), strict=True):
+        assert gradient.shape == x.shape
+        assert not gradient.any()
 
 
 def test_block_under_autocast() -> None:
