@@ -85,7 +85,7 @@ class Explanation:
     operator: str
     device: str  # a kind: "cpu", "cuda"
     convolutions: tuple[Convolution, ...]  # in the order in which they are computed
-    served_by: str  # the kernels of its convolutions; of other operators, those in general
+    served_by: str  # the kernels of its convolutions; of other operators those in general
 
     @property
     def multiplications(self) -> int:
@@ -106,7 +106,7 @@ class Explanation:
                 f" {self.live_multiplications:,} without padding: {saved:.1%} less"
             )
         lines += [f"{i}. {conv}" for i, conv in enumerate(self.convolutions, 1)]
-        if "torch" in self.served_by.split(", ") and self.convolutions:
+        if "torch" in self.served_by.partition(";")[0].split(", ") and self.convolutions:
             lines.append(
                 "torch: PyTorch's kernels, which may multiply the padding, too; their results are "
                 "as deterministic as PyTorch promises"
@@ -127,7 +127,7 @@ def explain(
     Args:
         op: an operator of `segfast.ops`, or a module that convolves: any `torch.nn.Module` in
             which dilated convolutions, or PyTorch's, are to be counted. Of the other operators of
-            `segfast.ops` it says what serves them in general.
+            `segfast.ops`, those in a module among them, it says what serves them in general.
         args, kwargs: its arguments; tensors may be on the meta device.
         device: the kind of device to plan for, "cpu" or "cuda"; it need not be there. None: that
             of the tensors, and "cpu" for those on meta.
@@ -161,9 +161,13 @@ def explain(
             served_by = import_module(op.__module__).served_by()
             return Explanation(name, kind, (), served_by.get(kind, "PyTorch"))
     name = type(op).__name__ if isinstance(op, nn.Module) else op.__name__
-    convolutions = _recorded(op, args, kwargs, device and kind)
-    kernels = {plan.kernel for conv in convolutions for plan in conv.kernels.values()}
-    return Explanation(name, kind, convolutions, ", ".join(sorted(kernels)) or "no convolution")
+    recorder = _recorded(op, args, kwargs, device and kind)
+    kernels = {plan.kernel for conv in recorder.found for plan in conv.kernels.values()}
+    served = [", ".join(sorted(kernels)) or "no convolution"]
+    for operator in sorted(recorder.others):
+        kernel = import_module(f"segfast.ops.{operator}").served_by().get(kind, "PyTorch")
+        served.append(f"{operator}: {kernel}")
+    return Explanation(name, kind, tuple(recorder.found), "; ".join(served))
 
 
 def _kind(op: Any, arguments: Any, device: str | None) -> str:
@@ -193,8 +197,8 @@ def _either(vertical: int, horizontal: int, usual: int) -> str:
 
 def _recorded(
     op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: str | None
-) -> tuple[Convolution, ...]:
-    """The convolutions that op runs into, on tensors without numbers."""
+) -> _Recorder:
+    """What op runs into, on tensors without numbers."""
     mode, recorder = FakeTensorMode(allow_non_fake_inputs=True), _Recorder(device)
     fake = faker(mode)
     args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
@@ -208,7 +212,7 @@ def _recorded(
             "op must not depend on numbers in a tensor, which explain does not compute: it calls "
             f"{error.func}"
         ) from error
-    return tuple(recorder.found)
+    return recorder
 
 
 class _Recorder(TorchDispatchMode):
@@ -216,6 +220,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.device = device
         self.found: list[Convolution] = []
+        self.others: set[str] = set()  # modules of segfast.ops
         self._next: list[Plan | None] = []  # what serves the next convolutions, together
 
     def together(self, count: int, plan: Plan | None) -> None:
@@ -226,6 +231,8 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         y = func(*args, **(kwargs or {}))
+        if (operator := operator_of(func.name())) not in (None, "dilated_conv"):
+            self.others.add(str(operator))
         if func == _ops._dilated_conv.default:
             x, weight, _, _, _, *strides = args
             self._add(x, weight, y, Strides(*strides), choose)
@@ -271,6 +278,14 @@ class _Recorder(TorchDispatchMode):
         self.found.append(convolution)
 
 
+def operator_of(raw: str) -> str | None:
+    """The module of segfast.ops that a raw operator, "segfast::_max_pack", is of; None: none."""
+    library, _, name = raw.partition("::")
+    if library != "segfast":
+        return None
+    return next(module for module, start in _RAW.items() if name.lstrip("_").startswith(start))
+
+
 def _torch_plan(direction: Direction, problem: Problem) -> Plan:
     return Plan("torch", "PyTorch's own operator was called")
 
@@ -278,3 +293,11 @@ def _torch_plan(direction: Direction, problem: Problem) -> Plan:
 # A transposed convolution is the gradient of a convolution's input, and that is its own.
 _TRANSPOSED: dict[Direction, Direction] = {"forward": "grad_input", "grad_input": "forward"}
 _ops = torch.ops.segfast
+_RAW = {  # how the names of each module's raw operators begin
+    "dilated_conv": ("dilated_conv", "atrous_pyramid"),
+    "linear_attention": ("linear_attention",),
+    "max_unpool": ("max_",),
+    "dense_crf": (
+        "mean_field", "gaussian_filter", "crf_", "lattice_", "exact_", "feature_range", "softmax"
+    ),
+}  # fmt: skip

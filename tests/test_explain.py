@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import segfast
 from segfast import explain, ops
-from segfast.explain import Explanation
+from segfast.explain import Explanation, operator_of
 from segfast.nn import ASPP, ASPPv2, ContextModule, DilatedConv2d, SeparableDilatedConv2d
 from segfast.ops._dilated_conv_kernels import available
 from segfast.ops._dilated_conv_plan import DIRECTIONS, Plan
@@ -234,6 +234,23 @@ def test_other_operators(name: str) -> None:
 def test_every_operator_is_known() -> None:
     for name in ops.__all__:
         assert hasattr(importlib.import_module(getattr(ops, name).__module__), "served_by")
+    raw = [s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("segfast::")]
+    assert {operator_of(name) for name in raw} == {
+        "dense_crf", "dilated_conv", "linear_attention", "max_unpool"
+    }  # fmt: skip
+    assert operator_of("aten::add.Tensor") is None
+
+
+def test_other_operators_in_a_module() -> None:
+    module = nn.Sequential(segfast.nn.LinearAttention2d(16), segfast.nn.MaxPool2d(2))
+    found = explain(module, meta(1, 16, 9, 9))
+    attention, pooling = (import_served(name) for name in ("linear_attention", "max_unpool"))
+    assert found.served_by == f"torch; linear_attention: {attention}; max_unpool: {pooling}"
+    assert str(found).endswith("are as deterministic as PyTorch promises")
+
+
+def import_served(name: str) -> str:
+    return str(importlib.import_module(f"segfast.ops.{name}").served_by()["cpu"])
 
 
 # ------------------------------------------------------------------------------ refusals
