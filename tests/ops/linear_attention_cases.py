@@ -31,6 +31,16 @@ def inputs(
     return [x.to(dtype) for x in (q, k, v, grad)]
 
 
+def block_weights(channels: int, d: int, dtype: torch.dtype) -> list[Tensor]:
+    """Weight and bias of q, k and v, and gamma."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((d, channels), (d,), (d, channels), (d,), (channels, channels), (channels,), (1,))
+    return [
+        (torch.randn(shape, generator=generator) / max(1, shape[-1]) ** 0.5).to(dtype)
+        for shape in shapes
+    ]
+
+
 def ours(q: Tensor, k: Tensor, v: Tensor, feature_map: str) -> Tensor:
     return linear_attention(q.mT, k.mT, v.mT, feature_map, EPS).mT
 

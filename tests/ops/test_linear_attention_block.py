@@ -9,9 +9,7 @@ from torch import Tensor
 from segfast.kernels.linear_attention import reference
 from segfast.ops import linear_attention2d
 from segfast.testing import assert_as_good_as, dtypes
-from tests.ops.linear_attention_cases import (
-    theirs,
-)
+from tests.ops.linear_attention_cases import block_weights, theirs
 
 feature_maps = pytest.mark.parametrize("feature_map", reference.FEATURE_MAPS)
 
@@ -25,15 +23,6 @@ def block(x: Tensor, weights: list[Tensor], feature_map: str, residual: bool = T
     )  # [B, D, N], [B, D, N], [B, C, N]
     o = gamma * theirs(q, k, v, feature_map)
     return o.view(x.shape) + (x if residual else 0)
-
-
-def block_weights(channels: int, d: int, dtype: torch.dtype) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    shapes = ((d, channels), (d,), (d, channels), (d,), (channels, channels), (channels,), (1,))
-    return [
-        (torch.randn(shape, generator=generator) / max(1, shape[-1]) ** 0.5).to(dtype)
-        for shape in shapes
-    ]
 
 
 @pytest.mark.parametrize("residual", [True, False])

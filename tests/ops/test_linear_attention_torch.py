@@ -13,8 +13,7 @@ from torch import Tensor
 from segfast.kernels.linear_attention import reference
 from segfast.ops import linear_attention, linear_attention2d
 from segfast.testing import op_battery
-from tests.ops.linear_attention_cases import EPS, inputs, ours
-from tests.ops.test_linear_attention import block_weights
+from tests.ops.linear_attention_cases import EPS, block_weights, inputs, ours
 
 # torch.export calls a deprecated function of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
