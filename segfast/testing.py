@@ -91,7 +91,7 @@ def assert_as_good_as(
     baseline_error = torch.where(finite, baseline.double() - oracle, zero).abs()
     accumulator = torch.float64 if actual.dtype == torch.float64 else torch.float32
     largest = float(truth.abs().max())
-    size = largest if magnitude is None else float(torch.as_tensor(magnitude).abs().max())
+    size = largest if magnitude is None else float(torch.as_tensor(magnitude).detach().abs().max())
     floor = _roundoff(actual.dtype) * largest
     floor += 2 * _roundoff(accumulator) * math.sqrt(terms) * size
     allowed = 2 * float(baseline_error.max()) + floor

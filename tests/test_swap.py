@@ -202,7 +202,6 @@ def test_stays(why: str) -> None:
 
 
 @pytest.mark.parametrize("to", ["segfast", "torch"])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_refusals(to: str) -> None:
     net = nn.Sequential(dilated(), nn.MaxPool2d(2))
     compiled_in_place = copy.deepcopy(net)

@@ -12,8 +12,8 @@ from torch import Tensor
 from segfast._native import native
 from segfast.testing import assert_as_good_as, devices, dtypes, op_battery, poison_empty
 
-# torch.export calls a deprecated function of its own; vmap says that it loops over our operators.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(torch.jit.script|batching rule)")
+# vmap says that it loops over our operators.
+pytestmark = pytest.mark.filterwarnings("ignore:.*batching rule")
 
 # ------------------------------------------------------------------------------ accuracy
 

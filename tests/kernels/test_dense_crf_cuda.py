@@ -237,6 +237,7 @@ def test_thousands_of_labels() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 17), (23, 1), (40, 3)], ids=str)
+@pytest.mark.filterwarnings("ignore:image spans")
 def test_any_size(size: tuple[int, int]) -> None:
     case = Case(4, *size)
     case.check(batch.mean_field(case.logits, case.model(), 3, ops=Host())[0])

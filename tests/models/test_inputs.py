@@ -74,7 +74,6 @@ def test_model_without_numbers(model: SegmentationModel) -> None:
         torch.testing.assert_close(filled(X), model(X))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compilers_that_are_refused(model: SegmentationModel) -> None:
     with pytest.raises(TypeError, match=r"^x must be a tensor, got a proxy: torch\.fx .*export"):
         torch.fx.symbolic_trace(model)

@@ -428,7 +428,7 @@ def test_presets_of_v2() -> None:
         ASPPv2(4, 0)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_traces() -> None:
     """The graph of a trace, with or without gradients, is the unfolded module's."""
     aspp, x = ASPP(8, (2, 4), 4).eval(), torch.randn(2, 8, 9, 9)

@@ -38,7 +38,6 @@ def build(kind: type[nn.Conv2d], **options: Any) -> nn.Conv2d:
 # ------------------------------------------------------------------------------ DilatedConv2d
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of PyTorch's
 @pytest.mark.parametrize("options", GEOMETRIES, ids=str)
 def test_is_conv2d(options: dict[str, Any]) -> None:
     """Values, gradients, initial state and description; batched or not."""
@@ -162,7 +161,6 @@ def test_refusals(call: Any, error: type[Exception], message: str) -> None:
         call()
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("options", GEOMETRIES, ids=str)
 def test_from_conv(options: dict[str, Any]) -> None:
     conv = build(nn.Conv2d, **options).eval()

@@ -20,9 +20,7 @@ from segfast.nn import (
 )
 from tests.fingerprints import fill
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
 
 class Unpooled(nn.Module):

@@ -13,9 +13,6 @@ from torch import Tensor
 from segfast.ops import gaussian_filter, mean_field
 from segfast.testing import op_battery
 
-# torch.export calls a deprecated function of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-
 Problem = Callable[..., tuple[Tensor, Tensor]]
 
 

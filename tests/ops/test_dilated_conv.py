@@ -255,6 +255,7 @@ def test_a_map_of_one_image_in_hwc(groups: int) -> None:
         assert_as_good_as(a, oracle, baseline, terms=17 * 19)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of those that are dropped
 def test_traces_keep_no_sizes() -> None:
     weight, other = torch.randn(8, 8, 3, 3), torch.randn(1, 8, 14, 11)
 

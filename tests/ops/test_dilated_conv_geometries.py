@@ -166,7 +166,6 @@ def bias_of(call: Call, bias: Tensor) -> Tensor | None:
     return bias if call.bias else None
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of PyTorch's
 @shares(0.5)
 @given(calls(), runs())
 def test_conv2d(call: Call, run: Run) -> None:
@@ -183,7 +182,6 @@ def test_conv2d(call: Call, run: Run) -> None:
         check_kernels(call, run, arguments, known, tensors[2], theirs[:3])
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @shares(0.1)
 @given(calls(largest=(1, 60)), runs())
 def test_conv1d(call: Call, run: Run) -> None:

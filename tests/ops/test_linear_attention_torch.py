@@ -15,9 +15,6 @@ from segfast.ops import linear_attention, linear_attention2d
 from segfast.testing import op_battery
 from tests.ops.linear_attention_cases import EPS, block_weights, inputs, ours
 
-# torch.export calls a deprecated function of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-
 
 def tokens(seed: int = 0, n: int = 6, feature_map: str = "softplus") -> tuple[Tensor, ...]:
     """q [2, N, 3], k [2, 5, 3], v [2, 5, 4] in float64, views of maps."""

@@ -20,9 +20,6 @@ from segfast.ops._max_unpool_op import SCHEMAS
 from segfast.testing import dtypes, op_battery
 from tests.ops.max_unpool_cases import LAYOUTS, Pool, distinct, identical, laid_out, maps
 
-# torch.export calls a deprecated function of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-
 # Windows that overlap, in sizes that are all different: torch.compile takes equal ones for one.
 POOL = Pool(3, 2, 1)
 SIZE, OTHER = (2, 3, 9, 13), (3, 4, 13, 21)
