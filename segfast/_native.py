@@ -15,7 +15,7 @@ import torch
 REMEDY = (
     "install a C++ compiler (g++ >= 11 or clang >= 15), then "
     "`pip install setuptools pybind11` and "
-    "`pip install --no-build-isolation --force-reinstall --no-deps segfast`"
+    "`pip install --no-build-isolation --force-reinstall --no-deps .` in segfast's source folder"
 )
 
 

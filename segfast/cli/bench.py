@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.op not in available:
         raise UserError(f"no benchmark named {args.op}; there are: {', '.join(available)}")
-    require_extra("pytest", "pytest", "bench")
-    require_extra("pytest_benchmark", "pytest-benchmark", "bench")
+    require_extra("pytest", "pytest")
+    require_extra("pytest_benchmark", "pytest-benchmark")
     command = [sys.executable, "-m", "pytest", str(folder / f"{args.op}.py"), *args.pytest_args]
     return subprocess.call(command)
 

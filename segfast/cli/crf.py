@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from segfast._native import native, why_not_native
 from segfast._version import __version__
+from segfast._warn import warn
 from segfast.cli import picture
+from segfast.cli.arrays import ARRAY_SUFFIXES
 from segfast.cli.crf_options import CONFIDENCE, MODEL, PENALTY, add_options
 from segfast.cli.files import (
     UserError,
@@ -25,19 +28,21 @@ from segfast.cli.files import (
     require_extra,
     require_writable,
     same_file,
+    show,
     write_all,
 )
 from segfast.cli.images import (
     MAP_SUFFIXES,
+    MAX_LABELS,
     PHOTO_SUFFIXES,
     Array,
+    LabelStyle,
     array_writer,
     label_map_writer,
     png_writer,
     read_photo,
 )
 from segfast.cli.labels import (
-    ARRAY_SUFFIXES,
     UNKNOWN,
     Evidence,
     label_logits,
@@ -52,6 +57,7 @@ from segfast.ops import mean_field
 from segfast.ops._dense_crf_check import MEAN_FIELD_COLOR_SIGMA
 
 MAX_STEP_BYTES = 4 << 30
+MOSTLY = 0.9  # of a label map that has strokes on a background
 OPTIONAL_OUTPUTS = ("save_probs", "overlay", "steps")
 
 
@@ -122,6 +128,8 @@ def _check_options(args: argparse.Namespace) -> None:
             raise UserError("--scribble-penalty needs --scribbles")
         if not args.scribble_penalty > 0:
             raise UserError(f"--scribble-penalty must be positive, got {args.scribble_penalty:g}")
+    if args.num_labels is not None and args.num_labels > MAX_LABELS:
+        raise UserError(f"--num-labels must be at most {MAX_LABELS}, got {args.num_labels}")
     if args.confidence is not None and not 0 < args.confidence < 1:
         raise UserError(f"--confidence must lie in (1/L, 1), got {args.confidence:g}")
     for name in ("image", "labels"):
@@ -280,6 +288,12 @@ def _infer(
     seconds = time.perf_counter() - start
     states = [(unary, unary.softmax(0)), *result[1]] if steps else []
     belief = result[0] if steps else result
+    if not bool(belief.isfinite().all()):
+        raise UserError(
+            f"the result is not finite: logits of {np.abs(logits).max():.3g}, --spatial-weight "
+            f"{model['spatial_weight']:g} and --bilateral-weight {model['bilateral_weight']:g} are "
+            f"too much for float32"
+        )
     return belief.numpy(), [(s.numpy(), q.numpy()) for s, q in states], seconds
 
 
@@ -289,6 +303,8 @@ def _refine(job: Job, args: argparse.Namespace, model: dict[str, Any]) -> dict[s
     belief, states, seconds = _infer(photo, before.logits, model, job.steps is not None)
     after = belief.argmax(0)
     known = before.labels != UNKNOWN
+    if not args.scribbles and args.input not in ("probs", "logits"):
+        _warn_of_strokes(job.labels, before.labels[known], after, style)
     writers: dict[Path, Writer] = {}
     if job.output.suffix.lower() == ".png":
         writers[job.output] = label_map_writer(after, style)
@@ -315,9 +331,22 @@ def _refine(job: Job, args: argparse.Namespace, model: dict[str, Any]) -> dict[s
     }
 
 
+def _warn_of_strokes(path: Path, before: Array, after: Array, style: LabelStyle) -> None:
+    """Strokes on a background that was taken for a label: it covers nearly all, and wins all."""
+    share = np.bincount(before, minlength=style.count) / before.size
+    winner = int(share.argmax())
+    if np.count_nonzero(share) > 1 and share[winner] > MOSTLY and (after == winner).all():
+        warn(
+            f"of {path} only label {style.names()[winner]} is left, which covered "
+            f"{100 * share[winner]:.1f} % of it; if the others are strokes, pass --scribbles"
+        )
+
+
 def _report(
     args: argparse.Namespace, model: dict[str, Any], files: list[dict[str, Any]], skipped: list[str]
 ) -> None:
+    if native() is None:
+        print(f"segfast: the slow reference computed: {why_not_native()}", file=sys.stderr)
     if skipped:
         print(f"segfast: no partner for {name_some(skipped)}: passed over", file=sys.stderr)
     if args.json:
@@ -334,11 +363,11 @@ def _report(
             "skipped": skipped,
             "files": files,
         }
-        print(json.dumps(summary, indent=2, allow_nan=False))
+        show(json.dumps(summary, indent=2, allow_nan=False))
         return
     for file in files:
         unknown = f", {file['unknown_pixels']} unknown pixels" if file["unknown_pixels"] else ""
-        print(
+        show(
             f"{file['image']}: {file['width']} x {file['height']}, {len(file['label_values'])} "
             f"labels{unknown}; {100 * file['changed_fraction']:.1f} % of labelled pixels changed "
             f"in {file['seconds']:.2f} s -> {', '.join(file['outputs'])}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from segfast.cli.images import MAX_PIXELS
 from segfast.nn.dense_crf import PRESETS
+from segfast.ops import mean_field
+from segfast.ops._dense_crf_check import MEAN_FIELD_COLOR_SIGMA
 from segfast.ops.dense_crf import METHODS, NORMALIZATIONS, SPATIAL
 
 CONFIDENCE, PENALTY = 0.7, 20.0
@@ -26,8 +29,9 @@ examples:
 
 label maps: the distinct numbers, palette entries or colours in LABELS are the labels, and the
 result is written with the same ones. Unknown pixels get their label from the CRF: 255 in maps of
-numbers (VOC's void), none in colour-coded maps but what is transparent; with --scribbles 0 or
-black, and whatever is transparent.
+numbers (VOC's void; but a mask of 0 and 255 has two labels), none in colour-coded maps but what is
+transparent; with --scribbles 0 or black, and whatever is transparent.
+probabilities and logits: [L, H, W] or [H, W, L]; a single map [H, W] is the foreground's.
 pydensecrf's example scribbles: --unknown 0 --preset pydensecrf.
 """
 
@@ -71,19 +75,22 @@ def add_options(commands: Any, run: Callable[[argparse.Namespace], int]) -> None
 
     group = parser.add_argument_group("model (defaults are segfast.ops.mean_field's)")
     add = group.add_argument
+    given = inspect.signature(mean_field).parameters
+    default = {name: f"default: {_number(given[name].default)}" for name in MODEL}
     add("--preset", choices=tuple(PRESETS), metavar="NAME",
         help=f"published parameters: {', '.join(PRESETS)}")  # fmt: skip
-    add("--iterations", type=int, metavar="N", help="default: 10")
-    add("--spatial-weight", type=float, metavar="W", help="default: 3")
-    add("--spatial-sigma", type=float, metavar="PIXELS", help="default: 3")
-    add("--bilateral-weight", type=float, metavar="W", help="default: 10")
-    add("--bilateral-sigma", type=float, metavar="PIXELS", help="default: 80")
+    add("--iterations", type=int, metavar="N", help=default["iterations"])
+    add("--spatial-weight", type=float, metavar="W", help=default["spatial_weight"])
+    add("--spatial-sigma", type=float, metavar="PIXELS", help=default["spatial_sigma"])
+    add("--bilateral-weight", type=float, metavar="W", help=default["bilateral_weight"])
+    add("--bilateral-sigma", type=float, metavar="PIXELS", help=default["bilateral_sigma"])
     add("--color-sigma", type=float, metavar="GREY",
-        help="in units of a 0 to 255 image (16-bit grey is scaled to it); default: 13")  # fmt: skip
-    add("--normalization", choices=NORMALIZATIONS, help="default: symmetric")
-    add("--method", choices=METHODS, help="default: lattice")
-    add("--spatial", choices=SPATIAL, help="default: conv")
-    add("--tolerance", type=float, metavar="T", help="of --method exact; default: 1e-7")
+        help="in units of a 0 to 255 image (16-bit grey is scaled to it); "
+        f"default: {_number(MEAN_FIELD_COLOR_SIGMA)}")  # fmt: skip
+    add("--normalization", choices=NORMALIZATIONS, help=default["normalization"])
+    add("--method", choices=METHODS, help=default["method"])
+    add("--spatial", choices=SPATIAL, help=default["spatial"])
+    add("--tolerance", type=float, metavar="T", help=f"of --method exact; {default['tolerance']}")
 
     group = parser.add_argument_group("more results (for folders: each a folder)")
     add = group.add_argument
@@ -91,6 +98,10 @@ def add_options(commands: Any, run: Callable[[argparse.Namespace], int]) -> None
     add("--overlay", type=Path, metavar="PATH", help="PNG of the photo tinted by its labels")
     add("--steps", type=Path, metavar="PATH",
         help="PNG of the score and belief maps after each iteration")  # fmt: skip
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _count(text: str) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from segfast._native import native, why_not_native
 from segfast._version import __version__
+from segfast.cli.crf_options import CONFIDENCE
 from segfast.cli.files import UserError, make_folder, require_extra, require_writable, write_all
 from segfast.cli.images import Array, LabelStyle, label_map_writer, png_writer
 from segfast.cli.labels import label_logits
@@ -28,7 +29,6 @@ from segfast.kernels.dense_crf import reference
 from segfast.ops import mean_field
 
 BLOCK, WRONG, SEED = 8, 0.25, 0  # pixels; share of blocks; numpy's default_rng
-CONFIDENCE = 0.7
 MODEL: dict[str, Any] = {
     "spatial_weight": 3.0, "spatial_sigma": 3.0, "bilateral_weight": 10.0, "bilateral_sigma": 80.0,
     "color_sigma": 13.0, "iterations": 10, "normalization": "symmetric",
@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    require_extra("PIL.Image", "Pillow", "demo")
+    require_extra("PIL.Image", "Pillow")
     scene = load_scene()
     photo = load_photo(scene)  # [H, W, 3]
     truth = rasterize(scene)  # [H, W]
@@ -122,7 +122,7 @@ def load_scene() -> dict[str, Any]:
 
 def load_photo(scene: dict[str, Any]) -> Array:
     """[H, W, 3] uint8, from the scikit-image package (no download), and the one traced."""
-    data = require_extra("skimage.data", "scikit-image", "demo")
+    data = require_extra("skimage.data", "scikit-image")
     photo = np.asarray(getattr(data, scene["photo"])())
     digest = hashlib.sha256(np.ascontiguousarray(photo).tobytes()).hexdigest()
     if photo.shape != (scene["height"], scene["width"], 3) or digest != scene["sha256"]:

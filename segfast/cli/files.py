@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -17,14 +18,18 @@ class UserError(Exception):
     """Something is wrong with what was asked; the text is one line naming it and the remedy."""
 
 
-def require_extra(module: str, package: str, extra: str = "cli") -> Any:
+def require_extra(module: str, package: str) -> Any:
     """The imported module, or one line that says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f'{package} is not installed: pip install "segfast[{extra}]" ({error})'
-        ) from None
+        raise UserError(f"{package} is not installed: pip install {package} ({error})") from None
+
+
+def show(text: str) -> None:
+    """Prints, whatever letters the terminal has: a file's name is no reason to fail."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def same_file(a: Path, b: Path) -> bool:

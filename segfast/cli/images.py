@@ -18,8 +18,8 @@ Array = npt.NDArray[Any]
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 PHOTO_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 MAP_SUFFIXES = (".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-MAP_FORMATS = ("PNG", "BMP", "PPM", "TIFF")
 MAX_PIXELS = 50_000_000
+MAX_LABELS = 65536  # of 16 bits
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,25 @@ def voc_colors(labels: Array) -> Array:
 
 def index_style(count: int) -> LabelStyle:
     """Style of labels 0..count-1 that came as an array: a VOC palette, or 16 bits beyond 256."""
-    if count <= 256:
-        palette = tuple(int(v) for v in voc_colors(np.arange(256)).ravel())
-        return LabelStyle(np.arange(count), "P", palette)
-    if count <= 65536:
-        return LabelStyle(np.arange(count), "I;16")
-    raise UserError(f"{count} labels do not fit a PNG label map; save .npz probabilities instead")
+    if count > MAX_LABELS:
+        raise UserError(f"{count} labels are more than the {MAX_LABELS} that files can number")
+    return value_style(np.arange(count))
+
+
+def value_style(values: Array) -> LabelStyle:
+    """Style of given numbers [L] or colours [L, 3]."""
+    if values.ndim == 2:
+        return LabelStyle(values, "RGB")
+    if values.max() > 255:
+        return LabelStyle(values, "I;16")
+    return LabelStyle(values, "P", tuple(voc_colors(np.arange(256)).ravel().tolist()))
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _opened(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[Any]:
+def opened(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[Any]:
     """The Pillow image, header read and size checked, pixels not yet decoded."""
     pillow = require_extra("PIL.Image", "Pillow")
     require_readable(path)
@@ -88,6 +94,7 @@ def _opened(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[A
     try:
         try:
             image = pillow.open(path, formats=formats)
+            pictures = getattr(image, "n_frames", 1)  # goes through the file
         except pillow.UnidentifiedImageError:
             raise UserError(
                 f"{path} is not a readable image (expected {', '.join(formats)})"
@@ -101,19 +108,41 @@ def _opened(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[A
                     f"{path} has {width} x {height} = {width * height} pixels, more than the "
                     f"{max_pixels} allowed (--max-pixels raises the limit)"
                 )
-            if getattr(image, "n_frames", 1) > 1 and image.format not in ("JPEG", "MPO"):
-                raise UserError(f"{path} holds {image.n_frames} pictures, expected one")
+            if pictures > 1 and image.format not in ("JPEG", "MPO"):
+                raise UserError(f"{path} holds {pictures} pictures, expected one")
             yield image
     finally:
         pillow.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(image: Any, path: Path) -> Array:
+def decode(image: Any, path: Path) -> Array:
     try:
         image.load()
         return np.array(image)
     except Exception as error:  # as above
         raise UserError(f"{path} is damaged or truncated: {error}") from None
+
+
+# EXIF's orientation -> Pillow's name of what turns the picture upright.
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+
+def _upright(image: Any) -> Any:
+    """As viewers show it. An EXIF block too damaged to say how turns nothing, as in viewers."""
+    orientation = None
+    with contextlib.suppress(Exception):  # as above
+        orientation = TURNS.get(image.getexif().get(0x0112))
+    if orientation is None:
+        return image
+    return image.transpose(require_extra("PIL.Image", "Pillow").Transpose[orientation])
 
 
 def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Array:
@@ -122,79 +151,22 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Array:
     Alpha is dropped; palettes, CMYK and YCbCr become RGB; 16-bit colour keeps its high bytes; an
     EXIF orientation is applied, so the picture is the one that viewers show.
     """
-    with _opened(path, PHOTO_FORMATS, max_pixels) as image:
-        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+    with opened(path, PHOTO_FORMATS, max_pixels) as image:
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise UserError(
                 f"{path} has 32-bit pixels (mode {image.mode}); expected 8 or 16 bits per channel"
             )
         sixteen_bit = image.mode.startswith("I")
-        _decode(image, path)
-        upright = require_extra("PIL.ImageOps", "Pillow").exif_transpose(image)
+        decode(image, path)
+        upright = _upright(image)
         if not sixteen_bit:
             grey = upright.mode in ("1", "L", "LA", "La")
             upright = upright.convert("L" if grey else "RGB")
-        pixels = _decode(upright, path)
+        pixels = decode(upright, path)
     if sixteen_bit:
         pixels = (pixels.astype(np.float64) / 257).astype(np.float32)  # 65535 -> 255
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(planes)
-
-
-def _stored_bits(image: Any) -> int:
-    """Bits per sample of a grey PNG, whose 2- and 4-bit values Pillow stretches to 0..255."""
-    with contextlib.suppress(Exception):
-        raw = image.tile[0][3]
-        raw = raw if isinstance(raw, str) else raw[0]
-        if raw in ("L;2", "L;4"):
-            return int(raw[-1])
-    return 8
-
-
-@dataclass(frozen=True)
-class StoredMap:
-    """A label map as it lies in the file.
-
-    Attributes:
-        pixels: [H, W] grey values or palette indices, or [H, W, 3] colours.
-        mode, palette: as in :class:`LabelStyle`.
-        opaque: [H, W] bool where the file has transparency, else None.
-    """
-
-    pixels: Array
-    mode: str
-    palette: tuple[int, ...] = ()
-    opaque: Array | None = None
-
-
-def read_stored_map(path: Path, max_pixels: int = MAX_PIXELS) -> StoredMap:
-    """Reads a label map; what its values mean is decided by :mod:`segfast.cli.labels`."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise UserError(
-            f"{path} is a JPEG, which blurs labels into each other; save the label map as PNG"
-        )
-    with _opened(path, MAP_FORMATS, max_pixels) as image:
-        mode, bits = image.mode, _stored_bits(image)
-        if (mode == "I" and image.format == "PNG") or mode.startswith("I;16"):
-            return StoredMap(_decode(image, path).astype(np.uint16), "I;16")
-        if mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            raise UserError(
-                f"{path} has mode {mode}; expected grey, palette, RGB or RGBA label map"
-            )
-        pixels = _decode(image, path)
-        palette = tuple(image.getpalette("RGB") or ()) if mode == "P" else ()
-        alpha = image.info.get("transparency") if mode == "P" else None
-    opaque = pixels[..., -1] > 0 if mode in ("LA", "RGBA") else None
-    if isinstance(alpha, bytes):  # one per palette entry, opaque where the list ends
-        opaque = np.frombuffer(alpha.ljust(256, b"\xff"), np.uint8)[pixels] > 0
-    elif alpha is not None:
-        opaque = pixels != alpha
-    if mode == "LA":
-        pixels, mode = pixels[..., 0], "L"
-    elif mode == "RGBA":
-        pixels, mode = pixels[..., :3], "RGB"
-    elif mode == "L" and bits < 8:
-        pixels = pixels // (255 // (2**bits - 1))
-    return StoredMap(pixels, mode, palette, opaque)
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def kernels(as_json: bool) -> int:
     """Prints a line per kernel and target; 1 where one spills or takes too much."""
     from segfast import _triton_resources
 
-    require_extra("triton", "triton", "triton")
+    require_extra("triton", "triton")
     return _triton_resources.show(["--json"] if as_json else [])
 
 

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segfast.cli.files import UserError, require_readable
-from segfast.cli.images import (
-    MAX_PIXELS,
-    Array,
-    LabelStyle,
-    StoredMap,
-    index_style,
-    read_stored_map,
-)
+from segfast._warn import warn
+from segfast.cli.arrays import ARRAY_SUFFIXES, read_array, saved_values
+from segfast.cli.files import UserError
+from segfast.cli.images import MAX_PIXELS, Array, LabelStyle, index_style, value_style
+from segfast.cli.stored_map import StoredMap, read_stored_map
 
-ARRAY_SUFFIXES = (".npy", ".npz")
 UNKNOWN = -1  # index of a pixel that nobody labelled
-MAX_VALUES = 256  # distinct values in a label map whose number of labels is not stated
 MAX_PLANES = 64  # an array may hold this many times --max-pixels numbers
+MAX_VALUES = 256  # distinct values in a label map whose number of labels is not stated
 VOID = 255  # PASCAL VOC's and most data sets' "no label here"
 SMALLEST_PROBABILITY = 1e-5  # its logarithm bounds the logits, as in pydensecrf's clip
+# An edge between 0 and 255 that was smoothed has values that label maps hardly have.
+SOFT_VALUES, SOFT_FROM = 8, 200
 Unknown = str | int | tuple[int, int, int]
 
 
@@ -84,6 +80,8 @@ def read_map(
         stored = StoredMap(_integer_map(path, key, max_pixels), "L")
     else:
         stored = read_stored_map(path, max_pixels)
+    if unknown == "auto" and not scribbles and stored.pixels.ndim == 2:
+        unknown = _void_or_mask(stored.pixels, path)
     unlabelled = _unlabelled(stored, unknown, scribbles, path)
     codes = stored.pixels.astype(np.int64)
     if codes.ndim == 3:
@@ -110,15 +108,35 @@ def read_map(
             )
         values = np.arange(num_labels)
     indices = np.where(unlabelled, UNKNOWN, np.searchsorted(values, codes))
-    if len(values) == 1 and unlabelled.any():
-        raise UserError(
-            f"{path} holds one label only ({values[0]}) beside unknown pixels: nothing to choose "
-            f"from. If the unknown value is a label too, pass --unknown none"
-        )
     if stored.pixels.ndim == 3:
         values = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1)
     mode = "I;16" if stored.mode == "L" and values.max() > 255 else stored.mode
-    return indices, LabelStyle(values, mode, stored.palette)
+    style = LabelStyle(values, mode, stored.palette)
+    if len(values) == 1 and unlabelled.any():
+        remedy = "If the unknown value is a label too, pass --unknown none"
+        if stored.opaque is not None and not stored.opaque.all():
+            remedy = "What is transparent is unknown: give it a colour of its own"
+        raise UserError(
+            f"{path} holds one label only ({style.names()[0]}) beside unknown pixels: nothing to "
+            f"choose from. {remedy}"
+        )
+    return indices, style
+
+
+def _void_or_mask(pixels: Array, path: Path) -> Unknown:
+    """What 255 means: no label, or in a map of 0 and 255 alone a label. Smoothed masks: refused."""
+    values = np.unique(pixels)
+    if values.tolist() == [0, VOID]:
+        return "none"
+    between = values[(values > 0) & (values < VOID)]
+    ends = values[0] == 0 and values[-1] == VOID
+    if ends and len(between) > SOFT_VALUES and between[-1] >= SOFT_FROM:
+        raise UserError(
+            f"{path} looks like a mask with soft edges ({len(between)} values between 0 and 255): "
+            f"threshold it, or save it / 255 as .npy for --input probs. If these are labels, say "
+            f"with --unknown what 255 is (255 or none)"
+        )
+    return VOID
 
 
 def _unlabelled(stored: StoredMap, unknown: Unknown, scribbles: bool, path: Path) -> Array:
@@ -147,12 +165,14 @@ def _unlabelled(stored: StoredMap, unknown: Unknown, scribbles: bool, path: Path
 
 
 def _integer_map(path: Path, key: str | None, max_pixels: int) -> Array:
-    array = _read_array(path, key, max_pixels)
-    if array.ndim != 2 or array.dtype.kind not in "iub":
-        raise UserError(
-            f"{path} holds {array.dtype} of shape {array.shape}; expected an integer label map "
-            f"[H, W], or say --input probs or --input logits"
-        )
+    def admit(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if len(shape) != 2 or dtype.kind not in "iub":
+            raise UserError(
+                f"{path} holds {dtype} of shape {shape}; expected an integer label map "
+                f"[H, W], or say --input probs or --input logits"
+            )
+
+    array = read_array(path, key, max_pixels, admit)
     if array.size and (array.min() < 0 or array.max() > 65535):
         raise UserError(
             f"{path} holds labels {array.min()} to {array.max()}, out of range: expected 0 to 65535"
@@ -204,60 +224,94 @@ def read_planes(
     key: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Evidence:
-    """Evidence from a .npy/.npz array of ``kind`` "probs" or "logits", for an H x W photo."""
-    array = _read_array(path, key, max_pixels)
-    if array.dtype.kind != "f":
-        raise UserError(f"{path} holds {array.dtype}, expected floating-point {kind}")
-    planes = _labels_first(array, size, layout, path)  # [L, H, W]
+    """Evidence from a .npy/.npz array of ``kind`` "probs" or "logits", for an H x W photo.
+
+    A single plane is the foreground's: p, or its log-odds, against 1 - p.
+    """
+
+    def admit(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if dtype.kind != "f":
+            raise UserError(f"{path} holds {dtype}, expected floating-point {kind}")
+        index_style(_planes(shape, size, layout, path)[0])  # refuses too many
+
+    array = read_array(path, key, MAX_PLANES * max_pixels, admit)
+    count, last = _planes(array.shape, size, layout, path)
+    planes = array.reshape(*size, count).transpose(2, 0, 1) if last else array.reshape(-1, *size)
     if array.dtype.itemsize not in (4, 8):  # half; long double
         planes = planes.astype(np.float32)
-    if not np.isfinite(planes).all():
-        bad = np.argwhere(~np.isfinite(planes))[0]
+    _require_finite(planes, kind, path)
+    rounding = 1e-2 if array.dtype == np.float16 else 1e-3
+    if kind == "logits":
+        logits = _both_scores(planes, rounding, path)  # [L, H, W]
+    else:
+        logits = _log_probabilities(planes, rounding, path)  # [L, H, W]
+    values = saved_values(path, len(logits)) if key is None else None
+    style = index_style(len(logits)) if values is None else value_style(values)
+    return Evidence(np.ascontiguousarray(logits, np.float32), logits.argmax(0), style)
+
+
+def _require_finite(planes: Array, kind: str, path: Path) -> None:
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(planes.astype(np.float32, copy=False))
+    if not finite.all():
+        bad = np.argwhere(~finite)[0]
         raise UserError(
             f"{path} holds {planes[tuple(bad)]} at label {bad[0]}, x {bad[2]}, y {bad[1]}; "
-            f"expected finite {kind}"
+            f"expected {kind} that are finite in float32"
         )
-    rounding = 1e-2 if array.dtype == np.float16 else 1e-3
+
+
+def _both_scores(planes: Array, rounding: float, path: Path) -> Array:
+    """Logits [L, H, W] as they are; of a single plane, log p / (1 - p), those of 1 - p and p."""
+    if len(planes) == 1:
+        return np.concatenate([np.zeros_like(planes), planes])
     sums = planes.sum(0, dtype=np.float64)
-    normalized = bool(planes.min() >= 0 and (np.abs(sums - 1) <= rounding).all())
-    if kind == "logits":
-        if normalized and len(planes) > 1:
-            raise UserError(
-                f"{path} looks like probabilities (none is negative and they sum to 1), "
-                f"not logits: pass --input probs"
-            )
-        logits = planes
-    else:
-        if planes.min() < 0 or planes.max() > 1 + rounding:
-            raise UserError(
-                f"{path} holds values from {planes.min():.4g} to {planes.max():.4g}, expected "
-                f"probabilities in [0, 1]; pass --input logits if they are scores"
-            )
-        if not normalized:
-            y, x = np.unravel_index(int(np.abs(sums - 1).argmax()), sums.shape)
-            raise UserError(
-                f"{path}: probabilities must sum to 1 over labels, got {sums[y, x]:.4g} at "
-                f"x {x}, y {y}"
-            )
-        logits = np.log(np.maximum(planes, SMALLEST_PROBABILITY))
-    logits = np.ascontiguousarray(logits, np.float32)
-    return Evidence(logits, planes.argmax(0), index_style(len(planes)))
+    if planes.min() >= 0 and (np.abs(sums - 1) <= rounding).all():
+        raise UserError(
+            f"{path} looks like probabilities (none is negative and they sum to 1), "
+            f"not logits: pass --input probs"
+        )
+    return planes
 
 
-def _labels_first(array: Array, size: tuple[int, int], layout: str | None, path: Path) -> Array:
-    """[L, H, W] from [L, H, W] or [H, W, L] (a leading 1 is dropped), by shape or as told."""
+def _log_probabilities(planes: Array, rounding: float, path: Path) -> Array:
+    """log P [L, H, W], bounded; of a single plane p, those of 1 - p and p."""
+    if planes.min() < 0 or planes.max() > 1 + rounding:
+        raise UserError(
+            f"{path} holds values from {planes.min():.4g} to {planes.max():.4g}, expected "
+            f"probabilities in [0, 1]; pass --input logits if they are scores"
+        )
+    if len(planes) == 1:
+        planes = np.concatenate([1 - np.minimum(planes, 1), planes])
+    sums = planes.sum(0, dtype=np.float64)
+    if (np.abs(sums - 1) > rounding).any():
+        y, x = np.unravel_index(int(np.abs(sums - 1).argmax()), sums.shape)
+        raise UserError(
+            f"{path}: probabilities must sum to 1 over labels, got {sums[y, x]:.4g} at x {x}, y {y}"
+        )
+    if planes.max(0).min() > 1 - SMALLEST_PROBABILITY:
+        warn(
+            f"{path} is certain of every pixel, which little can change: give labels and "
+            f"--confidence instead"
+        )
+    return np.asarray(np.log(np.maximum(planes, SMALLEST_PROBABILITY)))
+
+
+def _planes(
+    shape: tuple[int, ...], size: tuple[int, int], layout: str | None, path: Path
+) -> tuple[int, bool]:
+    """L of [L, H, W] or [H, W, L] (a leading 1 is dropped) or [H, W], and whether it comes last."""
     height, width = size
-    shape = array.shape
-    if array.ndim == 4 and shape[0] == 1:
-        array = array[0]
-    first = array.ndim == 3 and array.shape[1:] == size and layout != "HWL"
-    last = array.ndim == 3 and array.shape[:2] == size and layout != "LHW"
+    three = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
+    three = (1, *shape) if shape == size else three
+    first = len(three) == 3 and three[1:] == size and layout != "HWL"
+    last = len(three) == 3 and three[:2] == size and layout != "LHW"
     if first and last:
         raise UserError(
             f"{path} has shape {shape}, which is both [L, H, W] and [H, W, L] for a {width} x "
             f"{height} image: pass --layout LHW or --layout HWL"
         )
-    if not (first or last) or array.size == 0:
+    if not (first or last) or 0 in three:
         expected = {
             "LHW": f"[L, {height}, {width}]",
             "HWL": f"[{height}, {width}, L]",
@@ -267,57 +321,4 @@ def _labels_first(array: Array, size: tuple[int, int], layout: str | None, path:
             f"{path} has shape {shape}, expected {wanted} for an image {width} wide and "
             f"{height} high"
         )
-    return array if first else array.transpose(2, 0, 1)
-
-
-def _read_array(path: Path, key: str | None, max_pixels: int) -> Array:
-    """One array of a .npy or .npz file: header first, so that no bomb is unpacked; no pickles."""
-    require_readable(path)
-    try:
-        if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
-                _check_header(file, path, max_pixels)
-                file.seek(0)
-                return np.asarray(np.load(file, allow_pickle=False))
-        with zipfile.ZipFile(path) as archive:
-            names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-            name = _chosen(names, key, path)
-            with archive.open(f"{name}.npy") as file:
-                _check_header(file, path, max_pixels)
-            with archive.open(f"{name}.npy") as file:
-                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-    except UserError:
-        raise
-    except MemoryError:
-        raise UserError(f"{path} does not fit into memory") from None
-    except Exception as error:  # numpy, zipfile and zlib each raise their own for damage
-        raise UserError(
-            f"{path} is damaged, truncated or not a {path.suffix} file: {error}"
-        ) from None
-
-
-def _chosen(names: list[str], key: str | None, path: Path) -> str:
-    listed = ", ".join(names) or "none"
-    if key is None and len(names) != 1:
-        raise UserError(f"{path} holds {len(names)} arrays ({listed}): choose one with --key NAME")
-    if key is not None and key not in names:
-        raise UserError(f"{path} has no array named {key}; it holds {listed}")
-    return names[0] if key is None else key
-
-
-def _check_header(file: Any, path: Path, max_pixels: int) -> None:
-    version = np.lib.format.read_magic(file)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:  # 3.0 is for field names that are not Latin-1: structured arrays only
-        raise UserError(f"{path} is a .npy of version {version}; expected a plain array")
-    shape, _, dtype = read(file)
-    if dtype.hasobject or dtype.names:
-        raise UserError(f"{path} holds Python objects or records, refused; expected plain numbers")
-    if math.prod(shape) > MAX_PLANES * max_pixels:
-        raise UserError(
-            f"{path} claims {math.prod(shape)} numbers (shape {shape}), more than "
-            f"{MAX_PLANES} x {max_pixels} allowed (--max-pixels raises the limit)"
-        )
+    return three[2 if last else 0], last

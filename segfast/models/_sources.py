@@ -75,7 +75,7 @@ def _safetensors(path: Path) -> Source:
     try:
         from safetensors import safe_open
     except ImportError:
-        raise ValueError(f'{path} needs safetensors: pip install "segfast[models]"') from None
+        raise ValueError(f"{path} needs safetensors: pip install safetensors") from None
     try:
         with safe_open(path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -118,8 +118,8 @@ def promises(shape: tuple[int, ...]) -> Callable[[io.BytesIO], None]:
 BROKEN_ARRAYS: list[tuple[str, Callable[[io.BytesIO], Any], str]] = [
     ("empty", lambda file: None, "is empty (0 bytes)"),
     ("text", lambda file: file.write(b"no array here"), "is damaged, truncated or not a"),
-    ("pickle", pickled, "holds Python objects or records, refused"),
-    ("records", records, "holds Python objects or records, refused"),
+    ("pickle", pickled, "expected plain numbers, no Python objects, records or text"),
+    ("records", records, "expected plain numbers, no Python objects, records or text"),
     ("truncated", promises((2, 10, 14)), "is damaged, truncated or not a"),
     ("bomb", promises((2, 100000, 100000)), "claims 20000000000 numbers"),
 ]
@@ -193,8 +193,10 @@ def with_value(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("kind", "planes", "message"),
     [
-        ("probs", with_value(np.nan), "holds nan at label 1, x 3, y 4; expected finite probs"),
-        ("logits", with_value(np.inf), "holds inf at label 1, x 3, y 4; expected finite logits"),
+        ("probs", with_value(np.nan), "holds nan at label 1, x 3, y 4; expected probs that are "
+         "finite in float32"),
+        ("logits", with_value(np.inf), "holds inf at label 1, x 3, y 4; expected logits that are "),
+        ("logits", with_value(1.0).astype(float) * 1e300, "holds 5e+299 at label 0, x 0, y 0"),
         ("logits", with_value(-np.inf), "holds -inf at label 1, x 3, y 4"),
         ("probs", with_value(0.9), "probabilities must sum to 1 over labels, got 1.4 at x 3, y 4"),
         ("probs", halves() / 2, "probabilities must sum to 1 over labels, got 0.5"),
@@ -203,10 +205,12 @@ def with_value(value: float) -> np.ndarray:
         ("logits", halves(), "looks like probabilities"),
         ("logits", halves(3, "float16"), "pass --input probs"),
         ("probs", halves().astype(np.uint8), "holds uint8, expected floating-point probs"),
-        ("logits", halves().astype(complex), "holds complex128, expected floating-point logits"),
+        ("logits", halves().astype(complex), "holds complex128; expected plain numbers"),
         ("logits", halves()[:, :9], "shape (2, 9, 14), expected [L, 10, 14] or [10, 14, L] for an "
          "image 14 wide and 10 high"),
-        ("logits", halves()[0], "shape (10, 14), expected [L, 10, 14] or [10, 14, L]"),
+        ("logits", halves()[0, :9], "shape (9, 14), expected [L, 10, 14] or [10, 14, L]"),
+        ("probs", halves()[0] + 1, "values from 1.5 to 1.5, expected probabilities in [0, 1]"),
+        ("logits", np.zeros((65537, 10, 14), np.float16), "65537 labels are more than the 65536"),
         ("logits", halves()[:0], "shape (0, 10, 14)"),
         ("logits", halves()[None, None], "shape (1, 1, 2, 10, 14)"),
     ],
@@ -216,7 +220,7 @@ def test_array_contents(
 ) -> None:
     path = arrays(scene, planes)
     error = refuse("crf", scene.photo, path, "-o", scene.out, "--input", kind)
-    assert "net.npy" in error
+    assert "net.npy" in error or "labels are more" in error
     assert message in error
     assert not scene.out.exists()
 
@@ -275,13 +279,30 @@ def mostly(value: int, other: int) -> np.ndarray:
     return labels
 
 
+def cut_out() -> np.ndarray:
+    """A red object on what is transparent."""
+    pixels = np.zeros((10, 14, 4), np.uint8)
+    pixels[:, 7:] = (255, 0, 0, 255)
+    return pixels
+
+
+def soft_edge() -> np.ndarray:
+    return np.linspace(0, 255, 14).astype(np.uint8)[None].repeat(10, 0)
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
         (np.zeros((14, 10), np.uint8), (), "is 10 x 14 but"),
         (mostly(0, 2), ("--num-labels", 2), "holds label 2, out of range: --num-labels 2 expects "
          "0 to 1"),
-        (mostly(0, 255), (), "one label only (0) beside unknown pixels"),
+        (mostly(0, 255), ("--unknown", 255), "one label only (0) beside unknown pixels: nothing "
+         "to choose from. If the unknown value is a label too, pass --unknown none"),
+        (mostly(1, 255), (), "one label only (1) beside unknown pixels"),
+        (cut_out(), (), "one label only (#ff0000) beside unknown pixels: nothing to choose from. "
+         "What is transparent is unknown: give it a colour of its own"),
+        (soft_edge(), (), "looks like a mask with soft edges (12 values between 0 and 255): "
+         "threshold it, or save it / 255 as .npy for --input probs"),
         (mostly(255, 255), (), "labels no pixel"),
         (mostly(0, 0), ("--scribbles",), "labels no pixel"),
         (mostly(0, 1), ("--scribbles",), "one label only (1)"),

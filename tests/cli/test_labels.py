@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +122,7 @@ def test_parse_unknown_refuses(text: str) -> None:
         parse_unknown(text)
 
 
-@given(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)), st.booleans())
+@given(st.tuples(st.integers(2, 6), st.integers(1, 6), st.integers(1, 6)), st.booleans())
 def test_layout_is_told_by_the_shape_or_refused(shape: tuple[int, int, int], last: bool) -> None:
     count, height, width = shape
     planes = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -148,10 +150,74 @@ def test_probabilities_become_their_logarithm(tmp_path: Path) -> None:
     np.testing.assert_array_equal(evidence.logits.ravel(), expected)
 
 
-def test_sixteen_bit_photo_keeps_its_precision(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(2, 2), (1, 2, 2), (2, 2, 1), (1, 1, 2, 2)], ids=str)
+def test_a_single_plane_is_the_foreground_s(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A sigmoid network's p, or its score: softmax([0, z]) = [1 - sigmoid(z), sigmoid(z)]."""
+    p = np.array([[0.2, 0.9], [0.5, 1.0]])
+    np.save(tmp_path / "p.npy", p.reshape(shape))
+    evidence = read_planes(tmp_path / "p.npy", "probs", (2, 2))
+    expected = np.log(np.maximum([1 - p, p], 1e-5))
+    np.testing.assert_allclose(evidence.logits, expected, rtol=1e-6)
+    assert evidence.labels.tolist() == [[0, 1], [0, 1]]
+    np.save(tmp_path / "z.npy", p.reshape(shape) - 0.6)
+    evidence = read_planes(tmp_path / "z.npy", "logits", (2, 2))
+    np.testing.assert_allclose(evidence.logits, [0 * p, p - 0.6], rtol=1e-6)
+
+
+def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
+    """With the values, or colours, that stand for its labels."""
+    planes = np.full((2, 1, 3), 0.5, np.float32)
+    for values in ([7, 12], [300, 2], [[1, 2, 3], [255, 0, 0]]):
+        np.savez(tmp_path / "saved.npz", probabilities=planes, values=np.array(values))
+        evidence = read_planes(tmp_path / "saved.npz", "probs", (1, 3))
+        np.testing.assert_array_equal(evidence.style.values, values)
+        chosen = read_planes(tmp_path / "saved.npz", "probs", (1, 3), key="probabilities")
+        assert chosen.style.values.tolist() == [0, 1]
+    for wrong in ([7, 7], [-1, 2], [0, 65536], [1, 2, 3], [0.5, 2], [[1, 2, 256], [0, 0, 0]]):
+        np.savez(tmp_path / "saved.npz", probabilities=planes, values=np.array(wrong))
+        with pytest.raises(UserError, match="holds values"):
+            read_planes(tmp_path / "saved.npz", "probs", (1, 3))
+
+
+def test_certainty_is_warned_of(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.eye(2, dtype=np.float32)[:, None])
+    with pytest.warns(UserWarning, match=r"p\.npy is certain of every pixel.*--confidence"):
+        read_planes(tmp_path / "p.npy", "probs", (1, 2))
+
+
+def test_nothing_is_unpacked_that_is_not_wanted(tmp_path: Path) -> None:
+    """The photo's size and the kind of numbers are known before."""
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for descr, shape in (("<f8", (250_000_000,)), ("|S375000000", (4,))):
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(
+                header, {"descr": descr, "fortran_order": False, "shape": shape}
+            )
+            archive.writestr(f"{descr[1]}.npy", header.getvalue())  # reading on would fail
+    for key, message in (
+        ("f", r"has shape \(250000000,\), expected"),
+        ("S", r"holds \|S375000000"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_planes(tmp_path / "bomb.npz", "probs", (20, 30), key=key)
+        with pytest.raises(UserError, match=r"holds (float64 of shape|\|S)|claims 250000000"):
+            read_map(tmp_path / "bomb.npz", key=key)
+
+
+def test_a_mask_of_0_and_255_has_two_labels(tmp_path: Path) -> None:
+    for suffix, pixels in ((".png", [[0, 255]]), (".npy", [[255, 0]])):
+        path = tmp_path / f"mask{suffix}"
+        array = np.array(pixels, np.uint8)
+        np.save(path, array) if suffix == ".npy" else Image.fromarray(array).save(path)
+        indices, style = read_map(path)
+        np.testing.assert_array_equal(style.values[indices], pixels)
+
+
+@pytest.mark.parametrize("suffix", ["png", "pgm"])
+def test_sixteen_bit_photo_keeps_its_precision(tmp_path: Path, suffix: str) -> None:
     grey = np.array([[0, 257, 258, 65535]], np.uint16)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    photo = read_photo(tmp_path / "grey.png")
+    Image.fromarray(grey).save(tmp_path / f"grey.{suffix}")
+    photo = read_photo(tmp_path / f"grey.{suffix}")
     assert photo.dtype == np.float32
     np.testing.assert_array_equal(photo, (grey / 257).astype(np.float32)[None])
 
