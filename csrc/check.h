@@ -29,6 +29,14 @@ inline Dtype dtype_of(ScalarType dtype, const char* name) {
   }
 }
 
+// The dtype, which is float32 or float64.
+inline ScalarType real_dtype(const Tensor& t, const char* name) {
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
+                  " must be float32 or float64, got ", torch::headeronly::toString(dtype));
+  return dtype;
+}
+
 inline void check_dtype(const Tensor& t, ScalarType dtype, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", torch::headeronly::toString(dtype),
                   ", got ", torch::headeronly::toString(t.scalar_type()));

@@ -260,9 +260,7 @@ void for_each_band(const CrfSizes& size, int64_t scratch, const U& update) {
 inline CrfSizes crf_sizes(const Tensor& values, int64_t width, int64_t iterations,
                           const std::vector<Tensor>& lattices, const std::vector<Tensor>& convs,
                           const char* name) {
-  const ScalarType dtype = values.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
-                  " must be float32 or float64");
+  const ScalarType dtype = real_dtype(values, name);
   STD_TORCH_CHECK(values.dim() == 2 && values.numel() > 0 && width > 0 && iterations >= 0, name,
                   " must be [L, N] and not empty");
   STD_TORCH_CHECK(lattices.size() % kLatticeTensors == 0 && convs.size() % kConvTensors == 0,

@@ -72,9 +72,7 @@ void softmax_into(const Tensor& scores, const Tensor& belief) {
 
 // scores [L, N] -> softmax over labels, as between two updates of mean_field.
 Tensor softmax(const Tensor& scores) {
-  const ScalarType dtype = scores.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "scores must be float32 or float64");
+  const ScalarType dtype = real_dtype(scores, "scores");
   STD_TORCH_CHECK(scores.dim() == 2 && scores.size(0) < (1 << 20), "scores must be [L, N]");
   check_tensor(scores, dtype, scores.numel(), "scores");
   Tensor belief = torch::stable::empty_like(scores);

@@ -40,9 +40,7 @@ Tensor order_of(const Tensor& features) {
 
 // features [F, N] -> the pixels [N] in an order that keeps near ones together.
 Tensor exact_order(const Tensor& features) {
-  const ScalarType dtype = features.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "features must be float32 or float64");
+  const ScalarType dtype = real_dtype(features, "features");
   STD_TORCH_CHECK(features.dim() == 2 && features.size(0) >= 1,
                   "features must be [F, N] with at least one row");
   check_tensor(features, dtype, features.numel(), "features");
@@ -102,9 +100,7 @@ Tensor filter(const Tensor& values, const Tensor& features, const Tensor& order,
 
 Tensor checked(const Tensor& values, const Tensor& features, const Tensor& order, double tolerance,
                bool gradient) {
-  const ScalarType dtype = values.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "values must be float32 or float64");
+  const ScalarType dtype = real_dtype(values, "values");
   STD_TORCH_CHECK(values.dim() == 2 && features.dim() == 2,
                   "values must be [C, N] and features [F, N], got ", values.dim(), " and ",
                   features.dim(), " dimensions");

@@ -117,11 +117,9 @@ std::vector<Tensor> build(const Tensor& features, const KeyLayout& layout, int64
 // merge_local, neighbours, barycentric weight].
 std::vector<Tensor> lattice_build(const Tensor& features, const Tensor& range, int64_t width) {
   const int64_t dims = features.size(0);
-  const ScalarType dtype = features.scalar_type();
+  const ScalarType dtype = real_dtype(features, "features");
   STD_TORCH_CHECK(features.dim() == 2 && dims >= 1 && dims <= kMaxFeatures,
                   "features must have shape [1..", kMaxFeatures, ", N]");
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "features must be float32 or float64");
   STD_TORCH_CHECK(features.size(1) >= 1 && width >= 1, "there must be a pixel and a width");
   check_tensor(features, dtype, features.numel(), "features");
   check_tensor(range, ScalarType::Double, 2 * dims, "range");
@@ -150,9 +148,7 @@ void range_into(const Tensor& features, double* range) {
 
 // features [d, N] -> [2, d] float64: lowest and highest of each, NaN where any is not finite.
 Tensor feature_range(const Tensor& features) {
-  const ScalarType dtype = features.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "features must be float32 or float64");
+  const ScalarType dtype = real_dtype(features, "features");
   STD_TORCH_CHECK(features.dim() == 2 && features.size(1) >= 1, "features must be [d, N >= 1]");
   check_tensor(features, dtype, features.numel(), "features");
   Tensor range = torch::stable::new_empty(features, std::vector<int64_t>{2, features.size(0)},

@@ -302,11 +302,12 @@ void update(const Tensor& logits, const Tensor& scores, const Tensor& result, co
 }
 
 // belief, gradient [B N, row], upstream, total [B, L, N]; belief and upstream may be none.
-void retreat(const Tensor& belief, const Tensor& upstream, const Tensor& gradient,
-             const Tensor& total, const std::vector<Tensor>& terms, std::vector<double> gains) {
+void update_backward(const Tensor& belief, const Tensor& upstream, const Tensor& gradient,
+                     const Tensor& total, const std::vector<Tensor>& terms,
+                     std::vector<double> gains) {
   check_dims(total, 3, "total");
   const Call call(total);
-  BatchRetreat r{};
+  BatchUpdateBackward r{};
   r.size = update_size(call, total.size(0), total.size(1), total.size(2));
   const int64_t points = total.size(0) * total.size(2);
   r.belief = call.read_if(belief, points * r.size.row, "belief");
@@ -314,7 +315,7 @@ void retreat(const Tensor& belief, const Tensor& upstream, const Tensor& gradien
   r.gradient = call.write(gradient, points * r.size.row, "gradient");
   r.total = call.write(total, total.numel(), "total");
   r.terms = read_terms(call, r.size, terms, gains, r.term);
-  check_cuda(mean_field_retreat_cuda(r, call.stream()));
+  check_cuda(mean_field_update_backward_cuda(r, call.stream()));
 }
 
 // a, b [B N, row]; partial [chunks, L, L], or [chunks, L]: the diagonal
@@ -341,7 +342,7 @@ STABLE_TORCH_LIBRARY_IMPL(segfast, CUDA, m) {
   m.impl("_crf_deliver", TORCH_BOX(&deliver));
   m.impl("_crf_convolve", TORCH_BOX(&convolve));
   m.impl("_crf_update", TORCH_BOX(&update));
-  m.impl("_crf_retreat", TORCH_BOX(&retreat));
+  m.impl("_crf_update_backward", TORCH_BOX(&update_backward));
   m.impl("_crf_products", TORCH_BOX(&products));
 }
 

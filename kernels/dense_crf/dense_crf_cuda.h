@@ -152,7 +152,7 @@ struct BatchUpdate {
 int mean_field_update_cuda(const BatchUpdate&, CUstream_st*);
 
 // g = Q (dQ - <dQ, Q>) + upstream, dQ = sum_m M_m message_m;  total += g
-struct BatchRetreat {
+struct BatchUpdateBackward {
   UpdateSize size;
   const void* belief;    // Q [B N, row], or null: g = upstream
   const void* upstream;  // [B, L, N], or null: 0
@@ -161,7 +161,7 @@ struct BatchRetreat {
   int terms;
   MessageTerm term[kMaxTerms];
 };
-int mean_field_retreat_cuda(const BatchRetreat&, CUstream_st*);
+int mean_field_update_backward_cuda(const BatchUpdateBackward&, CUstream_st*);
 
 // partial[c, l, k] += sum of a_l b_k over the pixels of chunk c, a and b [B N, row]; [c, l] for
 // l = k alone if `diagonal`. Chunks are equal, but for the last ones.

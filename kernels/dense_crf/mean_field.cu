@@ -193,7 +193,8 @@ __global__ void update_kernel(const __grid_constant__ BatchUpdate u, Blocks bloc
 }
 
 template <typename T>
-__global__ void retreat_kernel(const __grid_constant__ BatchRetreat r, Blocks blocks) {
+__global__ void update_backward_kernel(const __grid_constant__ BatchUpdateBackward r,
+                                       Blocks blocks) {
   const Pixels<T> p(blocks);
   p.clear();
   if (r.belief != nullptr) {
@@ -245,9 +246,9 @@ int mean_field_update_cuda(const BatchUpdate& update, CUstream_st* stream) {
   });
 }
 
-int mean_field_retreat_cuda(const BatchRetreat& retreat, CUstream_st* stream) {
-  return for_real(retreat.size.dtype, [&](auto real) {
-    return run<decltype(real)>(retreat_kernel<decltype(real)>, retreat, stream);
+int mean_field_update_backward_cuda(const BatchUpdateBackward& update, CUstream_st* stream) {
+  return for_real(update.size.dtype, [&](auto real) {
+    return run<decltype(real)>(update_backward_kernel<decltype(real)>, update, stream);
   });
 }
 

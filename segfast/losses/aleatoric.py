@@ -42,6 +42,8 @@ def aleatoric_cross_entropy(
         TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
+        >>> import torch
+        >>> from segfast.losses import aleatoric_cross_entropy
         >>> scores, target = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
         >>> certain = torch.full_like(scores, -40.0)
         >>> aleatoric_cross_entropy(scores, certain, target).exp().round()
@@ -86,6 +88,8 @@ def aleatoric_regression(prediction: Tensor, log_variance: Tensor, target: Tenso
         TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
+        >>> import torch
+        >>> from segfast.losses import aleatoric_regression
         >>> y = torch.tensor([1.0, 3.0])
         >>> aleatoric_regression(y + 2, torch.zeros(2), y)
         tensor(2.)

@@ -26,7 +26,9 @@ from segfast.ops._dense_crf_check import (
     require_sigmas,
 )
 from segfast.ops._dense_crf_grad import differentiated, require_exact
-from segfast.ops._dense_crf_look import warn_about_span
+from segfast.ops._dense_crf_look import is_recording, warn_about_span
+from segfast.ops._dense_crf_terms import compute_dtype, placed, require_finite_quotients
+from segfast.ops._function import watched
 from segfast.ops.dense_crf import resolve_method
 
 
@@ -89,6 +91,7 @@ def dense_crf_loss(
 
     Example:
         >>> import torch
+        >>> from segfast.losses import dense_crf_loss
         >>> scores = torch.randn(2, 3, 20, 30, requires_grad=True)
         >>> image = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
         >>> loss = dense_crf_loss(scores.softmax(1), image)
@@ -113,8 +116,9 @@ def dense_crf_loss(
     require_exact(method, {"image": differentiated(image)})
     _warn_about(probabilities, image, color)
 
-    dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
-    segmentation, image = probabilities.to(dtype), image.to(dtype)  # S [B, L, H, W]
+    dtype = compute_dtype(probabilities.dtype)
+    segmentation, given = probabilities.to(dtype), image  # S [B, L, H, W]
+    image = placed(image, method, dtype)
     mask = None if region is None else region.to(dtype)[:, None]  # [B, 1, H, W]
     if scale_factor != 1:
         segmentation = functional.interpolate(
@@ -130,8 +134,11 @@ def dense_crf_loss(
     features = [reference.image_features(one, y_x, tuple(color)) for one in image]  # [2 + C, N]
     if not features:  # the mean over no image
         return segmentation.sum() * math.nan
+    f = torch.stack(features)  # [B, 2 + C, N]
+    if _may_look(f) and not bool(f.isfinite().all()):
+        require_finite_quotients(given, y_x, color, dtype)
     filtered = gaussian_filter(
-        segmentation.flatten(2), torch.stack(features), method=method, tolerance=tolerance
+        segmentation.flatten(2), f, method=method, tolerance=tolerance
     ).reshape(segmentation.shape)
     # Row by row, and those in order: of one long sum the bits would depend on the threads.
     rows = (segmentation * filtered).sum(3).flatten()
@@ -156,6 +163,7 @@ class DenseCRFLoss(nn.Module):
 
     Example:
         >>> import torch
+        >>> from segfast.losses import DenseCRFLoss
         >>> criterion = DenseCRFLoss(weight=2e-9, scale_factor=0.5)
         >>> image = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
         >>> criterion(torch.full((2, 4, 20, 30), 0.25), image).shape
@@ -219,12 +227,20 @@ def _require_region(region: Tensor | None, probabilities: Tensor) -> None:
     require_same_device("region", region, "probabilities", probabilities)
 
 
+def _may_look(x: Tensor) -> bool:
+    """Whether there are numbers, which on a GPU are waited for: not in a trace or a recording."""
+    return not (watched() or x.is_meta or is_recording() or x.numel() == 0)
+
+
 def _warn_about(probabilities: Tensor, image: Tensor, color: Sequence[float]) -> None:
-    if torch.compiler.is_compiling() or probabilities.numel() == 0:
+    if not _may_look(probabilities):
         return
     sample = probabilities.detach()[:, :, ::7, ::7]  # a sample of the pixels is enough
-    if bool((sample < 0).any()) or bool((sample > 1 + 1e-2).any()):
-        warn("probabilities lie outside of [0, 1]: these look like scores; pass their softmax")
+    ends = [*torch.aminmax(sample)]
     if image.is_floating_point() and image.numel() > 0:
-        low, high = (float(end) for end in torch.aminmax(image.detach()))
-        warn_about_span(high - low, color)
+        ends += torch.aminmax(image.detach())
+    least, most, *span = torch.stack([end.double() for end in ends]).tolist()  # one wait
+    if least < 0 or most > 1 + 1e-2:
+        warn("probabilities lie outside of [0, 1]: these look like scores; pass their softmax")
+    if span:
+        warn_about_span(span[1] - span[0], color)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from segfast.ops import _check, mean_field
-from segfast.ops._dense_crf_check import METHODS, SPATIAL, require_capacity, require_sigmas
+from segfast.ops._dense_crf_check import (
+    METHODS,
+    SPATIAL,
+    require_capacity,
+    require_number,
+    require_sigmas,
+)
 from segfast.ops.dense_crf import NORMALIZATIONS
 
 
@@ -109,6 +114,7 @@ class DenseCRF(nn.Module):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import DenseCRF
         >>> crf = DenseCRF.from_preset("deeplab-v2-resnet101", iterations=5)
         >>> image = torch.randint(0, 256, (1, 3, 24, 32), dtype=torch.uint8)
         >>> crf(torch.randn(1, 21, 24, 32), image).softmax(1).shape
@@ -181,6 +187,7 @@ class DenseCRF(nn.Module):
         Raises ValueError for an unknown name, TypeError for an unknown override.
 
         Example:
+            >>> from segfast.nn import DenseCRF
             >>> DenseCRF.from_preset("crf-rnn").bilateral_sigma
             160
         """
@@ -265,16 +272,16 @@ def _learnt(
 def require_weight(name: str, value: Any, wanted: str, dims: Sequence[int]) -> Any:
     """A number where `dims` has 0, None where it has not, or a floating tensor of `dims`."""
     if isinstance(value, Tensor):
+        _check.require_dtype(name, value)
         square = value.dim() != 2 or value.shape[0] == value.shape[1]
-        if not value.dtype.is_floating_point or value.dim() not in dims or not square:
-            raise ValueError(f"{name} must be {wanted}, floating, got {_check.describe(value)}")
+        if value.dim() not in dims or not square:
+            raise ValueError(f"{name} must be {wanted}, got {_check.describe(value)}")
         return value
-    number = _check.real(value)
-    if not (number is not None and 0 in dims) and not (value is None and 0 not in dims):
+    if 0 in dims:
+        return require_number(name, value, wanted)
+    if value is not None:
         raise TypeError(f"{name} must be {wanted}, got {_check.describe(value)}")
-    if number is not None and not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
+    return None
 
 
 _ARGUMENTS = tuple(inspect.signature(DenseCRF.__init__).parameters)[1:]

@@ -20,6 +20,7 @@ LOSS_COLOR_SIGMA = 15.0
 # softmax(c one_hot) is p where the label is, for this c.
 CERTAINTY = "log(p (L - 1) / (1 - p)), if one of L labels is right with probability p"
 FLOAT32_MAX = torch.finfo(torch.float32).max
+MAX_LABELS = 2**20 - 1
 
 Weight = float | Tensor  # a number, [L] or [L, L]
 Sigma = float | Sequence[float] | Tensor  # once, or per axis (y, x) or channel
@@ -32,9 +33,8 @@ def require_same_device(name: str, value: Tensor, other: str, like: Tensor) -> N
         )
 
 
-def require_capacity(capacity: int | None) -> None:
-    if capacity is not None:
-        _check.require_count("capacity", capacity)
+def require_capacity(capacity: int | None) -> int | None:
+    return None if capacity is None else _check.require_count("capacity", capacity)
 
 
 def require_logits(logits: Tensor) -> None:
@@ -53,6 +53,8 @@ def require_maps(name: str, maps: Tensor, image: Tensor) -> None:
         raise ValueError(
             f"{name} must have shape [B, L, H, W], L >= 1, got {_check.describe(maps)}"
         )
+    if maps.shape[1] > MAX_LABELS:
+        raise ValueError(f"{name} must have at most {MAX_LABELS} labels, got {maps.shape[1]}")
     if image.dtype.is_complex or image.dtype == torch.bool:
         raise TypeError(
             f"image must be uint8, another integer or a float dtype, got {_check.describe(image)}"
@@ -122,10 +124,7 @@ def sigma_tensor(name: str, sigma: Sigma, count: int, like: Tensor) -> Tensor:
 def weight_tensor(name: str, weight: Weight, labels: int, logits: Tensor) -> Tensor:
     """[], [L] or [L, L] where the logits are."""
     if isinstance(weight, Tensor):
-        if not weight.dtype.is_floating_point:
-            raise TypeError(
-                f"{name} must be a floating-point tensor, got {_check.describe(weight)}"
-            )
+        _check.require_dtype(name, weight)
         if tuple(weight.shape) not in ((), (labels,), (labels, labels)):
             raise ValueError(
                 f"{name} must be a number, [L] = [{labels}] or [L, L], "
@@ -133,19 +132,24 @@ def weight_tensor(name: str, weight: Weight, labels: int, logits: Tensor) -> Ten
             )
         require_same_device(name, weight, "logits", logits)
         return weight
-    if (number := _check.real(weight)) is None:
-        raise TypeError(
-            f"{name} must be a number or a tensor [L] or [L, L], got {_check.describe(weight)}"
-        )
+    number = require_number(name, weight, "a number or a tensor [L] or [L, L]")
+    return torch.full((), number, dtype=torch.float64, device=logits.device)
+
+
+def require_number(name: str, value: object, wanted: str) -> float:
+    """A number that is finite in float32, in which it may be computed."""
+    if (number := _check.real(value)) is None:
+        raise TypeError(f"{name} must be {wanted}, got {_check.describe(value)}")
     if not abs(number) <= FLOAT32_MAX:
-        raise ValueError(f"{name} must be finite in float32, got {weight:.3g}")
-    return torch.full((), float(number), dtype=torch.float64, device=logits.device)
+        raise ValueError(f"{name} must be finite in float32, got {_check.describe(value)}")
+    return float(number)
 
 
 def require_compatibility(compatibility: Tensor | None, labels: int, logits: Tensor) -> None:
     if compatibility is None:
         return
     _check.require_floating("compatibility", compatibility, "[L, L]")
+    _check.require_dtype("compatibility", compatibility)
     if tuple(compatibility.shape) != (labels, labels):
         raise ValueError(
             f"compatibility must have shape [L, L] = [{labels}, {labels}], "

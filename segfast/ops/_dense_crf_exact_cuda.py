@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segfast._native import has_triton
 from segfast.kernels.dense_crf.triton_configurations import OLDEST
-from segfast.ops._dense_crf_look import without_say
+from segfast.ops._dense_crf_look import drop_undefined
 from segfast.ops._dense_crf_options import Options
 from segfast.ops._dense_crf_terms import Kernel, gaussian_taps, mix
 
@@ -96,13 +96,13 @@ class ExactModel:
     """The terms of a batch of images, prepared once.
 
     Attributes:
-        gone: images whose bilateral kernel has weight 0 and no place for a pixel, [B].
+        undefined: images whose bilateral kernel has weight 0 and no place for a pixel, [B].
     """
 
     def __init__(self, call: Call) -> None:
         ones = torch.ones_like(call.features[:, :1])
         used = [True, True] if call.present is None else call.present
-        features, self.gone = without_say(call.features, call.mixings[1])
+        features, self.undefined = drop_undefined(call.features, call.mixings[1])
         size, sigma, options = call.size, call.spatial_sigma, call.options
         self.spatial = GridGaussian(size, sigma, features) if used[0] else None
         self.exact = launchers().ExactFilter(features, options.tolerance) if used[1] else None

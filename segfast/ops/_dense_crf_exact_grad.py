@@ -20,7 +20,7 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf.reference_grad import belief_gradient, norm_gradient
 from segfast.ops._dense_crf_exact_cuda import Call, ExactModel, GridGaussian, launchers
-from segfast.ops._dense_crf_look import not_a_number_if
+from segfast.ops._dense_crf_look import nan_where_undefined
 from segfast.ops._dense_crf_terms import Kernel, mix, scaled
 
 
@@ -97,7 +97,9 @@ def mean_field(
     if spatial is not None and spatial.sent and model.spatial is not None:
         slopes = _slopes(model.spatial, spatial, normalization)
     of_spatial = None if spatial is None else spatial.grad
-    of_bilateral = None if bilateral is None else not_a_number_if(model.gone, bilateral.grad)
+    of_bilateral = (
+        None if bilateral is None else nan_where_undefined(model.undefined, bilateral.grad)
+    )
     total = total.unflatten(2, call.size)
     return Gradients(total, moved, (of_spatial, of_bilateral), slopes)
 

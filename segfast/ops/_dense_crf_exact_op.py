@@ -11,7 +11,7 @@ from torch import Tensor
 from segfast.kernels.dense_crf.reference_grad import image_gradients
 from segfast.ops import _dense_crf_exact_cuda, _dense_crf_exact_grad
 from segfast.ops._dense_crf_exact_cuda import Call
-from segfast.ops._dense_crf_look import Look, Seen, constants, is_recording, without_say
+from segfast.ops._dense_crf_look import Look, Seen, constants, drop_undefined, is_recording
 from segfast.ops._dense_crf_terms import require_finite_quotients
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def _look(problem: Problem, features: Tensor) -> Seen | None:
     seen = Look(problem.logits, problem.image, problem.mixings, features).read()
     if not seen.finite:
         sigmas = [sigma.tolist() for sigma in problem.sigmas[1:]]
-        require_finite_quotients(problem.image.to(problem.dtype), sigmas[0], sigmas[1])
+        require_finite_quotients(problem.image, sigmas[0], sigmas[1], problem.dtype)
     return seen
 
 
@@ -59,7 +59,7 @@ def gradients(problem: Problem, grad: Tensor, wanted: Sequence[bool]) -> list[Te
     image, position, color = None, None, None
     if found.features is not None:
         sigmas = [constants(sigma.tolist(), features) for sigma in problem.sigmas[1:]]
-        placed, _ = without_say(features, problem.mixings[1])
+        placed, _ = drop_undefined(features, problem.mixings[1])
         each = [image_gradients(g, f, *sigmas) for g, f in zip(found.features, placed, strict=True)]
         images, positions, colors = zip(*each, strict=True)
         image = torch.stack(images).reshape(problem.image.shape)

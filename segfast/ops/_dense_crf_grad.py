@@ -20,7 +20,7 @@ from torch.autograd import Function
 from segfast.ops._dense_crf_backward import SIGMAS
 from segfast.ops._dense_crf_op import NAMES, Problem, as_given, refine
 from segfast.ops._dense_crf_options import Options
-from segfast.ops._function import call, forward_of, needs_graph, transformed
+from segfast.ops._function import call, forward_of, needs_graph, watched
 
 _ops = torch.ops.segfast
 
@@ -199,7 +199,7 @@ def gaussian_filter(values: Tensor, features: Tensor, *options: Any) -> Tensor:
 def mean_field(tensors: Sequence[Tensor], options: Options) -> Tensor:
     """segfast::mean_field with its gradient; run eagerly on the CPU, its run is kept for it."""
     require_exact(options.method, _pixels([differentiated(x) for x in tensors]))
-    if tensors[0].is_cpu and needs_graph(*tensors) and not transformed():
+    if tensors[0].is_cpu and needs_graph(*tensors) and not watched():
         return call(KeptMeanField, options, *tensors)
     return call(MeanField, *tensors, *astuple(options))
 

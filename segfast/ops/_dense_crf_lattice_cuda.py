@@ -43,8 +43,8 @@ _SCHEMAS = {
     "_crf_convolve": "(Tensor[] axes, Tensor values, Tensor(a!) between, Tensor(b!) out) -> ()",
     "_crf_update": "(Tensor logits, Tensor(a!) scores, Tensor(b!) result, Tensor(c!) belief,"
     f" int[] size, bool normalize, {_TERMS}) -> ()",
-    "_crf_retreat": "(Tensor belief, Tensor upstream, Tensor(a!) gradient, Tensor(b!) total,"
-    f" {_TERMS}) -> ()",
+    "_crf_update_backward": "(Tensor belief, Tensor upstream, Tensor(a!) gradient,"
+    f" Tensor(b!) total, {_TERMS}) -> ()",
     "_crf_products": "(Tensor a, Tensor b, Tensor(a!) partial, int labels) -> ()",
 }
 for _name, _schema in _SCHEMAS.items():
@@ -354,10 +354,10 @@ class BatchEngine:
             update(self.ops, [], logits=upstream[-1], belief=g, normalize=False)
             given = [nothing, nothing, nothing, g, nothing, upstream.new_ones(1), nothing]
             gradient = self._rows()
-            self.ops._crf_retreat(beliefs.pop(), nothing, gradient, total, given, [1.0])
+            self.ops._crf_update_backward(beliefs.pop(), nothing, gradient, total, given, [1.0])
             g = gradient
         else:
-            self.ops._crf_retreat(nothing, upstream[-1], g, total, [], [])
+            self.ops._crf_update_backward(nothing, upstream[-1], g, total, [], [])
         transposed = [
             (x, padded(m.t() if m.dim() == 2 else m, self.row))
             for x, m in zip(self.messages, self.mixings, strict=True)
@@ -374,7 +374,7 @@ class BatchEngine:
                 message.send(g, True)
             step = upstream[t - 1] if t > 0 and len(upstream) > 1 else nothing
             tensors, gains = _flat(transposed, True, kept)
-            self.ops._crf_retreat(beliefs[t], step, g, total, tensors, gains)
+            self.ops._crf_update_backward(beliefs[t], step, g, total, tensors, gains)
             for partial, r in zip(products, kept, strict=True):
                 if partial is not None and r is not None:
                     self.ops._crf_products(r, beliefs[t], partial, labels)

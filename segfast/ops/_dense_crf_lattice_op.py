@@ -25,8 +25,14 @@ from segfast.ops._dense_crf_lattice_cuda import (
     row_of,
     update,
 )
-from segfast.ops._dense_crf_look import Look, Seen, is_recording, not_a_number_if, without_say
-from segfast.ops._dense_crf_terms import require_finite_quotients
+from segfast.ops._dense_crf_look import (
+    Look,
+    Seen,
+    drop_undefined,
+    is_recording,
+    nan_where_undefined,
+)
+from segfast.ops._dense_crf_terms import compute_dtype, require_finite_quotients
 
 
 def available() -> bool:
@@ -41,16 +47,12 @@ def serves(values: Tensor, method: str) -> bool:
         values.is_cuda
         and method == "lattice"
         and values.numel() > 0
-        and values.shape[1] <= MAX_LABELS[_real(values)]
+        and values.shape[1] <= MAX_LABELS[compute_dtype(values.dtype)]
         and available()
     )
 
 
-def _real(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def require_capacity(capacity: int | None) -> None:
+def require_no_wait(capacity: int | None) -> None:
     """Refuses to wait while a CUDA graph is recorded."""
     if capacity is None and is_recording():
         raise ValueError(
@@ -64,9 +66,9 @@ def gaussian_filter(
     transpose: bool = False, ops: Any = None,
 ) -> Tensor:  # fmt: skip
     """K~ values, or K~^T values: [B, C, N] and [B, F, N] -> [B, C, N], like `values`."""
-    require_capacity(capacity)
+    require_no_wait(capacity)
     ops = torch.ops.segfast if ops is None else ops
-    v, f = (x.to(_real(values)).contiguous() for x in (values, features))
+    v, f = (x.to(compute_dtype(values.dtype)).contiguous() for x in (values, features))
     images, channels, pixels = v.shape
     lattice, _ = build(f, capacity, ops)
     message = LatticeMessage(lattice, row_of(channels, v.dtype), normalization, ops)
@@ -104,20 +106,20 @@ class BatchModel:
 class _Prepared:
     """The engine, the numbers (0 spatial, 1 bilateral) of the kernels it has, what was seen.
 
-    gone: images whose bilateral kernel has weight 0 and no place for a pixel, [B].
+    undefined: images whose bilateral kernel has weight 0 and no place for a pixel, [B].
     """
 
     engine: BatchEngine
     kernels: list[int]
     seen: Seen | None
-    gone: Tensor
+    undefined: Tensor
 
 
 def _prepare(
     logits: Tensor, model: BatchModel, iterations: int, wanted: Sequence[bool], ops: Any
 ) -> _Prepared:
     """A mixing of zeros drops its kernel unless its gradient is wanted or a `capacity` is given."""
-    dtype = _real(logits)
+    dtype = compute_dtype(logits.dtype)
     x = logits.to(dtype).flatten(2).contiguous()  # [B, L, N]
     look = None
     if model.capacity is None:
@@ -128,9 +130,9 @@ def _prepare(
     mixings = [m.to(dtype) for m in model.mixings]
     image = model.image.to(dtype).contiguous()
     places = ops._crf_features(image, _sigmas(model))
-    features, gone = places, x.new_zeros(1, dtype=torch.bool)
+    features, undefined = places, x.new_zeros(1, dtype=torch.bool)
     if model.capacity is not None or wanted[1]:  # else a kernel without weight is not there
-        features, gone = without_say(places, mixings[1])
+        features, undefined = drop_undefined(places, mixings[1])
     try:  # built first: the wait is over afterwards
         lattice, seen = build(features, model.capacity, ops, look)
     except ValueError:
@@ -146,10 +148,10 @@ def _prepare(
         messages[0] = _spatial(x, shape, model, row, ops)
     if there[1] and lattice is not None:
         if not lattice.finite:
-            require_finite_quotients(image, model.bilateral_sigma, model.color_sigma)
+            require_finite_quotients(model.image, model.bilateral_sigma, model.color_sigma, dtype)
         messages[1] = LatticeMessage(lattice, row, model.normalization, ops)
     engine = BatchEngine(x, list(messages.values()), [mixings[i] for i in messages], ops)
-    return _Prepared(engine, list(messages), seen, gone)
+    return _Prepared(engine, list(messages), seen, undefined)
 
 
 def _sigmas(model: BatchModel) -> list[float]:
@@ -175,7 +177,7 @@ def mean_field(
 ) -> Tensor:  # fmt: skip
     """logits [B, L, H, W] -> scores [S, B, L, H, W]: see `BatchEngine.run`."""
     ops = torch.ops.segfast if ops is None else ops
-    require_capacity(model.capacity)
+    require_no_wait(model.capacity)
     prepared = _prepare(logits, model, iterations, (False, False), ops)
     if prepared.seen is not None:
         prepared.seen.warn(model.color_sigma)
@@ -192,7 +194,7 @@ def mean_field_gradients(
     Runs forward again; meanwhile beliefs of all iterations are kept: T B N L numbers.
     """
     ops = torch.ops.segfast if ops is None else ops
-    require_capacity(model.capacity)
+    require_no_wait(model.capacity)
     prepared = _prepare(logits, model, iterations, wanted, ops)
     engine, kept = prepared.engine, prepared.kernels
     upstream = grad.to(engine.logits.dtype).flatten(3).contiguous()  # [S, B, L, N]
@@ -202,6 +204,6 @@ def mean_field_gradients(
     ]
     for i, part in zip(kept, of_kept, strict=True):
         if part is not None:
-            part = not_a_number_if(prepared.gone, part) if i == 1 else part
+            part = nan_where_undefined(prepared.undefined, part) if i == 1 else part
             found[i] = part.to(model.mixings[i].dtype)
     return total.unflatten(2, logits.shape[2:]).to(logits.dtype), found

@@ -1,4 +1,5 @@
-"""The dense CRF's one look at the numbers it is given: on a GPU each look waits for them."""
+"""The dense CRF's one look at the numbers it is given (on a GPU each look waits for them), and what
+can be done about numbers that are undefined without looking."""
 
 from __future__ import annotations
 
@@ -73,7 +74,9 @@ class Seen:
         warn_about_span(self.high - self.low, color)
 
 
-def warn_about_span(span: float, color: Sequence[float]) -> None:
+def warn_about_span(
+    span: float, color: Sequence[float], image: str = "image", sigma: str = "color_sigma"
+) -> None:
     """Of an image that was scaled to 0 to 1 or normalised, and a sigma for 0 to 255.
 
     Three channels that deviate by a quarter of the span leave a typical pair exp(-3 span^2 /
@@ -82,24 +85,24 @@ def warn_about_span(span: float, color: Sequence[float]) -> None:
     """
     if 0 < span < 2 * min(color, default=0.0):
         warn(
-            f"image spans {span:.3g} and color_sigma is {min(color):.3g}: colour has little say; "
-            f"pass the photograph in its own units, or a color_sigma in the image's"
+            f"{image} spans {span:.3g} and {sigma} is {min(color):.3g}: colour has little say; "
+            f"pass the photograph in its own units, or a {sigma} in the image's"
         )
 
 
-def without_say(features: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
+def drop_undefined(features: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
     """Features [B, F, N] of a kernel that may have weight 0, and of which images they are left out.
 
     A weight of zeros means no kernel, and no NaN from where its pixels stand: those that stand
     nowhere are moved to one place, where 0 times the message is 0. Nothing waits.
     """
-    nowhere = ~features.isfinite().flatten(1).all(1) & (mixing.count_nonzero() == 0)  # [B]
-    return features.masked_fill(nowhere[:, None, None], 0), nowhere
+    undefined = ~features.isfinite().flatten(1).all(1) & (mixing.count_nonzero() == 0)  # [B]
+    return features.masked_fill(undefined[:, None, None], 0), undefined
 
 
-def not_a_number_if(gone: Tensor, grad: Tensor) -> Tensor:
+def nan_where_undefined(undefined: Tensor, grad: Tensor) -> Tensor:
     """The gradient of a weight 0, whose kernel says nothing that could be differentiated."""
-    return grad.masked_fill(gone.any(), math.nan)
+    return grad.masked_fill(undefined.any(), math.nan)
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:

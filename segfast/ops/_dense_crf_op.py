@@ -22,7 +22,12 @@ from segfast.ops._dense_crf_backward import Record, filter_gradients, pull_back
 from segfast.ops._dense_crf_engine import Engine, filter_features, warn_if_slow
 from segfast.ops._dense_crf_look import Look, constants, is_recording
 from segfast.ops._dense_crf_options import Options
-from segfast.ops._dense_crf_terms import PairwiseTerm, require_finite_quotients
+from segfast.ops._dense_crf_terms import (
+    PairwiseTerm,
+    compute_dtype,
+    placed,
+    require_finite_quotients,
+)
 from segfast.ops._register import batch, fold
 
 # A mixing is -mu W: [], [L] or [L, L]. Deviations are float64: (y, x), and [1] or [C] of colours.
@@ -52,10 +57,6 @@ torch.library.define(
 NAMES = [argument.split()[1] for argument in TENSORS.split(", ")]
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.impl("segfast::gaussian_filter", "default")
 @torch.autocast("cpu", enabled=False)  # all arithmetic stays in float32 or float64
 def _gaussian_filter(
@@ -66,9 +67,11 @@ def _gaussian_filter(
         return _dense_crf_lattice_op.gaussian_filter(values, features, normalization, capacity)
     if _dense_crf_exact_cuda.serves(values, method):
         return _dense_crf_exact_cuda.gaussian_filter(values, features, normalization, tolerance)
-    dtype = _compute_dtype(values.dtype)
+    dtype = compute_dtype(values.dtype)
     _require_no_recording(method, values.dtype)
     v, f = (x.to("cpu", dtype) for x in (values, features))
+    images, names = len(v), ("channels", "positions")
+    warn_if_slow("gaussian_filter", v.shape[1:], method == "exact", images=images, names=names)
     y = torch.empty_like(v, memory_format=torch.contiguous_format)  # [B, C, N]
     for b in range(v.shape[0]):
         y[b] = filter_features(v[b], f[b], method, normalization, tolerance)
@@ -89,7 +92,7 @@ def _gaussian_filter_backward(
     if _dense_crf_lattice_op.serves(values, method) and not wanted[1]:
         g = _dense_crf_lattice_op.gaussian_filter(grad, features, normalization, capacity, True)
         return as_given([g if wanted[0] else None, None], (values, features))
-    dtype = _compute_dtype(values.dtype)
+    dtype = compute_dtype(values.dtype)
     g, v, f = (x.to("cpu", dtype) for x in (grad, values, features))
     found = [torch.zeros_like(x) if w else None for x, w in zip((v, f), wanted, strict=True)]
     for b in range(v.shape[0]):
@@ -110,7 +113,7 @@ class Problem:
     def __init__(self, tensors: Sequence[Tensor], options: Options) -> None:
         logits, self.image, *parameters = tensors
         self.options = options
-        self.dtype = _compute_dtype(logits.dtype)
+        self.dtype = compute_dtype(logits.dtype)
         self.logits = logits
         self.height, self.width = logits.shape[2:]
         self.mixings = [m.detach().double() for m in parameters[:2]]
@@ -123,9 +126,6 @@ class Problem:
         o = self.options
         terms = self._terms(self.image[b], wanted or [False] * len(NAMES))
         unary = self.logits[b].to("cpu", self.dtype).flatten(1)  # [L, N]
-        if b == 0:  # once, for all
-            images = len(self.logits)
-            warn_if_slow(unary, list(terms.values()), o.iterations, images, bool(wanted))
         engine = Engine(unary, list(terms.values()), (self.height, self.width), o.tolerance)
         kept = o.iterations if o.keep_steps else max(0, o.iterations - 1) if wanted else 0
         states = unary.new_empty(kept, *unary.shape) if kept else None
@@ -133,10 +133,19 @@ class Problem:
         steps = last[None] if not o.keep_steps else unary[None][:0] if states is None else states
         return steps, Record(engine, terms, o.iterations, states, last if o.softmax else None)
 
+    def warn_if_slow(self, gradients: bool) -> None:
+        exact = self.options.method == "exact" and bool(self.mixings[1].count_nonzero())
+        images, labels = self.logits.shape[:2]
+        warn_if_slow(
+            f"dense CRF, {self.options.iterations} iterations,",
+            torch.Size((labels, self.height * self.width)), exact, self.options.iterations, images,
+            gradients,
+        )  # fmt: skip
+
     def features(self) -> Tensor:
         """Of the bilateral kernel for all images, where the logits are: [B, 2 + C, N]."""
         *sigma, color = (s.tolist() for s in self.sigmas)
-        images = self.image.to(self.dtype)
+        images = placed(self.image, self.options.method, self.dtype)
         colors = constants(color, images)
         return torch.stack([reference.image_features(x, sigma[1], colors) for x in images])
 
@@ -149,7 +158,7 @@ class Problem:
         """The kernels of one image [C, H, W]; a zero weight that is not learned drops its term."""
         o = self.options
         terms = {}
-        image = image.to("cpu", self.dtype)
+        given, image = image, placed(image.cpu(), o.method, self.dtype)
         spatial, bilateral = (m.to("cpu", self.dtype) for m in self.mixings)
         spatial_sigma, bilateral_sigma, color_sigma = (s.tolist() for s in self.sigmas)
         if spatial.count_nonzero() or wanted[2]:
@@ -166,7 +175,7 @@ class Problem:
             term = PairwiseTerm(features, bilateral, o.normalization, o.method)
             finite = not features.numel() or bool(term.span.isfinite().all())
             if not finite:
-                require_finite_quotients(image, bilateral_sigma, color_sigma)
+                require_finite_quotients(given, bilateral_sigma, color_sigma, self.dtype)
             if finite or present:  # 0 NaN is NaN, but a weight of 0 means no term
                 terms["bilateral"] = term
         return terms
@@ -241,6 +250,7 @@ def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tens
         return _dense_crf_exact_op.refine(problem), []
     _require_no_recording(o.method, logits.dtype)
     Look(logits, problem.image, (), None).read().warn(problem.sigmas[2].tolist())
+    problem.warn_if_slow(bool(wanted))
     if logits.shape[0] == 1 and (o.iterations > 0 or not o.keep_steps):
         steps, record = problem.run(0, wanted)
         return problem.shaped(steps).unsqueeze(1), [record]  # a single image is not copied
@@ -337,7 +347,8 @@ def _mean_field_vmap(
     """Images are folded into the batch; parameters that differ ask for one call per sample."""
     size = info.batch_size
     x, pixels = fold(logits, in_dims[0], size), fold(image, in_dims[1], size)
-    if all(dim is None for dim in in_dims[2:7]):
+    if size == 0 or all(dim is None for dim in in_dims[2:7]):
         steps = torch.ops.segfast.mean_field(x, pixels, *rest)  # [S, size * B, L, H, W]
-        return steps.unflatten(1, (size, x.shape[0] // size)), 1
+        images = logits.shape if in_dims[0] is None else logits.movedim(in_dims[0], 0).shape[1:]
+        return steps.unflatten(1, (size, images[0])), 1
     return _sample_by_sample("mean_field")(info, in_dims, logits, image, *rest)

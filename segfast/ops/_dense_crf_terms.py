@@ -24,6 +24,7 @@ from segfast.kernels.dense_crf import reference, reference_grad
 Filter = Callable[[Tensor], Tensor]  # [C, N] -> [C, N], linear
 # Radius of the spatial convolution in sigmas: what is cut off is below the dtype's rounding.
 CONV_RADIUS = {torch.float32: 5.5, torch.float64: 8.5}
+WIDE = (torch.float64, torch.int64, torch.int32, torch.uint64, torch.uint32)  # than float32
 COORDINATE_LIMIT = {torch.float32: 2.0**22, torch.float64: 2.0**30}  # lattice_build's, too
 LINE = 1024  # pixels per "line" where there is no image shape
 
@@ -106,15 +107,34 @@ def require_reach(span: Tensor, dtype: torch.dtype) -> None:
         )
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def placed(image: Tensor, method: str, dtype: torch.dtype) -> Tensor:
+    """The image [..., H, W] in `dtype`.
+
+    The exact kernel depends on differences alone: large numbers of a wider dtype lose what all
+    pixels of a channel share before they are rounded. A lattice stands where it stands.
+    """
+    if method == "exact" and dtype == torch.float32 and image.dtype in WIDE and image.numel():
+        image = image.double()
+        image = image - image.detach().amin((-2, -1), keepdim=True)
+    return image.to(dtype)
+
+
 def require_finite_quotients(
-    image: Tensor, bilateral_sigma: Sequence[float], color_sigma: Sequence[float]
+    image: Tensor,
+    bilateral_sigma: Sequence[float],
+    color_sigma: Sequence[float],
+    dtype: torch.dtype,
 ) -> None:
     """Refuses sigmas so small that a finite image overflows; NaN in the image may pass on."""
     if image.isfinite().all():
         raise ValueError(
-            f"bilateral_sigma and color_sigma must be larger: positions and colours divided by "
-            f"{min(bilateral_sigma):.3g} and {min(color_sigma, default=math.inf):.3g} overflow "
-            f"{image.dtype}"
+            f"bilateral_sigma and color_sigma must be larger, or the image smaller: positions and "
+            f"colours divided by {min(bilateral_sigma):.3g} and "
+            f"{min(color_sigma, default=math.inf):.3g} overflow {dtype}"
         )
 
 

@@ -23,8 +23,10 @@ def transformed() -> bool:
 
 def watched() -> bool:
     """Whether something looks on that must see our operators, not what they call."""
+    if transformed():  # asked first: torch.compile does not know the other questions
+        return True
     modes: int = torch._C._len_torch_dispatch_stack()  # fake tensors, tracing
-    return modes > 0 or transformed() or tracing()
+    return modes > 0 or tracing()
 
 
 def tracing() -> bool:

@@ -50,7 +50,8 @@ def gaussian_filter(
 
     Args:
         values: [B, C, N], any float dtype (half and bfloat16 are computed in float32).
-        features: [B, F, N] already divided by the bandwidths, 1 <= F <= 32.
+        features: [B, F, N] already divided by the bandwidths, 1 <= F <= 32; any float dtype,
+            computed in that of the values: float64 only if those are.
         method: ``"exact"`` sums every pair; ``"lattice"`` is the permutohedral lattice (Adams et
             al. 2010), an approximation whose raw mass is about half the true one in five
             dimensions (use a normalisation with it); ``"auto"`` is exact for at most 16384
@@ -71,6 +72,9 @@ def gaussian_filter(
         TypeError, ValueError: an argument breaks its contract; the message names it. So do
             features that require a gradient the lattice does not have.
         NotImplementedError: on differentiating twice or in forward mode.
+
+    Warns:
+        UserWarning: a job of over a minute on the CPU.
 
     Example:
         >>> import torch, segfast
@@ -100,7 +104,7 @@ def gaussian_filter(
     _check.require_choice("normalization", normalization, NORMALIZATIONS)
     tolerance = _check.not_negative("tolerance", tolerance)
     method = resolve_method(method, values.shape[2], normalization)
-    _dense_crf_check.require_capacity(capacity)
+    capacity = _dense_crf_check.require_capacity(capacity)
     return _dense_crf_grad.gaussian_filter(
         values, features, method, normalization, tolerance, capacity
     )
@@ -135,7 +139,7 @@ def mean_field(
 
     Args:
         logits: [B, L, H, W] log-probabilities up to a constant per pixel (minus the unary energy),
-            any float dtype, any L >= 1. Unbatched [L, H, W] is taken with an unbatched image.
+            any float dtype, 1 <= L < 2^20. Unbatched [L, H, W] is taken with an unbatched image.
         image: [B, C, H, W], uint8 or any real dtype, any C.
         spatial_weight, bilateral_weight: W_m: a number, [L] (per label) or [L, L].
         spatial_sigma: sigma_gamma in pixels, one number or (y, x); a tensor if it is learned.
@@ -150,8 +154,8 @@ def mean_field(
         method: bilateral kernel by ``"lattice"`` (the published approximation), ``"exact"`` (every
             pair, within ``tolerance``), or ``"auto"`` (see :func:`gaussian_filter`).
         spatial: with the lattice, the spatial kernel is an exact separable convolution (``"conv"``,
-            radius 5.5 sigma) or a two-dimensional lattice as in pydensecrf (``"lattice"``). The
-            exact method always convolves.
+            radius 5.5 sigma, in float64 8.5) or a two-dimensional lattice as in pydensecrf
+            (``"lattice"``). The exact method always convolves.
         tolerance: exact method: kernel mass that may be dropped per pixel.
         return_steps: also return the state after each iteration.
         return_belief: return the belief Q = softmax(scores) over the labels in place of the scores;
@@ -202,6 +206,8 @@ def mean_field(
     _check.require_choice("method", method, METHODS)
     _check.require_choice("spatial", spatial, SPATIAL)
     iterations = _check.require_count("iterations", iterations)
+    _check.require_bool("return_steps", return_steps)
+    _check.require_bool("return_belief", return_belief)
     color_sigma = _dense_crf_check.color_sigma_of(color_sigma, image, MEAN_FIELD_COLOR_SIGMA)
     sigma_tensor = _dense_crf_check.sigma_tensor
     sigmas = (
@@ -218,7 +224,7 @@ def mean_field(
         )
     ]
     _dense_crf_check.require_compatibility(compatibility, labels, logits)
-    _dense_crf_check.require_capacity(capacity)
+    capacity = _dense_crf_check.require_capacity(capacity)
     mixings = [_mixing(weight, compatibility) for weight in weights]
     method = resolve_method(method, logits.shape[2] * logits.shape[3], normalization)
     options = Options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 import segfast.compat.pydensecrf.densecrf as dcrf
 from segfast.compat.pydensecrf import eigen
+from segfast.ops import _dense_crf_engine
 
 W, H, L = 5, 4, 3
 N = W * H
@@ -136,7 +138,7 @@ def test_float_images() -> None:
 
 
 def test_float_image_with_a_byte_sigma_warns() -> None:
-    with pytest.warns(UserWarning, match=r"rgbim.*srgb is 13.*image units"):
+    with pytest.warns(UserWarning, match=r"^rgbim spans .*srgb is 13:"):
         crf().addPairwiseBilateral(80, 13, IMAGE / 255.0, 10)
 
 
@@ -150,6 +152,20 @@ def test_numbers_of_other_types() -> None:
         np.testing.assert_array_equal(
             np.array(other.inference(2.0)), np.array(expected.inference(np.int8(2)))
         )
+
+
+def test_slow_jobs_are_warned_of_whenever_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of an engine that was prepared for a short one."""
+    seconds = dict.fromkeys(_dense_crf_engine.SECONDS, 6.0 / (L * N))
+    monkeypatch.setattr(_dense_crf_engine, "SECONDS", seconds)
+    model = crf()
+    model.addPairwiseGaussian(3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        belief, *rest = model.startInference()
+        model.stepInference(belief, *rest)
+    with pytest.warns(UserWarning, match="dense CRF, 20 iterations, of .*about 2 minutes"):
+        model.inference(20)
 
 
 @pytest.mark.parametrize("sigma", [1e-2, 1e-3])
@@ -373,6 +389,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] =
         lambda: crf().klDivergence(belief()[:, :5]), ValueError, ("Q must", "(3, 5)")),
     "divergence NaN": (
         lambda: crf().klDivergence(with_value(belief(), np.nan)), ValueError, ("Q must", "NaN")),
+    "iterations too many": (
+        lambda: crf().inference(2**63), ValueError, ("n_iterations", "below 2^31", "9223")),
     "matrix axes": (lambda: eigen.matrixXf(np.ones(3)), ValueError, ("arr", "(3,)")),
     "vector axes": (lambda: eigen.vectorXf(np.ones((3, 1))), ValueError, ("arr", "(3, 1)")),
 }  # fmt: skip

@@ -166,6 +166,20 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] =
         ValueError, ("img", "NaN")),
     "img None": (
         lambda: utils.create_pairwise_bilateral((3, 2), 1, None), TypeError, ("img", "None")),
+    "scale text": (
+        lambda: utils.unary_from_softmax([[0.5], [0.5]], scale="x"), TypeError, ("scale", "'x'")),
+    "clip text": (
+        lambda: utils.unary_from_softmax([[0.5], [0.5]], clip="x"), TypeError, ("clip", "'x'")),
+    "gt_prob none": (
+        lambda: utils.unary_from_labels([0, 1], 2, None), TypeError, ("gt_prob", "None")),
+    "gt_prob list": (
+        lambda: utils.unary_from_labels([0, 1], 2, [0.5]), TypeError, ("gt_prob", "[0.5]")),
+    "chdim none": (
+        lambda: utils.create_pairwise_bilateral(3, 13, np.ones((4, 5, 3)), chdim=None), TypeError,
+        ("chdim", "None")),
+    "chdim fraction": (
+        lambda: utils.create_pairwise_bilateral(3, 13, np.ones((4, 5, 3)), chdim=1.5), ValueError,
+        ("chdim", "1.5")),
     "schan vanishing": (
         lambda: utils.create_pairwise_bilateral(3, 1e-44, np.ones((4, 5))),
         ValueError, ("schan", "too small")),
@@ -180,6 +194,20 @@ def test_refused_with_a_message(case: str) -> None:
     message = str(caught.value)
     for word in words:
         assert word in message, message
+
+
+def test_tensors_are_numbers_of_utils() -> None:
+    half = torch.tensor(0.5)
+    for name in ("scale", "clip"):
+        np.testing.assert_array_equal(
+            utils.unary_from_softmax([[0.25], [0.75]], **{name: half}),
+            utils.unary_from_softmax([[0.25], [0.75]], **{name: 0.5}),
+        )
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3))
+    bilateral = utils.create_pairwise_bilateral
+    np.testing.assert_array_equal(
+        bilateral((3, 3), 13, image, chdim=2.0), bilateral((3, 3), 13, image, chdim=2)
+    )
 
 
 def test_an_unclipped_zero_is_refused_later_with_the_remedy() -> None:

@@ -146,14 +146,14 @@ class Host:
         update = self._update_size(*size, logits.dtype)
         self._launch("update", update, packed, normalize, *tensors, *arrays)
 
-    def _crf_retreat(
+    def _crf_update_backward(
         self, belief: Tensor, upstream: Tensor, gradient: Tensor, total: Tensor,
         terms: Sequence[Tensor], gains: Sequence[float],
     ) -> None:  # fmt: skip
         packed, arrays = self._terms(terms, gains)
         size = self._update_size(*total.shape, total.dtype)
         tensors = _null(belief), _null(upstream), gradient, total
-        self._launch("retreat", size, packed, *tensors, *arrays)
+        self._launch("update_backward", size, packed, *tensors, *arrays)
 
     def _crf_products(self, a: Tensor, b: Tensor, partial: Tensor, labels: int) -> None:
         diagonal = partial.dim() == 2

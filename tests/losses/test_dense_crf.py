@@ -201,6 +201,15 @@ def test_compiles(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+def test_under_vmap_and_without_numbers(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Where values cannot be looked at."""
+    probabilities, image, _ = inputs
+    p, x = probabilities.detach()[:, None], image[:, None]
+    each = torch.stack([dense_crf_loss(a, b) for a, b in zip(p, x, strict=True)])
+    torch.testing.assert_close(torch.vmap(dense_crf_loss)(p, x), each)
+    assert dense_crf_loss(p[0].to("meta"), x[0].to("meta")).shape == ()
+
+
 def test_scribbles_spread(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     """Two strokes on two tones: with the loss the rest of the pixels follow."""
     truth = torch.zeros(1, 20, 30, dtype=torch.long)

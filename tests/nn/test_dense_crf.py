@@ -259,7 +259,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "weight NaN": ({"spatial_weight": float("nan")}, ValueError, r"spatial_weight.*finite.*nan"),
     "weight shape": ({"spatial_weight": torch.ones(3, 4)}, ValueError, r"spatial_weight.*3, 4"),
     "weight integers": (
-        {"spatial_weight": torch.ones(3, dtype=torch.int64)}, ValueError, r"spatial_weight.*int64"),
+        {"spatial_weight": torch.ones(3, dtype=torch.int64)}, TypeError, r"spatial_weight.*int64"),
+    "weight beyond float32": ({"spatial_weight": 1e39}, ValueError, r"spatial_weight.*in float32"),
     "weight gradient": (
         {"spatial_weight": torch.ones(3, requires_grad=True)},
         ValueError, r"spatial_weight.*detach"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from segfast.kernels.dense_crf import reference
 from segfast.losses import dense_crf_loss
 from segfast.nn import DenseCRF
-from segfast.ops import _dense_crf_engine, mean_field
+from segfast.ops import _dense_crf_engine, gaussian_filter, mean_field
 from segfast.testing import devices, dtypes
 
 Problem = Callable[..., tuple[Tensor, Tensor]]
@@ -43,6 +43,14 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "image with channels last": (
         {"image": IMAGE.permute(0, 2, 3, 1)}, ValueError, r"image.*\(2, 8, 9, 3\)"),
     "image unbatched alone": ({"image": IMAGE[0]}, ValueError, r"image.*\(3, 8, 9\)"),
+    "too many labels": (
+        {"logits": torch.zeros(2, 1, 1, 1).expand(-1, 2**20, -1, -1), "image": IMAGE[..., :1, :1]},
+        ValueError, "logits.*at most 1048575 labels.*1048576"),
+    "return_steps text": ({"return_steps": "no"}, TypeError, "return_steps.*True or False.*'no'"),
+    "return_belief tensor": (
+        {"return_belief": torch.ones(2)}, TypeError, r"return_belief.*True or False.*tensor"),
+    "weight beyond floats": (
+        {"spatial_weight": 10**400}, ValueError, "spatial_weight.*finite in float32.*int 1000"),
     "too many channels": (
         {"image": IMAGE.repeat(1, 11, 1, 1)}, ValueError, "image.*30 channels.*33"),
     "float image alone": ({"image": IMAGE.float()}, ValueError, "color_sigma must be given"),
@@ -162,9 +170,46 @@ def test_slow_jobs_say_so_once(
     said = [str(w.message) for w in caught if "minutes" in str(w.message)]
     minutes = batch * 0.6 * (2.5 if learn else 1)
     assert len(said) == (minutes > 1)
-    assert all(f"about {minutes:.0f} minutes" in message for message in said)
+    assert all(f"up to about {minutes:.0f} minutes" in message for message in said)
     assert all(("4 images" in message) == (batch > 1) for message in said)
     assert all(("backward" in message) == learn for message in said)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "compiled"])
+def test_a_slow_filter_says_so_once(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the batch, in its own terms, and in a unit that can be read."""
+    if kernels == "reference":
+        monkeypatch.setattr(_dense_crf_engine, "native", lambda: None)
+    seconds = dict.fromkeys(_dense_crf_engine.SECONDS, 3600.0 / 50**2)
+    monkeypatch.setattr(_dense_crf_engine, "SECONDS", seconds)
+    with pytest.warns(UserWarning, match="gaussian_filter of 3 images of 50 positions, 2 channels: "
+                      "up to about 3 hours") as caught:  # fmt: skip
+        gaussian_filter(torch.ones(3, 2, 50), torch.rand(3, 1, 50))
+    assert len(caught) == 1
+    assert ("compiled kernels are missing" in str(caught[0].message)) == (kernels == "reference")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float64])
+def test_large_numbers_that_all_pixels_share(problem: Problem, dtype: torch.dtype) -> None:
+    """The exact kernel depends on differences, which float32 would have rounded away."""
+    logits, image = problem(4, 3, 16, 15)
+    far = image.to(dtype) + 2**29
+    options: dict[str, Any] = {"color_sigma": 13.0, "method": "exact", "iterations": 2}
+    expected = mean_field(logits, image.to(dtype), **options)
+    torch.testing.assert_close(mean_field(logits, far, **options), expected)
+    belief, options = logits.softmax(1), {"color_sigma": 15.0, "method": "exact"}
+    expected = dense_crf_loss(belief, image.to(dtype), **options)
+    torch.testing.assert_close(dense_crf_loss(belief, far, **options), expected)
+
+
+@pytest.mark.parametrize("method", ["exact", "lattice"])
+def test_a_finite_image_beyond_float32_is_refused(problem: Problem, method: str) -> None:
+    logits, image = problem(4, 3, 16, 15)
+    for factor, sigma in ((1e300, 1e300), (1.0, 1e-38)):
+        for call in (mean_field, dense_crf_loss):
+            given = logits if call is mean_field else logits.softmax(1)
+            with pytest.raises(ValueError, match=re.escape(f"and {sigma:.3g} overflow torch.f")):
+                call(given, image.double() * factor, color_sigma=sigma, method=method)
 
 
 def test_numpy_s_numbers_are_numbers(problem: Problem) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segfast.ops import gaussian_filter, mean_field
 from segfast.testing import op_battery
@@ -110,3 +111,14 @@ def test_inductor(problem: Problem) -> None:
     compiled = torch.compile(refine, fullgraph=True)
     torch.testing.assert_close(compiled(logits, image), refine(logits, image))
     torch._dynamo.reset()
+
+
+def test_fake_tensors_and_empty_vmaps(problem: Problem) -> None:
+    """Shapes alone, with and without a gradient; no sample at all."""
+    logits, image = problem(2, 3, 6, 5)
+    for learn in (False, True):
+        with FakeTensorMode() as mode:
+            x = mode.from_tensor(logits).requires_grad_(learn)
+            assert mean_field(x, mode.from_tensor(image), iterations=2).shape == logits.shape
+    mapped = torch.vmap(mean_field)(logits[:0, None], image[:0, None])
+    assert mapped.shape == (0, 1, *logits.shape[1:])

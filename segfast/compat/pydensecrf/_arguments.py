@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from segfast.ops import _check
+
 Float32 = npt.NDArray[np.float32]
 
 
@@ -70,9 +72,18 @@ def as_count(value: Any, name: str, minimum: int) -> int:
         whole = not isinstance(value, str | bytes) and number == value
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{wanted}, got {describe(value)}") from None
-    if not whole or number < minimum:
-        raise ValueError(f"{wanted}, got {value!r}")
+    if not whole or not minimum <= number < 2**31:
+        raise ValueError(f"{wanted} and below 2^31, got {value!r}")
     return number
+
+
+def as_real(value: Any, name: str, wanted: str) -> float:
+    """A real number, NumPy's and PyTorch's too; its range is the caller's to check."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if (number := _check.real(value)) is None:
+        raise TypeError(f"{name} must be {wanted}, got {describe(value)}")
+    return float(number)
 
 
 def as_sigmas(

@@ -11,7 +11,6 @@ so the Potts model is `-w` per label, or `-w * I`. Source: Kraehenbuehl and Kolt
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +42,7 @@ from segfast.compat.pydensecrf._terms import (
 )
 from segfast.ops._dense_crf_check import MAX_FEATURES
 from segfast.ops._dense_crf_engine import Engine, warn_if_slow
+from segfast.ops._dense_crf_look import warn_about_span
 from segfast.ops._dense_crf_terms import PairwiseTerm
 
 __all__ = [
@@ -82,6 +82,8 @@ class DenseCRF:
     results have the same bits for any number of threads.
 
     Example:
+        >>> import numpy as np
+        >>> from segfast.compat.pydensecrf.densecrf import DenseCRF
         >>> crf = DenseCRF(4, 2)
         >>> crf.setUnaryEnergy(np.array([[0.1, 0.2, 2.0, 0.1], [2.0, 1.0, 1.9, 3.0]]))
         >>> crf.addPairwiseEnergy(np.arange(4.0)[None], compat=3)
@@ -158,7 +160,8 @@ class DenseCRF:
         Raises ValueError for a negative or fractional number.
         """
         count = as_count(n_iterations, "n_iterations", 0)
-        return _label_last(self._prepared(count).run(count, softmax=True))
+        self._warn_if_slow(count)
+        return _label_last(self._prepared().run(count, softmax=True))
 
     def startInference(self) -> tuple[Float32, Float32, Float32]:
         """Q = softmax(-U), and two empty matrices that `stepInference` asks for and never uses."""
@@ -177,6 +180,7 @@ class DenseCRF:
         belief = self._checked_belief(Q)
         if not Q.flags.writeable:
             raise ValueError("Q is updated in place: it must be writable, got a read-only array")
+        self._warn_if_slow(1)
         engine = self._prepared()
         np.copyto(Q, engine.belief(engine.step(belief)))
 
@@ -252,13 +256,17 @@ class DenseCRF:
         require_finite(Q, "Q")
         return torch.from_numpy(np.array(Q, order="C"))
 
-    def _prepared(self, iterations: int = 1) -> Engine:
+    def _warn_if_slow(self, iterations: int) -> None:
+        exact = any(term.method == "exact" for term in self._terms)
+        shape = torch.Size((self._nlabels, self._nvar))
+        warn_if_slow(f"dense CRF, {iterations} iterations,", shape, exact, iterations)
+
+    def _prepared(self) -> Engine:
         """The terms with what is computed from them once (lattices, normalisations)."""
         if self._engine is None:
             logits = self._logits
             if logits is None:
                 logits = torch.zeros(self._nlabels, self._nvar)
-            warn_if_slow(logits, self._terms, iterations)
             self._engine = Engine(logits, self._terms, self._shape)
         return self._engine
 
@@ -270,6 +278,8 @@ class DenseCRF2D(DenseCRF):
         w, h, nlabels: whole numbers >= 1.
 
     Example:
+        >>> import numpy as np
+        >>> from segfast.compat.pydensecrf.densecrf import DenseCRF2D
         >>> image = np.zeros((48, 64, 3), np.uint8)
         >>> image[:, 32:] = 200
         >>> crf = DenseCRF2D(64, 48, 2)
@@ -329,8 +339,8 @@ class DenseCRF2D(DenseCRF):
             compat, kernel, normalization, method: as in `addPairwiseEnergy`.
 
         Raises as `addPairwiseEnergy`, and ValueError for deviations that are not positive or an
-        image of another size. Warns when a float image varies by less than srgb / 5: 13 on a
-        [0, 1] image switches colour off.
+        image of another size. Warns when a float image spans less than two srgb: 13 on a [0, 1]
+        image switches colour off.
         """
         assert self._shape is not None
         height, width = self._shape
@@ -344,11 +354,11 @@ class DenseCRF2D(DenseCRF):
                 f"the constructor takes the width first: DenseCRF2D(w, h, nlabels)"
             )
         colours = np.ascontiguousarray(image.reshape(-1, image.shape[2]).T)  # [C, N]
-        if image.dtype.kind == "f":
-            require_finite(colours, "rgbim")
         channels = len(colours)
         deviations = as_sigmas(srgb, "srgb", channels, f"one per channel of rgbim: {channels}")
-        _warn_if_flat(colours, deviations)
+        if image.dtype.kind == "f":
+            require_finite(colours, "rgbim")
+            warn_about_span(float(np.ptp(colours)), deviations, "rgbim", "srgb")
         positions = self._positions(*as_sigmas(sxy, "sxy", 2, "sx, sy"))
         features = np.concatenate([positions, divided(colours, deviations, ["srgb"] * channels)])
         self._add_term(features, compat, kernel, normalization, method, ("lattice", "exact"))
@@ -358,19 +368,6 @@ class DenseCRF2D(DenseCRF):
         assert self._shape is not None
         y, x = np.indices(self._shape, np.float32).reshape(2, -1)
         return divided(np.stack([x, y]), (sx, sy), ("sxy", "sxy"))
-
-
-def _warn_if_flat(colours: npt.NDArray[Any], deviations: Sequence[float]) -> None:
-    if colours.dtype.kind != "f":
-        return
-    span = float(np.ptp(colours))
-    if 0 < span < min(deviations) / 5:
-        warnings.warn(
-            f"rgbim is a float image whose values span {span:.3g}, but srgb is "
-            f"{min(deviations):g}: colour has next to no effect; srgb is in image units",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def _label_last(belief: Tensor) -> Float32:

@@ -19,6 +19,7 @@ def matrixXf(arr: object) -> Float32:
     Raises TypeError for what is no array of numbers, ValueError for other than two axes.
 
     Example:
+        >>> from segfast.compat.pydensecrf.eigen import matrixXf
         >>> memoryview(matrixXf([[1, 2, 3], [4, 5, 6]])).strides
         (4, 8)
     """
@@ -32,6 +33,7 @@ def vectorXf(arr: object) -> Float32:
     """A float32 copy of `arr` [size] (any real dtype, finite); errors as `matrixXf`.
 
     Example:
+        >>> from segfast.compat.pydensecrf.eigen import vectorXf
         >>> vectorXf([1, 2])
         array([1., 2.], dtype=float32)
     """

@@ -17,6 +17,7 @@ from segfast.compat.pydensecrf._arguments import (
     Float32,
     as_array,
     as_count,
+    as_real,
     as_sigmas,
     describe,
     divided,
@@ -51,6 +52,7 @@ def unary_from_labels(
         negative ones around), or gt_prob outside (0, 1).
 
     Example:
+        >>> from segfast.compat.pydensecrf.utils import unary_from_labels
         >>> unary_from_labels([[0, 1], [2, 2]], 2, 0.75).shape
         (2, 4)
     """
@@ -58,7 +60,7 @@ def unary_from_labels(
     if array.dtype.kind not in "iub":
         raise TypeError(f"labels must be integers, got {describe(array)}")
     count = as_count(n_labels, "n_labels", 1)
-    prob = float(gt_prob)
+    prob = as_real(gt_prob, "gt_prob", "a number inside (0, 1)")
     if not 0 < prob < 1:
         raise ValueError(f"gt_prob must be inside (0, 1), got {gt_prob!r}")
     index = array.reshape(-1).astype(np.int64) - int(zero_unsure)  # -1 = unsure
@@ -98,6 +100,7 @@ def unary_from_softmax(
         silently), scale outside (0, 1], clip outside [0, 1). TypeError: `sm` holds no real numbers.
 
     Example:
+        >>> from segfast.compat.pydensecrf.utils import unary_from_softmax
         >>> unary_from_softmax([[1.0, 0.5], [0.0, 0.5]]).round(1).tolist()[1]
         [11.5, 0.699999988079071]
     """
@@ -115,12 +118,14 @@ def unary_from_softmax(
             f"{probs.max():g}; apply a softmax over the labels (axis 0) to logits first"
         )
     if scale is not None:
+        scale = as_real(scale, "scale", "a number inside (0, 1], or None")
         if not 0 < scale <= 1:
             raise ValueError(f"scale must be inside (0, 1], got {scale!r}")
         probs = scale * probs + (1 - scale) / len(probs)
-    if clip is not None and not 0 <= clip < 1:
+    smallest = 0.0 if clip is None else as_real(clip, "clip", "a number inside [0, 1), or None")
+    if not 0 <= smallest < 1:
         raise ValueError(f"clip must be inside [0, 1), or None, got {clip!r}")
-    probs = np.clip(probs, clip or 0, 1)
+    probs = np.clip(probs, smallest, 1)
     with np.errstate(divide="ignore"):  # log(0) without clipping is documented above
         return -np.log(probs).reshape(len(probs), -1).astype(np.float32)
 
@@ -152,6 +157,7 @@ def create_pairwise_gaussian(sdims: Numbers, shape: Sequence[int]) -> Float32:
         ValueError: sizes or standard deviations that are not positive, or too few or many.
 
     Example:
+        >>> from segfast.compat.pydensecrf.utils import create_pairwise_gaussian
         >>> create_pairwise_gaussian((3, 3), (480, 640)).shape
         (2, 307200)
     """
@@ -183,10 +189,13 @@ def create_pairwise_bilateral(
         not positive; values that are not finite. TypeError: `img` holds no real numbers.
 
     Example:
+        >>> import numpy as np
+        >>> from segfast.compat.pydensecrf.utils import create_pairwise_bilateral
         >>> create_pairwise_bilateral((80, 80), 13, np.zeros((48, 64, 3), np.uint8), chdim=2).shape
         (5, 3072)
     """
     array = as_array(img, "img", "an image")
+    chdim = as_count(chdim, "chdim", -array.ndim)
     if chdim == -1:
         channels = array[None]  # [1, ...]
     elif -array.ndim <= chdim < array.ndim:

@@ -37,15 +37,16 @@ int update(const segfast::UpdateSize& size, const Terms& terms, bool normalize, 
   return segfast::mean_field_update_cuda(u, stream);
 }
 
-int retreat(const segfast::UpdateSize& size, const Terms& terms, const void* belief,
-            const void* upstream, void* gradient, void* total, const int32_t* v0, const void* w0,
-            const void* s0, const void* r0, const int64_t* t0, const void* m0, void* k0,
-            const int32_t* v1, const void* w1, const void* s1, const void* r1, const int64_t* t1,
-            const void* m1, void* k1, CUstream_st* stream) {
-  segfast::BatchRetreat r{size, belief, upstream, gradient, total, int(terms.count), {}};
+int update_backward(const segfast::UpdateSize& size, const Terms& terms, const void* belief,
+                    const void* upstream, void* gradient, void* total, const int32_t* v0,
+                    const void* w0, const void* s0, const void* r0, const int64_t* t0,
+                    const void* m0, void* k0, const int32_t* v1, const void* w1, const void* s1,
+                    const void* r1, const int64_t* t1, const void* m1, void* k1,
+                    CUstream_st* stream) {
+  segfast::BatchUpdateBackward r{size, belief, upstream, gradient, total, int(terms.count), {}};
   terms.set(0, v0, w0, s0, r0, t0, m0, k0, &r.term[0]);
   terms.set(1, v1, w1, s1, r1, t1, m1, k1, &r.term[1]);
-  return segfast::mean_field_retreat_cuda(r, stream);
+  return segfast::mean_field_update_backward_cuda(r, stream);
 }
 
 // The plan as bytes.
@@ -81,7 +82,7 @@ int main() {
       {"deliver", function(segfast::lattice_deliver_cuda)},
       {"convolve", function(segfast::spatial_conv_cuda)},
       {"update", function(update)},
-      {"retreat", function(retreat)},
+      {"update_backward", function(update_backward)},
       {"products", function(segfast::mixing_gradient_cuda)},
   });
 }
