@@ -1,9 +1,9 @@
 """segfast: fast, exact, deterministic kernels for semantic segmentation in PyTorch.
 
 ``segfast.ops`` holds the operators, ``segfast.nn`` their modules, ``segfast.losses`` what networks
-are trained with, ``segfast.models`` published networks (imported when asked for),
-``segfast.compat`` drop-in replacements for other packages; ``segfast.swap()`` puts the modules
-into a model that is there; ``segfast.info()`` says what was built and what serves what,
+are trained with; ``import segfast.models`` gets published networks, ``import segfast.compat``
+drop-in replacements for other packages; ``segfast.swap()`` puts the modules into a model that is
+there; ``segfast.info()`` says what was built and what serves what,
 ``segfast.explain()`` what serves one call, and why.
 """
 

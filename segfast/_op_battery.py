@@ -59,6 +59,8 @@ def op_battery(
         AssertionError: naming the check that failed.
 
     Example:
+        >>> import torch
+        >>> from segfast.testing import op_battery
         >>> op_battery(torch.mul, (torch.rand(3).double(), torch.rand(3).double()),
         ...            differentiable=(0, 1), autocast="keep")
     """

@@ -61,6 +61,8 @@ def assert_as_good_as(
         TypeError, ValueError: arguments that could make the comparison meaningless.
 
     Example:
+        >>> import torch
+        >>> from segfast.testing import assert_as_good_as
         >>> a, b = torch.rand(64, 512), torch.rand(512, 64)
         >>> assert_as_good_as(a @ b, a.double() @ b.double(), (b.T @ a.T).T, terms=512)
     """

@@ -30,7 +30,8 @@ def python_blocks(text: str) -> list[tuple[int, str]]:
 
 
 def examples(module: ModuleType) -> list[doctest.DocTest]:
-    return [test for test in doctest.DocTestFinder().find(module) if test.examples]
+    """With no names but those that they import: they run where they are copied to."""
+    return [test for test in doctest.DocTestFinder().find(module, globs={}) if test.examples]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

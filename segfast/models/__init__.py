@@ -173,6 +173,7 @@ def create_model(
 
     Example:
         >>> import torch
+        >>> from segfast.models import create_model
         >>> model = create_model("fcn_resnet50", num_classes=2).eval()
         >>> model(torch.randn(1, 3, 64, 96)).shape
         torch.Size([1, 2, 64, 96])
@@ -194,6 +195,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """Names for :func:`create_model` that fit a shell pattern, in alphabetical order.
 
     Example:
+        >>> from segfast.models import list_models
         >>> list_models("fcn_*")
         ['fcn_resnet101', 'fcn_resnet50']
     """
@@ -219,6 +221,7 @@ def model_info(
         TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
+        >>> from segfast.models import model_info
         >>> info = model_info("fcn_resnet50", size=(520, 520))
         >>> info.parameters, info.output_stride, info.operators
         (35322218, 8, ('dilated_conv', 'max_unpool'))
@@ -236,6 +239,7 @@ def model_source(name: str) -> str:
     """Paper, and code whose wiring a model follows.
 
     Example:
+        >>> from segfast.models import model_source
         >>> model_source("segnet")[:19]
         'Badrinarayanan, Ken'
     """

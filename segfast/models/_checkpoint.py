@@ -69,6 +69,7 @@ def load_checkpoint(
 
     Example:
         >>> from segfast.models import create_model
+        >>> from segfast.models import load_checkpoint
         >>> model = create_model("fcn_resnet50")
         >>> state = {f"module.{key}": x for key, x in model.state_dict().items()}
         >>> load_checkpoint(model, {"state_dict": state, "epoch": 3}) is model
@@ -124,7 +125,7 @@ def save_checkpoint(model: SegmentationModel, path: str | os.PathLike[str]) -> N
 
     Raises:
         TypeError, ValueError: an argument breaks its contract.
-        ImportError: safetensors is not installed ("segfast[models]").
+        ImportError: safetensors is not installed.
         OSError: the file cannot be written.
     """
     _require_model(model)

@@ -36,6 +36,9 @@ def convolutionalize(
         TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from segfast.models import convolutionalize
         >>> head = nn.Sequential(nn.Flatten(), nn.Linear(8 * 6 * 6, 5), nn.ReLU())
         >>> convolutionalize(head, 8)(torch.randn(1, 8, 10, 12)).shape
         torch.Size([1, 5, 5, 7])
@@ -130,6 +133,9 @@ def shift_and_stitch(net: Callable[[Tensor], Tensor], x: Tensor, stride: int) ->
             Padding is not seen.
 
     Example:
+        >>> import torch
+        >>> from segfast.models import shift_and_stitch
+        >>> from torch import nn
         >>> x = torch.rand(1, 1, 7, 8)
         >>> torch.equal(shift_and_stitch(nn.MaxPool2d(2), x, 2), nn.MaxPool2d(2, 1)(x))
         True

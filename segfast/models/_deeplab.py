@@ -41,6 +41,7 @@ def pyramid_rates(output_stride: int) -> tuple[int, ...]:
     """Of "Rethinking Atrous Convolution", section 4.3.
 
     Example:
+        >>> from segfast.models._deeplab import pyramid_rates
         >>> pyramid_rates(16), pyramid_rates(8)
         ((6, 12, 18), (12, 24, 36))
     """

@@ -290,6 +290,8 @@ def receptive_field(
             position by position. The message names them.
 
     Example:
+        >>> from torch import nn
+        >>> from segfast.models import receptive_field
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, dilation=2))
         >>> receptive_field(net).rows
         Axis(size=11, stride=2)

@@ -112,6 +112,8 @@ def macs(
         in_channels: of the image; None means `model.in_channels`, or 3.
 
     Example:
+        >>> from segfast.models import macs
+        >>> from torch import nn
         >>> macs(nn.Conv2d(3, 64, 3, padding=1), (10, 20))
         345600
     """

@@ -67,6 +67,7 @@ def least_image(layers: Iterable[Window]) -> int:
     (n - 1) s - p + 1.
 
     Example:
+        >>> from segfast.models._inputs import least_image
         >>> least_image([(7, 2, 3, False), (3, 2, 0, True)])  # GoogLeNet's first two
         3
     """

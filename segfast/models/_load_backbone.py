@@ -85,6 +85,7 @@ def load_backbone(
 
     Example:
         >>> from segfast.models import create_backbone, create_model
+        >>> from segfast.models import load_backbone
         >>> state = create_backbone("resnet18", classifier=True).state_dict()  # or a path
         >>> model = load_backbone(create_model("deeplabv3_resnet18", in_channels=5), state)
         >>> model.backbone.conv1.weight.shape

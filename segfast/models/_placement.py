@@ -23,6 +23,7 @@ def spread(y: Tensor, stride: int, size: Sequence[int], first: int = 0) -> Tenso
 
     Example:
         >>> import torch
+        >>> from segfast.models._placement import spread
         >>> spread(torch.tensor([[[[0.0, 4.0]]]]), 4, (1, 7), first=1)
         tensor([[[[0., 0., 1., 2., 3., 4., 4.]]]])
     """
@@ -37,6 +38,7 @@ def reflected(x: Tensor, dim: int, before: int, behind: int) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from segfast.models._placement import reflected
         >>> reflected(torch.tensor([1, 2, 3]), 0, 3, 1)
         tensor([2, 3, 2, 1, 2, 3, 2])
     """

@@ -29,6 +29,7 @@ class Preprocessing:
 
     Example:
         >>> import torch
+        >>> from segfast.models import Preprocessing
         >>> white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
         >>> Preprocessing("BGR", 255, mean=(104.0, 117.0, 123.0))(white).flatten()
         tensor([151., 138., 132.])

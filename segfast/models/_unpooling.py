@@ -51,6 +51,7 @@ def mirrored(stages: Sequence[tuple[int, int]], last: int) -> list[tuple[int, li
     `stages` are the encoder's: (convolutions, channels); `last` is what the decoder ends in.
 
     Example:
+        >>> from segfast.models._unpooling import mirrored
         >>> mirrored(((2, 64), (2, 128)), 11)
         [(2, [128, 128, 64]), (1, [64, 64, 11])]
     """

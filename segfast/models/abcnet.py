@@ -130,6 +130,7 @@ class ABCNet(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import ABCNet
         >>> ABCNet(num_classes=6).eval()(torch.randn(1, 3, 64, 90)).shape
         torch.Size([1, 6, 64, 90])
     """

@@ -40,6 +40,7 @@ class AttentionToScale(DeepLabV1):
 
     Example:
         >>> import torch
+        >>> from segfast.models import AttentionToScale
         >>> model = AttentionToScale(num_classes=2).eval()
         >>> out, aux = model(torch.randn(1, 3, 65, 97), return_aux=True)
         >>> out.shape, list(aux)

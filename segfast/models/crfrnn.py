@@ -45,6 +45,7 @@ class CRFRNNFCN8s(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import CRFRNNFCN8s
         >>> model = CRFRNNFCN8s(num_classes=2, backbone="googlenet").eval()
         >>> image = torch.randint(0, 256, (1, 3, 40, 56), dtype=torch.uint8)
         >>> model(image / 127.5 - 1, image=image).shape

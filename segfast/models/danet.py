@@ -80,6 +80,7 @@ class DANet(DeeplySupervised):
 
     Example:
         >>> import torch
+        >>> from segfast.models import DANet
         >>> model = DANet(num_classes=2, depth=18).eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

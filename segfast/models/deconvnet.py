@@ -43,6 +43,7 @@ class DeconvNet(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import DeconvNet
         >>> with torch.device("meta"):  # 252 million parameters
         ...     scores = DeconvNet()(torch.empty(2, 3, 224, 224))
         >>> scores.shape

@@ -69,6 +69,7 @@ class DeepLabV1(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import DeepLabV1
         >>> model = DeepLabV1(num_classes=2).eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

@@ -47,6 +47,7 @@ class DeepLabV2ResNet(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import DeepLabV2ResNet
         >>> model = DeepLabV2ResNet(num_classes=2, depth=18, scales=(1, 0.75, 0.5)).eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

@@ -39,6 +39,7 @@ class DeepLabV2VGG16(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import DeepLabV2VGG16
         >>> model = DeepLabV2VGG16(num_classes=2, rates="S").eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

@@ -62,6 +62,7 @@ class DeepLabV3(PyramidNet):
 
     Example:
         >>> import torch
+        >>> from segfast.models import DeepLabV3
         >>> model = DeepLabV3(num_classes=2, backbone="resnet18").eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

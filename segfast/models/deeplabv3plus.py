@@ -86,6 +86,7 @@ class DeepLabV3Plus(_deeplab.PyramidNet):
 
     Example:
         >>> import torch
+        >>> from segfast.models import DeepLabV3Plus
         >>> model = DeepLabV3Plus(num_classes=2, backbone="resnet18", layout="smp").eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

@@ -51,6 +51,7 @@ class DilationNet(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import DilationNet
         >>> with torch.device("meta"):  # 134 million parameters
         ...     scores = DilationNet(11)(torch.empty(1, 3, 45, 60))
         >>> scores.shape

@@ -101,6 +101,7 @@ class FCDenseNet(Sampled):
 
     Example:
         >>> import torch
+        >>> from segfast.models import FCDenseNet
         >>> model = FCDenseNet(num_classes=11, depth=57, aleatoric=True).eval()
         >>> scores, aux = model(torch.randn(1, 3, 65, 97), return_aux=True)
         >>> scores.shape, aux["log_variance"].shape

@@ -130,6 +130,7 @@ class FCN(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import FCN
         >>> model = FCN(2, backbone="googlenet", stride=8, heads={"geometric": 3}).eval()
         >>> out, aux = model(torch.randn(1, 3, 33, 50), return_aux=True)
         >>> out.shape, aux["geometric"].shape
@@ -190,6 +191,8 @@ class FCN(SegmentationModel):
             TypeError, ValueError: `coarser` is no FCN, or not one that this one extends.
 
         Example:
+            >>> import torch
+            >>> from segfast.models import FCN
             >>> coarse = FCN(2, backbone="googlenet", stride=32)
             >>> fine = FCN(2, backbone="googlenet", stride=16).start_from(coarse)
             >>> torch.equal(fine.head.score_fr.weight, coarse.head.score_fr.weight)

@@ -63,6 +63,7 @@ class FCNResNet(DeeplySupervised):
 
     Example:
         >>> import torch
+        >>> from segfast.models import FCNResNet
         >>> model = FCNResNet(num_classes=2, depth=18).eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

@@ -68,6 +68,7 @@ class FPN(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import FPN
         >>> model = FPN(num_classes=2, depth=18).eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

@@ -31,6 +31,7 @@ class LateFusion(SegmentationModel):
     Example:
         >>> import torch
         >>> from segfast.models import create_model
+        >>> from segfast.models import LateFusion
         >>> colour = create_model("fcn32s_googlenet", num_classes=40)
         >>> depth = create_model("fcn32s_googlenet", num_classes=40, in_channels=1)
         >>> LateFusion([colour, depth])(torch.randn(1, 4, 32, 48)).shape

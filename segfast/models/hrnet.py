@@ -47,6 +47,7 @@ class HRNetSegmentation(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import HRNetSegmentation
         >>> model = HRNetSegmentation(num_classes=2, size="w18_small").eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])
@@ -100,6 +101,7 @@ class HRNetOCR(HRNetSegmentation):
 
     Example:
         >>> import torch
+        >>> from segfast.models import HRNetOCR
         >>> model = HRNetOCR(num_classes=2, size="w18_small").eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

@@ -107,6 +107,7 @@ class LRASPP(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import LRASPP
         >>> LRASPP(num_classes=2).eval()(torch.randn(1, 3, 65, 96)).shape
         torch.Size([1, 2, 65, 96])
     """

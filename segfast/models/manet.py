@@ -55,6 +55,7 @@ class MANet(AttentionUNet):
 
     Example:
         >>> import torch
+        >>> from segfast.models import MANet
         >>> MANet(num_classes=6, depth=18).eval()(torch.randn(1, 3, 64, 90)).shape
         torch.Size([1, 6, 64, 90])
     """

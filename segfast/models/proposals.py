@@ -42,6 +42,7 @@ def aggregate(
 
     Example:
         >>> import torch
+        >>> from segfast.models import aggregate
         >>> aggregate(torch.ones(2, 1, 4, 4), [(0, 0, 2, 1), (1, 0, 4, 1)], (1, 4), mode="sum")
         tensor([[[1., 2., 1., 1.]]])
     """

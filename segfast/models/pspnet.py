@@ -116,6 +116,7 @@ class PSPNet(DeeplySupervised):
 
     Example:
         >>> import torch
+        >>> from segfast.models import PSPNet
         >>> model = PSPNet(num_classes=2, depth=18).eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

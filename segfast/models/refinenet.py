@@ -136,6 +136,7 @@ class RefineNet(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import RefineNet
         >>> model = RefineNet(num_classes=2, depth=18, light=True).eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

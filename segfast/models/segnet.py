@@ -101,6 +101,7 @@ class SegNet(_PoolAndUnpool):
 
     Example:
         >>> import torch
+        >>> from segfast.models import SegNet
         >>> model = SegNet(num_classes=3, dropout=0.5).eval()
         >>> model(torch.randn(1, 3, 45, 60)).shape
         torch.Size([1, 3, 45, 60])
@@ -157,6 +158,7 @@ class SegNetBasic(_PoolAndUnpool):
 
     Example:
         >>> import torch
+        >>> from segfast.models import SegNetBasic
         >>> model = SegNetBasic(num_classes=3).eval()
         >>> model(torch.randn(1, 3, 45, 60)).shape
         torch.Size([1, 3, 45, 60])

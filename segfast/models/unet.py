@@ -90,6 +90,7 @@ class UNet(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import UNet
         >>> model = UNet(num_classes=2, in_channels=1, width=8).eval()
         >>> model(torch.randn(1, 1, 50, 70)).shape
         torch.Size([1, 2, 50, 70])

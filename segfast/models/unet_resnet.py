@@ -38,6 +38,7 @@ class UNetResNet(SegmentationModel):
 
     Example:
         >>> import torch
+        >>> from segfast.models import UNetResNet
         >>> model = UNetResNet(num_classes=2, depth=18).eval()
         >>> model(torch.randn(1, 3, 65, 97)).shape
         torch.Size([1, 2, 65, 97])

@@ -55,6 +55,7 @@ class ASPP(nn.Module):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import ASPP
         >>> aspp = ASPP(64, rates=(12, 24, 36), out_channels=32).eval()
         >>> aspp(torch.randn(1, 64, 33, 33)).shape
         torch.Size([1, 32, 33, 33])
@@ -213,6 +214,7 @@ class ASPPv2(nn.Module):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import ASPPv2
         >>> ASPPv2(64, 21)(torch.randn(1, 64, 41, 41)).shape
         torch.Size([1, 21, 41, 41])
     """

@@ -78,6 +78,7 @@ class PositionAttention2d(ProjectedAttention2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import PositionAttention2d
         >>> attention = PositionAttention2d(64)
         >>> x = torch.randn(1, 64, 12, 20)
         >>> torch.equal(attention(x), x)  # until gamma has been learned
@@ -115,6 +116,7 @@ class ChannelAttention2d(nn.Module):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import ChannelAttention2d
         >>> ChannelAttention2d()(torch.randn(1, 64, 12, 20)).shape
         torch.Size([1, 64, 12, 20])
     """
@@ -174,6 +176,7 @@ class NonLocal2d(nn.Module):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import NonLocal2d
         >>> block = NonLocal2d(64, sub_sample=True)
         >>> x = torch.randn(2, 64, 13, 21)
         >>> torch.equal(block(x), x)  # until its batch normalisation has learned a scale

@@ -63,6 +63,7 @@ class ContextModule(nn.Module):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import ContextModule
         >>> context, x = ContextModule(21, noise=0.0), torch.rand(1, 21, 64, 64)
         >>> torch.equal(context(x), x)
         True
@@ -124,6 +125,7 @@ def multipliers(size: str, rates: Sequence[int]) -> list[int]:
     """Channels of the 3 x 3 layers, in classes.
 
     Example:
+        >>> from segfast.nn.context import multipliers
         >>> multipliers("large", (1, 1, 2, 4, 8, 16, 1))
         [2, 2, 4, 8, 16, 32, 32]
     """

@@ -82,6 +82,9 @@ class CRFRNN(nn.Module):
         TypeError, ValueError: an argument, or what the model gives, breaks its contract.
 
     Example:
+        >>> import torch
+        >>> from segfast.nn import CRFRNN
+        >>> from torch import nn
         >>> net = CRFRNN(nn.Conv2d(3, 21, 1), labels=21)
         >>> x = torch.randn(2, 3, 24, 32)
         >>> image = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
@@ -195,6 +198,9 @@ class CRFRNN(nn.Module):
             UserWarning: the CRF would push equal labels apart: the sign is likely another one's.
 
         Example:
+            >>> import torch
+            >>> from segfast.nn import CRFRNN
+            >>> from torch import nn
             >>> net = CRFRNN(nn.Identity(), labels=2)
             >>> caffe = {f"inference1/{i}": m * torch.eye(2) for i, m in enumerate((3, 5, -1))}
             >>> net.load_published({**caffe, "conv1_1/0": torch.ones(1)}, "caffe")

@@ -37,6 +37,7 @@ class DilatedConv2d(nn.Conv2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import DilatedConv2d
         >>> conv = DilatedConv2d(16, 8, 3, padding=12, dilation=12)
         >>> conv(torch.randn(1, 16, 33, 33)).shape
         torch.Size([1, 8, 33, 33])
@@ -70,6 +71,8 @@ class DilatedConv2d(nn.Conv2d):
             ValueError: it has what the new one would lose: hooks, a computed weight.
 
         Example:
+            >>> from torch import nn
+            >>> from segfast.nn import DilatedConv2d
             >>> conv = nn.Conv2d(4, 4, 3, dilation=2)
             >>> DilatedConv2d.from_conv(conv).weight is conv.weight
             True
@@ -127,6 +130,7 @@ class SeparableDilatedConv2d(nn.Sequential):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import SeparableDilatedConv2d
         >>> conv = SeparableDilatedConv2d(16, 32, 3, padding=12, dilation=12, activation="relu")
         >>> conv(torch.randn(1, 16, 33, 33)).shape
         torch.Size([1, 32, 33, 33])
@@ -192,6 +196,7 @@ def multi_grid(rate: int, units: Sequence[int] = (1, 2, 4)) -> tuple[int, ...]:
         TypeError, ValueError: an argument breaks its contract; the message names it.
 
     Example:
+        >>> from segfast.nn import multi_grid
         >>> multi_grid(2)
         (2, 4, 8)
     """
@@ -220,6 +225,8 @@ def dilate_stage(stage: nn.Module, rates: Sequence[int]) -> nn.Module:
 
     Example:
         >>> import torch
+        >>> from torch import nn
+        >>> from segfast.nn import dilate_stage
         >>> stage = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1))
         >>> dilate_stage(stage, [2])(torch.randn(1, 8, 33, 33)).shape
         torch.Size([1, 8, 33, 33])

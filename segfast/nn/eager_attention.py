@@ -21,6 +21,7 @@ class EagerLinearAttention2d(LinearAttention2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn.eager_attention import EagerLinearAttention2d
         >>> EagerLinearAttention2d(64, None, "taylor")(torch.randn(1, 64, 30, 40)).shape
         torch.Size([1, 64, 30, 40])
     """

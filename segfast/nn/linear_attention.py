@@ -54,6 +54,7 @@ class LinearAttention2d(ProjectedAttention2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import LinearAttention2d
         >>> attention = LinearAttention2d(64, feature_map="taylor")
         >>> attention(torch.randn(1, 64, 30, 40)).shape
         torch.Size([1, 64, 30, 40])

@@ -34,6 +34,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import MaxPool2d
         >>> y, packed = MaxPool2d(2, return_indices=True)(torch.randn(1, 3, 360, 480))
         >>> y.shape, packed.shape
         (torch.Size([1, 3, 180, 240]), torch.Size([1, 3, 180, 60]))
@@ -64,6 +65,7 @@ class MaxUnpool2d(nn.MaxUnpool2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import MaxPool2d, MaxUnpool2d
         >>> pool, unpool = MaxPool2d(2, return_indices=True), MaxUnpool2d(2)
         >>> x = torch.randn(1, 3, 45, 60)
         >>> unpool(*pool(x), output_size=x.shape).shape
@@ -117,6 +119,7 @@ class FixedUnpool2d(nn.Module):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import FixedUnpool2d
         >>> FixedUnpool2d(2)(torch.tensor([[[1.0, 2.0]]]))
         tensor([[[1., 0., 2., 0.],
                  [0., 0., 0., 0.]]])

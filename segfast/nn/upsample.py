@@ -51,6 +51,7 @@ class NearestUpsample2d(_Interpolate2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import NearestUpsample2d
         >>> NearestUpsample2d(2)(torch.tensor([[[[1.0, 2.0]]]]))
         tensor([[[[1., 1., 2., 2.],
                   [1., 1., 2., 2.]]]])
@@ -79,6 +80,7 @@ class BilinearUpsample2d(_SmoothUpsample2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import BilinearUpsample2d
         >>> BilinearUpsample2d(2)(torch.tensor([[[[0.0, 4.0]]]]))
         tensor([[[[0., 1., 3., 4.],
                   [0., 1., 3., 4.]]]])
@@ -94,6 +96,7 @@ class BicubicUpsample2d(_SmoothUpsample2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import BicubicUpsample2d
         >>> BicubicUpsample2d(3)(torch.zeros(1, 2, 5, 4), output_size=(14, 12)).shape
         torch.Size([1, 2, 14, 12])
     """
@@ -129,6 +132,7 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
 
     Example:
         >>> import torch
+        >>> from segfast.nn import BilinearConvTranspose2d
         >>> up = BilinearConvTranspose2d(21, scale_factor=2)
         >>> up(torch.ones(1, 21, 8, 8))[0, 0, 4:6, 4:6].detach()
         tensor([[1., 1.],
@@ -189,6 +193,7 @@ def bilinear_filter(taps: int) -> Tensor:
     """1 - |i - c| / f for i < taps in float64, with c = (taps - 1) / 2 and f = ceil(taps / 2).
 
     Example:
+        >>> from segfast.nn.upsample import bilinear_filter
         >>> bilinear_filter(4)
         tensor([0.2500, 0.7500, 0.7500, 0.2500], dtype=torch.float64)
     """

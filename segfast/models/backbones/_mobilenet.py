@@ -67,6 +67,7 @@ def plan(strides: Sequence[int], output_stride: int, delay: bool = False) -> lis
     rates multiplied by it, with `delay` only those behind it.
 
     Example:
+        >>> from segfast.models.backbones._mobilenet import plan
         >>> plan((1, 2, 2, 2, 1, 2, 1), 16)[-3:]
         [(1, 1), (1, 2), (1, 2)]
         >>> plan((1, 2, 2, 2, 1, 2, 1), 16, delay=True)[-3:]

@@ -135,6 +135,7 @@ def divisible(count: int, by: int = 8) -> int:
     """The nearest multiple, at least one of them and at least 90 % of the count.
 
     Example:
+        >>> from segfast.models.backbones.mobilenet_v3 import divisible
         >>> divisible(18), divisible(30)
         (24, 32)
     """

@@ -84,6 +84,7 @@ def stages(
     `multi_grid` multiplies the rate of the fourth stage, and of its copies, block by block.
 
     Example:
+        >>> from segfast.models.backbones.resnet import stages
         >>> stages((3, 4, 6, 3), 8)[3]
         Stage(stride=1, rates=(2, 4, 4), second=4)
         >>> stages((3, 4, 6, 3), 16, (1, 2, 4))[3]

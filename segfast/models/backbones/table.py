@@ -109,6 +109,7 @@ def create_backbone(
 
     Example:
         >>> import torch
+        >>> from segfast.models import create_backbone
         >>> backbone = create_backbone("resnet18", in_channels=1, output_stride=8)
         >>> backbone.channels, backbone.strides
         ((64, 128, 256, 512), (4, 8, 8, 8))
@@ -134,6 +135,7 @@ def list_backbones(pattern: str = "*", *, dilated: bool = False) -> list[str]:
         dilated: only those that take an `output_stride`: for DeepLab v3 and v3+.
 
     Example:
+        >>> from segfast.models import list_backbones
         >>> list_backbones("vgg*")
         ['vgg16', 'vgg16_bn']
         >>> list_backbones("[mx]*", dilated=True)

@@ -10,6 +10,7 @@ def torchvision(batch_norm: bool) -> tuple[Substitution, ...]:
     """features.{place in the sequence} -> backbone.conv{stage}_{number}.
 
     Example:
+        >>> from segfast.models.layouts.vgg import torchvision
         >>> torchvision(False)[2]
         ('^features\\\\.5\\\\.', 'backbone.conv2_1.')
     """
