@@ -14,7 +14,7 @@ INSTALL := $(PIP) install --no-build-isolation --no-compile --constraint constra
 CODE := $(shell find kernels csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CODE) $(shell find tests/kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: help setup build demo test test-all lint types format bench peer clean
+.PHONY: help setup build demo test test-all lint types format bench dist peer clean
 .DELETE_ON_ERROR:
 
 help: ## this list (the default)
@@ -63,6 +63,10 @@ bench: setup build peer ## measure OP=dense_crf against its peers: table and plo
 	@mkdir -p $(RESULTS)
 	@$(RUN) -m segfast bench $(OP) --benchmark-json=$(RESULTS)/$(OP).json
 	@$(RUN) -m benchmarks.report $(RESULTS)/$(OP).json
+
+dist: setup ## sdist and wheel (for this Python and kind of machine) in dist/
+	@echo "==> sdist and wheel: compiles everything, minutes"
+	@$(RUN) -m build --no-isolation --outdir dist
 
 peer: $(VENV)/peer ## try to install pydensecrf, to compare with it
 

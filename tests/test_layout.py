@@ -32,7 +32,7 @@ FORBIDDEN = {
         "segfast.compat",
         "segfast.cli",
     ),
-    "segfast/nn": ("segfast.models", "segfast.compat", "segfast.cli"),
+    "segfast/nn": ("segfast.losses", "segfast.models", "segfast.compat", "segfast.cli"),
     "segfast/losses": ("segfast.nn", "segfast.models", "segfast.compat", "segfast.cli"),
     "segfast/models": ("segfast.compat", "segfast.cli"),
     "segfast/_swap": ("segfast.losses", "segfast.models", "segfast.compat", "segfast.cli"),

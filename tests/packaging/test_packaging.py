@@ -183,6 +183,8 @@ def test_wheel_holds_what_runs(built: Path) -> None:
     assert any(name.startswith("segfast/_C.") for name in names)
     strays = {n for n in names if not n.startswith(("segfast/", "segfast-")) or "test_" in n}
     assert not strays
+    assert "segfast/py.typed" in names
+    assert not {n for n in names if n.endswith((".h", ".cpp", ".cu", ".cuh"))}
 
 
 @needs_compiler
