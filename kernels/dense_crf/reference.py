@@ -85,10 +85,12 @@ def spatial_filter(
     return normalized(kernel, flat, normalization)(flat).reshape(values.shape)
 
 
-def separable_kernel(like: Tensor, size: tuple[int, int], sigma: tuple[float, float]) -> Filter:
+def separable_kernel(
+    like: Tensor, size: tuple[int, int], sigma: tuple[float | Tensor, float | Tensor]
+) -> Filter:
     """v [C, H W] -> Gy v Gx^T, in `like`'s dtype; the Gaussian of a grid is a product of two."""
 
-    def axis(length: int, deviation: float) -> Tensor:
+    def axis(length: int, deviation: float | Tensor) -> Tensor:
         position = torch.arange(length, dtype=like.dtype, device=like.device) / deviation
         return gaussian_kernel(position[None])
 
@@ -363,8 +365,9 @@ def mean_field(
 
 def as_pair(sigma: Deviation) -> tuple[float | Tensor, float | Tensor]:
     """(sy, sx) of a standard deviation given once or per axis."""
-    once = isinstance(sigma, (int, float)) or (isinstance(sigma, Tensor) and sigma.ndim == 0)
-    return (sigma, sigma) if once else (sigma[0], sigma[1])
+    if isinstance(sigma, (int, float)) or (isinstance(sigma, Tensor) and sigma.ndim == 0):
+        return sigma, sigma
+    return sigma[0], sigma[1]
 
 
 def _as_mixing(weight: float | Tensor, like: Tensor) -> Tensor:

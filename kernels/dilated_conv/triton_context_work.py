@@ -173,8 +173,8 @@ def work(
         packed += weights + outputs
         parameter += own + layer.outputs * layer.bias
     most = len(padded(max(tables, key=len)))
-    products = tuple(row for table in tables for row in padded(table, most))
+    entries = tuple(row for table in tables for row in padded(table, most))
     elements = [batch * size[0] * size[1] * channels for row in rows for channels in row[2:4]]
     resident = chip.multiprocessors * (c.resident if chip.capability in PROVEN else 1)
     programs = min(resident, max(*tiles, block, -(-elements[0] // BLOCK)))
-    return ContextWork(c, tuple(rows), products, programs, block, packed, max(elements))
+    return ContextWork(c, tuple(rows), entries, programs, block, packed, max(elements))
