@@ -18,6 +18,7 @@ from segfast.ops._dense_crf_check import (
     require_number,
     require_sigmas,
 )
+from segfast.ops._dense_crf_options import SIGMAS
 from segfast.ops.dense_crf import NORMALIZATIONS
 
 
@@ -71,7 +72,6 @@ PRESETS: dict[str, Preset] = {
 
 
 WEIGHTS = ("spatial_weight", "bilateral_weight", "compatibility")
-SIGMAS = ("spatial_sigma", "bilateral_sigma", "color_sigma")
 
 
 class DenseCRF(nn.Module):

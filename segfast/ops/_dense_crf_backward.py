@@ -16,9 +16,8 @@ from torch import Tensor
 
 from segfast.kernels.dense_crf import reference_grad
 from segfast.ops._dense_crf_engine import Engine
+from segfast.ops._dense_crf_options import SIGMAS, Each
 from segfast.ops._dense_crf_terms import Kernel, PairwiseTerm, SpatialParts, mix, scaled, spatial
-
-SIGMAS = ("spatial_sigma", "bilateral_sigma", "color_sigma")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class _Moved:
 
 
 def pull_back(
-    record: Record, upstream: Tensor, wanted: Sequence[bool], sigmas: Sequence[Tensor]
+    record: Record, upstream: Tensor, wanted: Each, sigmas: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """From dL/dsteps [S, L, N] to the seven tensors of segfast::mean_field; None is zero.
 
@@ -94,9 +93,9 @@ def pull_back(
     if record.iterations > 0 and record.engine.undefined:
         return [upstream.new_tensor(math.nan)] * len(wanted)
     upstream = upstream.contiguous()
-    moves = {"spatial": wanted[4], "bilateral": wanted[1] or wanted[5] or wanted[6]}
+    moves = {"spatial": wanted.spatial_sigma, "bilateral": wanted.any_bilateral_place}
     moved = {name: _Moved(name, record) for name in record.terms if moves[name]}
-    engine, weights = record.engine, wanted[2] or wanted[3]
+    engine, weights = record.engine, any(wanted.mixings)
     if engine.fused is None:
         logits, mixings = _reference_reverse(record, upstream, moved)
     elif engine.separate or moved:

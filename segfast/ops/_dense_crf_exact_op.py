@@ -12,6 +12,7 @@ from segfast.kernels.dense_crf.reference_grad import image_gradients
 from segfast.ops import _dense_crf_exact_cuda, _dense_crf_exact_grad
 from segfast.ops._dense_crf_exact_cuda import Call
 from segfast.ops._dense_crf_look import Look, Seen, constants, drop_undefined, is_recording
+from segfast.ops._dense_crf_options import Each
 from segfast.ops._dense_crf_terms import require_finite_quotients
 
 if TYPE_CHECKING:
@@ -45,16 +46,15 @@ def refine(problem: Problem) -> Tensor:
     return _dense_crf_exact_cuda.mean_field(_call(problem, features, present))
 
 
-def gradients(problem: Problem, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+def gradients(problem: Problem, grad: Tensor, wanted: Each) -> list[Tensor | None]:
     """Of segfast::mean_field's seven tensors, None where a gradient is not wanted."""
     features = problem.features()
     seen = _look(problem, features)
     present = None if seen is None else [
-        p or learned for p, learned in zip(seen.present, wanted[2:4], strict=True)
+        p or learned for p, learned in zip(seen.present, wanted.mixings, strict=True)
     ]  # fmt: skip
-    places = wanted[1] or wanted[5] or wanted[6]
     found = _dense_crf_exact_grad.mean_field(
-        grad, _call(problem, features, present), places, wanted[4]
+        grad, _call(problem, features, present), wanted.any_bilateral_place, wanted.spatial_sigma
     )
     image, position, color = None, None, None
     if found.features is not None:

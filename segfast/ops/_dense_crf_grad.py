@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from segfast.ops._dense_crf_backward import SIGMAS
-from segfast.ops._dense_crf_op import NAMES, Problem, as_given, refine
-from segfast.ops._dense_crf_options import Options
+from segfast.ops._dense_crf_op import Problem, as_given, refine
+from segfast.ops._dense_crf_options import NAMES, SIGMAS, Each, Options
 from segfast.ops._function import call, forward_of, needs_graph, watched
 
 _ops = torch.ops.segfast
@@ -107,7 +106,7 @@ class KeptMeanField(Function):
     def forward(ctx: Any, options: Options, *tensors: Tensor) -> Tensor:
         ctx.problem = Problem(tensors, options)
         with torch.autocast("cpu", enabled=False):
-            result, records = refine(ctx.problem, ctx.needs_input_grad[1:])
+            result, records = refine(ctx.problem, Each(*ctx.needs_input_grad[1:]))
         # Not a view made in here, which nobody could change in place.
         result = result.new_empty(0).set_(result)  # type: ignore[call-overload]
         # What autograd saves is freed with the graph, and refused if it was written to since. The
@@ -124,7 +123,7 @@ class KeptMeanField(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: checkpoints unpack but once
         tensors, rest = saved[: len(NAMES)], saved[len(NAMES) :]
-        wanted = ctx.needs_input_grad[1:]
+        wanted = Each(*ctx.needs_input_grad[1:])
         records = [
             replace(r, states=s) for r, s in zip(ctx.records, rest[: ctx.count], strict=True)
         ]

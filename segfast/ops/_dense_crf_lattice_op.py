@@ -116,9 +116,9 @@ class _Prepared:
 
 
 def _prepare(
-    logits: Tensor, model: BatchModel, iterations: int, wanted: Sequence[bool], ops: Any
+    logits: Tensor, model: BatchModel, iterations: int, learned: Sequence[bool], ops: Any
 ) -> _Prepared:
-    """A mixing of zeros drops its kernel unless its gradient is wanted or a `capacity` is given."""
+    """A mixing of zeros drops its kernel unless it is learned or a `capacity` is given."""
     dtype = compute_dtype(logits.dtype)
     x = logits.to(dtype).flatten(2).contiguous()  # [B, L, N]
     look = None
@@ -131,16 +131,16 @@ def _prepare(
     image = model.image.to(dtype).contiguous()
     places = ops._crf_features(image, _sigmas(model))
     features, undefined = places, x.new_zeros(1, dtype=torch.bool)
-    if model.capacity is not None or wanted[1]:  # else a kernel without weight is not there
+    if model.capacity is not None or learned[1]:  # else a kernel without weight is not there
         features, undefined = drop_undefined(places, mixings[1])
     try:  # built first: the wait is over afterwards
         lattice, seen = build(features, model.capacity, ops, look)
     except ValueError:
         seen = None if look is None else look.read()
-        if seen is None or seen.present[1] or wanted[1]:
+        if seen is None or seen.present[1] or learned[1]:
             raise
         lattice = None
-    there = [seen is None or seen.present[i] or wanted[i] for i in range(2)]
+    there = [seen is None or seen.present[i] or learned[i] for i in range(2)]
     row = row_of(x.shape[1], dtype)
     shape = (logits.shape[2], logits.shape[3])
     messages: dict[int, Message] = {}
@@ -187,20 +187,20 @@ def mean_field(
 
 def mean_field_gradients(
     grad: Tensor, logits: Tensor, model: BatchModel, iterations: int, softmax: bool,
-    wanted: Sequence[bool], ops: Any = None,
+    learned: Sequence[bool], ops: Any = None,
 ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
-    """From dL/d(what `mean_field` gave), S steps, to the logits and to the `wanted` mixings.
+    """From dL/d(what `mean_field` gave), S steps, to the logits and to the `learned` mixings.
 
     Runs forward again; meanwhile beliefs of all iterations are kept: T B N L numbers.
     """
     ops = torch.ops.segfast if ops is None else ops
     require_no_wait(model.capacity)
-    prepared = _prepare(logits, model, iterations, wanted, ops)
+    prepared = _prepare(logits, model, iterations, learned, ops)
     engine, kept = prepared.engine, prepared.kernels
     upstream = grad.to(engine.logits.dtype).flatten(3).contiguous()  # [S, B, L, N]
-    total, of_kept = engine.gradients(upstream, iterations, softmax, [wanted[i] for i in kept])
+    total, of_kept = engine.gradients(upstream, iterations, softmax, [learned[i] for i in kept])
     found: list[Tensor | None] = [
-        torch.zeros_like(m) if w else None for m, w in zip(model.mixings, wanted, strict=True)
+        torch.zeros_like(m) if w else None for m, w in zip(model.mixings, learned, strict=True)
     ]
     for i, part in zip(kept, of_kept, strict=True):
         if part is not None:

@@ -21,7 +21,7 @@ from segfast.ops import (
 from segfast.ops._dense_crf_backward import Record, filter_gradients, pull_back
 from segfast.ops._dense_crf_engine import Engine, filter_features, warn_if_slow
 from segfast.ops._dense_crf_look import Look, constants, is_recording
-from segfast.ops._dense_crf_options import Options
+from segfast.ops._dense_crf_options import NAMES, NONE, SIGMAS, Each, Options
 from segfast.ops._dense_crf_terms import (
     PairwiseTerm,
     compute_dtype,
@@ -30,11 +30,7 @@ from segfast.ops._dense_crf_terms import (
 )
 from segfast.ops._register import batch, fold
 
-# A mixing is -mu W: [], [L] or [L, L]. Deviations are float64: (y, x), and [1] or [C] of colours.
-TENSORS = (
-    "Tensor logits, Tensor image, Tensor spatial_mixing, Tensor bilateral_mixing,"
-    " Tensor spatial_sigma, Tensor bilateral_sigma, Tensor color_sigma"
-)
+TENSORS = ", ".join(f"Tensor {name}" for name in NAMES)
 OPTIONS = (
     "int iterations, str normalization, str method, str spatial, float tolerance,"
     " bool keep_steps, bool softmax"
@@ -52,9 +48,8 @@ torch.library.define(
 torch.library.define(
     "segfast::_mean_field_backward",
     f"(Tensor grad, {TENSORS}, {OPTIONS}, {CAPACITY}, bool[] wanted)"
-    f" -> ({', '.join(['Tensor'] * 7)})",
+    f" -> ({', '.join(['Tensor'] * len(NAMES))})",
 )
-NAMES = [argument.split()[1] for argument in TENSORS.split(", ")]
 
 
 @torch.library.impl("segfast::gaussian_filter", "default")
@@ -111,20 +106,19 @@ class Problem:
     """
 
     def __init__(self, tensors: Sequence[Tensor], options: Options) -> None:
-        logits, self.image, *parameters = tensors
+        given = Each(*tensors)
+        logits, self.image = given.logits, given.image
         self.options = options
         self.dtype = compute_dtype(logits.dtype)
         self.logits = logits
         self.height, self.width = logits.shape[2:]
-        self.mixings = [m.detach().double() for m in parameters[:2]]
-        self.sigmas = [
-            _deviations(name, sigma) for name, sigma in zip(NAMES[4:], parameters[2:], strict=True)
-        ]
+        self.mixings = [m.detach().double() for m in given.mixings]
+        self.sigmas = _deviations(given)
 
-    def run(self, b: int, wanted: Sequence[bool] | None = None) -> tuple[Tensor, Record]:
+    def run(self, b: int, wanted: Each | None = None) -> tuple[Tensor, Record]:
         """The steps [S, L, N] of an image, and what their gradient needs if any is `wanted`."""
         o = self.options
-        terms = self._terms(self.image[b], wanted or [False] * len(NAMES))
+        terms = self._terms(self.image[b], wanted or NONE)
         unary = self.logits[b].to("cpu", self.dtype).flatten(1)  # [L, N]
         engine = Engine(unary, list(terms.values()), (self.height, self.width), o.tolerance)
         kept = o.iterations if o.keep_steps else max(0, o.iterations - 1) if wanted else 0
@@ -154,14 +148,14 @@ class Problem:
         steps = steps.unflatten(2, (self.height, self.width))
         return steps.to(self.logits.device, self.logits.dtype)
 
-    def _terms(self, image: Tensor, wanted: Sequence[bool]) -> dict[str, PairwiseTerm]:
+    def _terms(self, image: Tensor, wanted: Each) -> dict[str, PairwiseTerm]:
         """The kernels of one image [C, H, W]; a zero weight that is not learned drops its term."""
         o = self.options
         terms = {}
         given, image = image, placed(image.cpu(), o.method, self.dtype)
         spatial, bilateral = (m.to("cpu", self.dtype) for m in self.mixings)
         spatial_sigma, bilateral_sigma, color_sigma = (s.tolist() for s in self.sigmas)
-        if spatial.count_nonzero() or wanted[2]:
+        if spatial.count_nonzero() or wanted.spatial_mixing:
             if o.spatial == "conv" or o.method == "exact":
                 sigma = (spatial_sigma[0], spatial_sigma[1])
                 term = PairwiseTerm(None, spatial, o.normalization, "conv", sigma)
@@ -170,7 +164,7 @@ class Problem:
                 term = PairwiseTerm(grid, spatial, o.normalization, "lattice")
             terms["spatial"] = term
         present = bool(bilateral.count_nonzero())
-        if present or wanted[3]:
+        if present or wanted.bilateral_mixing:
             features = reference.image_features(image, bilateral_sigma, color_sigma)  # [2 + C, N]
             term = PairwiseTerm(features, bilateral, o.normalization, o.method)
             finite = not features.numel() or bool(term.span.isfinite().all())
@@ -181,7 +175,7 @@ class Problem:
         return terms
 
     def gradients(
-        self, grad: Tensor, wanted: Sequence[bool], records: Sequence[Record] = ()
+        self, grad: Tensor, wanted: Each, records: Sequence[Record] = ()
     ) -> list[Tensor | None]:
         """From dL/dsteps [S, B, L, H, W] to every wanted tensor; `records` of an earlier `run`."""
         grad = grad.to("cpu", self.dtype).flatten(3)  # [S, B, L, N]
@@ -201,7 +195,12 @@ class Problem:
         return found
 
 
-def _deviations(name: str, sigma: Tensor) -> Tensor:
+def _deviations(given: Each) -> list[Tensor]:
+    """The three on the CPU, positive and finite."""
+    return [_deviation(name, x) for name, x in zip(SIGMAS, given.sigmas, strict=True)]
+
+
+def _deviation(name: str, sigma: Tensor) -> Tensor:
     if sigma.is_cuda and is_recording():
         raise ValueError(f"{name} must be numbers while a CUDA graph is recorded, not a tensor")
     sigma = sigma.detach().to("cpu", torch.float64)
@@ -214,11 +213,11 @@ def _deviations(name: str, sigma: Tensor) -> Tensor:
 @torch.autocast("cpu", enabled=False)
 def _mean_field(*arguments: Any) -> Tensor:
     """Scores [1, B, L, H, W] (their softmax if asked for); scores of all steps if `keep_steps`."""
-    tensors, options = arguments[:7], Options(*arguments[7:])
-    if not _dense_crf_lattice_op.serves(tensors[0], options.method):
+    tensors, options = Each(*arguments[: len(NAMES)]), Options(*arguments[len(NAMES) :])
+    if not _dense_crf_lattice_op.serves(tensors.logits, options.method):
         return refine(Problem(tensors, options))[0]
     return _dense_crf_lattice_op.mean_field(
-        tensors[0], _batch_model(tensors, options), options.iterations, options.keep_steps,
+        tensors.logits, _batch_model(tensors, options), options.iterations, options.keep_steps,
         options.softmax,
     )  # fmt: skip
 
@@ -231,19 +230,15 @@ def _require_no_recording(method: str, dtype: torch.dtype) -> None:
         )
 
 
-def _batch_model(tensors: Sequence[Tensor], options: Options) -> _dense_crf_lattice_op.BatchModel:
-    _, image, *parameters = tensors
-    spatial, bilateral, color = (
-        _deviations(name, sigma).tolist()
-        for name, sigma in zip(NAMES[4:], parameters[2:], strict=True)
-    )
+def _batch_model(tensors: Each, options: Options) -> _dense_crf_lattice_op.BatchModel:
+    spatial, bilateral, color = (sigma.tolist() for sigma in _deviations(tensors))
     return _dense_crf_lattice_op.BatchModel(
-        image, [m.detach() for m in parameters[:2]], spatial, bilateral, color,
+        tensors.image, [m.detach() for m in tensors.mixings], spatial, bilateral, color,
         options.normalization, options.spatial, options.capacity,
     )  # fmt: skip
 
 
-def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tensor, list[Record]]:
+def refine(problem: Problem, wanted: Each | None = None) -> tuple[Tensor, list[Record]]:
     """The result of segfast::mean_field, and a record per image if gradients are `wanted`."""
     logits, o = problem.logits, problem.options
     if _dense_crf_exact_cuda.serves(logits, o.method):
@@ -267,15 +262,17 @@ def refine(problem: Problem, wanted: Sequence[bool] | None = None) -> tuple[Tens
 @torch.library.impl("segfast::_mean_field_backward", "default")
 @torch.autocast("cpu", enabled=False)
 def _mean_field_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *rest, wanted = arguments
-    tensors, options = rest[:7], Options(*rest[7:])
-    places = any(wanted[i] for i in (1, 4, 5, 6))
-    if not places and _dense_crf_lattice_op.serves(tensors[0], options.method):
-        model = _batch_model(tensors, options)
+    *rest, flags = arguments
+    tensors, options = Each(*rest[: len(NAMES)]), Options(*rest[len(NAMES) :])
+    wanted = Each(*flags)
+    places = wanted.any_bilateral_place or wanted.spatial_sigma
+    if not places and _dense_crf_lattice_op.serves(tensors.logits, options.method):
         logits, mixings = _dense_crf_lattice_op.mean_field_gradients(
-            grad, tensors[0], model, options.iterations, options.softmax, wanted[2:4]
-        )
-        return as_given([logits if wanted[0] else None, None, *mixings, *[None] * 3], tensors)
+            grad, tensors.logits, _batch_model(tensors, options), options.iterations,
+            options.softmax, wanted.mixings,
+        )  # fmt: skip
+        found = Each(logits if wanted.logits else None, None, *mixings, *[None] * len(SIGMAS))
+        return as_given(found, tensors)
     problem = Problem(tensors, options)
     if _dense_crf_exact_cuda.serves(problem.logits, options.method):
         return as_given(_dense_crf_exact_op.gradients(problem, grad, wanted), tensors)
@@ -299,7 +296,7 @@ def _gaussian_filter_fake(values: Tensor, *_: Any) -> Tensor:
 
 @torch.library.register_fake("segfast::mean_field")
 def _mean_field_fake(logits: Tensor, *arguments: Any) -> Tensor:
-    options = Options(*arguments[6:])
+    options = Options(*arguments[len(NAMES) - 1 :])
     return logits.new_empty((options.iterations if options.keep_steps else 1, *logits.shape))
 
 
@@ -347,7 +344,7 @@ def _mean_field_vmap(
     """Images are folded into the batch; parameters that differ ask for one call per sample."""
     size = info.batch_size
     x, pixels = fold(logits, in_dims[0], size), fold(image, in_dims[1], size)
-    if size == 0 or all(dim is None for dim in in_dims[2:7]):
+    if size == 0 or all(dim is None for dim in in_dims[2 : len(NAMES)]):
         steps = torch.ops.segfast.mean_field(x, pixels, *rest)  # [S, size * B, L, H, W]
         images = logits.shape if in_dims[0] is None else logits.movedim(in_dims[0], 0).shape[1:]
         return steps.unflatten(1, (size, images[0])), 1
