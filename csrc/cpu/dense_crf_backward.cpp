@@ -1,4 +1,5 @@
-// segfast::_mean_field_reverse: mean field run backwards; the arithmetic is in kernels/dense_crf.
+// segfast::_mean_field_run_backward: mean field run backwards; the arithmetic is in
+// kernels/dense_crf.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -11,7 +12,7 @@ namespace segfast {
 namespace {
 
 // Upstream gradients and what the run forth left.
-struct Reversal {
+struct Backward {
   const Tensor &upstream,
       &logits;  // [U, L, N]: of the last scores, or of every iteration's; [L, N]
   const std::optional<Tensor>&belief, &states;  // [L, N], [S, L, N]
@@ -66,7 +67,7 @@ class MixingGradients {
 };
 
 template <typename T>
-std::vector<Tensor> run(const Reversal& r, const CrfSizes& size) {
+std::vector<Tensor> run(const Backward& r, const CrfSizes& size) {
   const auto& kernels = mean_field_backward_kernels<T>();
   Terms<T> terms(r.lattices, r.convs, size, Way::back, mean_field_kernels<T>());
   std::vector<Mixing<T>> mixings;
@@ -119,11 +120,13 @@ std::vector<Tensor> run(const Reversal& r, const CrfSizes& size) {
 // dL/dscores after every iteration or the last [U, L, N]; that of belief if it is given. -> the sum
 // of dL/dscores over all iterations [L, N], then if `weights` dL/dM of lattices, convolutions and
 // planes (messages [L, N] that came another way, each with its mixing).
-std::vector<Tensor> reverse(const Tensor& upstream, std::optional<Tensor> belief,
-                            const Tensor& logits, std::optional<Tensor> states, int64_t width,
-                            const std::vector<Tensor>& lattices, const std::vector<Tensor>& convs,
-                            const std::vector<Tensor>& planes, const std::vector<Tensor>& mixings,
-                            int64_t iterations, bool start, bool weights) {
+std::vector<Tensor> run_backward(const Tensor& upstream, std::optional<Tensor> belief,
+                                 const Tensor& logits, std::optional<Tensor> states, int64_t width,
+                                 const std::vector<Tensor>& lattices,
+                                 const std::vector<Tensor>& convs,
+                                 const std::vector<Tensor>& planes,
+                                 const std::vector<Tensor>& mixings, int64_t iterations, bool start,
+                                 bool weights) {
   const CrfSizes size = crf_sizes(logits, width, iterations, lattices, convs, "logits");
   const ScalarType dtype = logits.scalar_type();
   const int64_t count = logits.numel();
@@ -136,13 +139,15 @@ std::vector<Tensor> reverse(const Tensor& upstream, std::optional<Tensor> belief
   if (states) check_tensor(*states, dtype, states->size(0) * count, "states");
   STD_TORCH_CHECK(planes.size() == mixings.size(), "every plane must have a mixing");
   for (const Tensor& plane : planes) check_tensor(plane, dtype, count, "plane");
-  const Reversal r{upstream, logits,  belief,     states, lattices, convs,
+  const Backward r{upstream, logits,  belief,     states, lattices, convs,
                    planes,   mixings, iterations, start,  weights};
   return dtype == ScalarType::Float ? run<float>(r, size) : run<double>(r, size);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) { m.impl("_mean_field_reverse", TORCH_BOX(&reverse)); }
+STABLE_TORCH_LIBRARY_IMPL(segfast, CPU, m) {
+  m.impl("_mean_field_run_backward", TORCH_BOX(&run_backward));
+}
 
 }  // namespace segfast

@@ -15,8 +15,8 @@ namespace segfast {
 
 // ------------------------------------------------------------------------------------- building
 
-constexpr int kKeyBits = 63;  // of a word: words are sorted as signed numbers
-constexpr int kTile = 64;     // entries that are summed together
+constexpr int kKeyBits = 63;    // of a word: words are sorted as signed numbers
+constexpr int kEntryTile = 64;  // entries that are summed together
 
 // What building finds out, in device memory: int64 state[kFinite + B].
 enum LatticeState : int {
@@ -44,7 +44,7 @@ SEGFAST_ANYWHERE static constexpr int64_t lattice_entries(const LatticeSize& s) 
 }
 // No tile has entries of two images: the bits of one do not depend on the others.
 SEGFAST_ANYWHERE static constexpr int64_t tiles_per_image(const LatticeSize& s) {
-  return (s.pixels * (s.dims + 1) + kTile - 1) / kTile;
+  return (s.pixels * (s.dims + 1) + kEntryTile - 1) / kEntryTile;
 }
 
 // How keys are packed; the batch index is above all coordinates.

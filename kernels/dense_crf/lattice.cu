@@ -33,9 +33,9 @@ __global__ void splat_kernel(Rows r, Divider by_vectors,
   if (tile >= r.tiles.count || r.state[kStatus] != 0) return;
   const int column = static_cast<int>(thread_index() - tile * r.vectors) * kLanes<T>;
   const int64_t image = r.tiles.by_image(tile), in_image = tile - image * r.tiles.per_image;
-  const int64_t first = image * r.tiles.entries + in_image * kTile;
+  const int64_t first = image * r.tiles.entries + in_image * kEntryTile;
   const int64_t left = (image + 1) * r.tiles.entries - first;
-  const int count = left < kTile ? static_cast<int>(left) : kTile;
+  const int count = left < kEntryTile ? static_cast<int>(left) : kEntryTile;
   const uint64_t heads = r.heads[tile];
   T* to = partial + tile * r.row + column;
   T* next = table + (int64_t{r.base[tile]} + 1) * r.row + column;

@@ -12,7 +12,7 @@ __global__ void heads_kernel(Tiles tiles, int words, int64_t total,
   const int64_t tile = thread_index() / 32;
   if (tile >= tiles.count) return;
   const int64_t image = tiles.by_image(tile);
-  const int64_t start = (tile - image * tiles.per_image) * kTile;
+  const int64_t start = (tile - image * tiles.per_image) * kEntryTile;
   uint64_t mask = 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -78,10 +78,10 @@ __global__ void lists_kernel(Tiles tiles, int64_t total, int corners, int words,
   const int64_t i = thread_index();
   if (i >= total || state[kStatus] != 0) return;
   const int64_t image = by_entries(i), in_image = i - image * tiles.entries;
-  const int64_t tile = image * tiles.per_image + in_image / kTile;
-  const int j = static_cast<int>(in_image % kTile);
+  const int64_t tile = image * tiles.per_image + in_image / kEntryTile;
+  const int j = static_cast<int>(in_image % kEntryTile);
   const uint64_t mask = heads[tile];
-  const int32_t v = base[tile] + count_bits(mask << (kTile - 1 - j));
+  const int32_t v = base[tile] + count_bits(mask << (kEntryTile - 1 - j));
   const int64_t entry = order[i];
   vertex[entry] = v;
   pixel[i] = static_cast<int32_t>(by_corners(entry));

@@ -97,11 +97,11 @@ def pull_back(
     moved = {name: _Moved(name, record) for name in record.terms if moves[name]}
     engine, weights = record.engine, any(wanted.mixings)
     if engine.fused is None:
-        logits, mixings = _reference_reverse(record, upstream, moved)
+        logits, mixings = _reference_backward(record, upstream, moved)
     elif engine.separate or moved:
-        logits, mixings = _mixed_reverse(record, upstream, moved, weights)
+        logits, mixings = _mixed_backward(record, upstream, moved, weights)
     else:
-        logits, *each = engine.fused.reverse(
+        logits, *each = engine.fused.run_backward(
             upstream, record.belief, engine.logits, record.states, record.iterations,
             weights=weights,
         )  # fmt: skip
@@ -115,7 +115,7 @@ def pull_back(
     return [found.get(name) for name in ("logits", "image", "spatial", "bilateral", *SIGMAS)]
 
 
-def _reference_reverse(
+def _reference_backward(
     record: Record, upstream: Tensor, moved: dict[str, _Moved]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """In plain PyTorch: dL/dlogits, and dL/dM by name."""
@@ -143,13 +143,13 @@ def _reference_reverse(
     return logits, mixings
 
 
-def _mixed_reverse(
+def _mixed_backward(
     record: Record, upstream: Tensor, moved: dict[str, _Moved], weights: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compiled, step by step: messages of the exact method are among them, or terms are moved."""
     engine = record.engine
     assert engine.fused is not None
-    logits = engine.fused.reverse(
+    logits = engine.fused.run_backward(
         upstream[-1:], record.belief, engine.logits, None, 0, weights=False
     )[0]  # fmt: skip
     g = logits.clone()
@@ -160,7 +160,7 @@ def _mixed_reverse(
             belief = engine.belief(scores)
             for notes in moved.values():
                 notes.note(g, belief)
-        g, *each = engine.fused.reverse(
+        g, *each = engine.fused.run_backward(
             g[None], None, scores, None, 1,
             planes=[kernel.transpose(g) for _, kernel in engine.separate],
             mixings=[mixing for mixing, _ in engine.separate], start=False, weights=weights,

@@ -38,7 +38,7 @@ torch.library.define(
     " Tensor[] convs, int iterations, bool softmax, bool transposed) -> Tensor",
 )
 torch.library.define(
-    "segfast::_mean_field_reverse",
+    "segfast::_mean_field_run_backward",
     "(Tensor upstream, Tensor? belief, Tensor logits, Tensor? states, int width, Tensor[] lattices,"
     " Tensor[] convs, Tensor[] planes, Tensor[] mixings, int iterations, bool start, bool weights)"
     " -> Tensor[]",
@@ -268,7 +268,7 @@ class NativeTerms:
             transposed,
         )  # fmt: skip
 
-    def reverse(
+    def run_backward(
         self,
         upstream: Tensor,
         belief: Tensor | None,
@@ -290,7 +290,7 @@ class NativeTerms:
             mixings: theirs.
             start: whether the sum includes the gradient of the last scores.
         """
-        return torch.ops.segfast._mean_field_reverse(
+        return torch.ops.segfast._mean_field_run_backward(
             upstream, belief, logits, states, self.width, self.lattices, self.convs,
             planes, mixings, iterations, start, weights,
         )  # fmt: skip

@@ -86,7 +86,7 @@ def test_reverse() -> None:
     def run(message: str, upstream: Tensor, **changes: Any) -> None:
         given = {"states": logits[None], "planes": [], "mixings": []} | changes
         terms = (given["states"], WIDTH, [], [], given["planes"], given["mixings"])
-        refuses(message, "_mean_field_reverse", upstream, None, logits, *terms, 2, True, True)
+        refuses(message, "_mean_field_run_backward", upstream, None, logits, *terms, 2, True, True)
 
     grad = torch.zeros(1, LABELS, PIXELS)
     run(r"upstream must be \[1 or iterations, L, N\]", grad.repeat(3, 1, 1))
