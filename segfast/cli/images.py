@@ -92,16 +92,17 @@ def opened(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[An
     require_readable(path)
     limit, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None  # our own limit rules
     try:
-        try:
-            image = pillow.open(path, formats=formats)
-            pictures = getattr(image, "n_frames", 1)  # goes through the file
-        except pillow.UnidentifiedImageError:
-            raise UserError(
-                f"{path} is not a readable image (expected {', '.join(formats)})"
-            ) from None
-        except Exception as error:  # decoders raise whatever the damage makes them stumble over
-            raise UserError(f"{path} is damaged: {error}") from None
-        with image:
+        with path.open("rb") as file:  # given a path, Pillow maps pixels that it has yet to turn
+            try:
+                image = pillow.open(file, formats=formats)
+                pictures = getattr(image, "n_frames", 1)  # goes through the file
+                misread = _misread(image, file)
+            except pillow.UnidentifiedImageError:
+                raise UserError(
+                    f"{path} is not a readable image (expected {', '.join(formats)})"
+                ) from None
+            except Exception as error:  # decoders raise whatever the damage makes them stumble over
+                raise UserError(f"{path} is damaged: {error}") from None
             width, height = image.size
             if width * height > max_pixels:
                 raise UserError(
@@ -110,9 +111,27 @@ def opened(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[An
                 )
             if pictures > 1 and image.format not in ("JPEG", "MPO"):
                 raise UserError(f"{path} holds {pictures} pictures, expected one")
+            if misread:
+                raise UserError(f"{path} has {misread}, which cannot be read; save it as PNG")
             yield image
     finally:
         pillow.MAX_IMAGE_PIXELS = limit
+
+
+def _misread(image: Any, file: Any) -> str | None:
+    """What Pillow would take for something else, without a word."""
+    if image.format == "BMP" and image.mode in ("1", "L"):  # by the palette, not by the bits
+        at = file.tell()
+        file.seek(14)
+        head = file.read(16)
+        file.seek(at)
+        bits = int.from_bytes(head[10:12] if head[0] == 12 else head[14:16], "little")
+        if bits != (1 if image.mode == "1" else 8):
+            return f"{bits} bits per pixel and a palette of greys"
+    planes = image.format == "TIFF" and image.tag_v2.get(284) == 2
+    if planes and max(image.tag_v2.get(258, (8,))) > 8:
+        return "16-bit channels in planes of their own"
+    return None
 
 
 def decode(image: Any, path: Path) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from segfast._warn import warn
-from segfast.cli.arrays import ARRAY_SUFFIXES, read_array, saved_values
+from segfast.cli.arrays import ARRAY_SUFFIXES, SAVED, read_array, saved_values
 from segfast.cli.files import UserError
 from segfast.cli.images import MAX_PIXELS, Array, LabelStyle, index_style, value_style
 from segfast.cli.stored_map import StoredMap, read_stored_map
@@ -20,8 +20,9 @@ MAX_PLANES = 64  # an array may hold this many times --max-pixels numbers
 MAX_VALUES = 256  # distinct values in a label map whose number of labels is not stated
 VOID = 255  # PASCAL VOC's and most data sets' "no label here"
 SMALLEST_PROBABILITY = 1e-5  # its logarithm bounds the logits, as in pydensecrf's clip
-# An edge between 0 and 255 that was smoothed has values that label maps hardly have.
-SOFT_VALUES, SOFT_FROM = 8, 200
+# An edge between 0 and 255 that was smoothed has values that label maps hardly have (COCO-Stuff's
+# end at 181); maps of few greys have no small ones.
+SOFT_VALUES, SOFT_FROM, GREY_FROM = 8, 200, 32
 Unknown = str | int | tuple[int, int, int]
 
 
@@ -80,7 +81,8 @@ def read_map(
         stored = StoredMap(_integer_map(path, key, max_pixels), "L")
     else:
         stored = read_stored_map(path, max_pixels)
-    if unknown == "auto" and not scribbles and stored.pixels.ndim == 2:
+    numbers = stored.pixels.ndim == 2 and stored.mode != "P" and num_labels is None
+    if unknown == "auto" and numbers and not scribbles:
         unknown = _void_or_mask(stored.pixels, path)
     unlabelled = _unlabelled(stored, unknown, scribbles, path)
     codes = stored.pixels.astype(np.int64)
@@ -124,18 +126,22 @@ def read_map(
 
 
 def _void_or_mask(pixels: Array, path: Path) -> Unknown:
-    """What 255 means: no label, or in a map of 0 and 255 alone a label. Smoothed masks: refused."""
+    """What 255 means in a map of grey: no label, or the foreground. Smoothed masks are refused."""
     values = np.unique(pixels)
-    if values.tolist() == [0, VOID]:
-        return "none"
-    between = values[(values > 0) & (values < VOID)]
-    ends = values[0] == 0 and values[-1] == VOID
-    if ends and len(between) > SOFT_VALUES and between[-1] >= SOFT_FROM:
+    if values[0] != 0 or values[-1] != VOID:
+        return VOID
+    between = values[1:-1]
+    if len(between) > SOFT_VALUES and between[-1] >= SOFT_FROM:
         raise UserError(
             f"{path} looks like a mask with soft edges ({len(between)} values between 0 and 255): "
             f"threshold it, or save it / 255 as .npy for --input probs. If these are labels, say "
             f"with --unknown what 255 is (255 or none)"
         )
+    if len(between) == 0:
+        warn(f"{path} holds 0 and 255 alone: two labels; --unknown 255 if that is void")
+        return "none"
+    if between[0] >= GREY_FROM:
+        warn(f"255 in {path} is taken for unknown; --unknown none if it is a label")
     return VOID
 
 
@@ -240,12 +246,13 @@ def read_planes(
     if array.dtype.itemsize not in (4, 8):  # half; long double
         planes = planes.astype(np.float32)
     _require_finite(planes, kind, path)
+    values = saved_values(path, count) if key in (None, SAVED[0]) else None
     rounding = 1e-2 if array.dtype == np.float16 else 1e-3
+    foreground = count == 1 and values is None
     if kind == "logits":
-        logits = _both_scores(planes, rounding, path)  # [L, H, W]
+        logits = _scores(planes, foreground, rounding, path)  # [L, H, W]
     else:
-        logits = _log_probabilities(planes, rounding, path)  # [L, H, W]
-    values = saved_values(path, len(logits)) if key is None else None
+        logits = _log_probabilities(planes, foreground, rounding, path)  # [L, H, W]
     style = index_style(len(logits)) if values is None else value_style(values)
     return Evidence(np.ascontiguousarray(logits, np.float32), logits.argmax(0), style)
 
@@ -261,27 +268,25 @@ def _require_finite(planes: Array, kind: str, path: Path) -> None:
         )
 
 
-def _both_scores(planes: Array, rounding: float, path: Path) -> Array:
-    """Logits [L, H, W] as they are; of a single plane, log p / (1 - p), those of 1 - p and p."""
-    if len(planes) == 1:
-        return np.concatenate([np.zeros_like(planes), planes])
+def _scores(planes: Array, foreground: bool, rounding: float, path: Path) -> Array:
+    """Logits [L, H, W] as they are; of the foreground, log p / (1 - p), those of 1 - p and p."""
     sums = planes.sum(0, dtype=np.float64)
-    if planes.min() >= 0 and (np.abs(sums - 1) <= rounding).all():
-        raise UserError(
-            f"{path} looks like probabilities (none is negative and they sum to 1), "
-            f"not logits: pass --input probs"
-        )
-    return planes
+    if planes.min() >= 0 and (
+        planes.max() <= 1 if foreground else (np.abs(sums - 1) <= rounding).all()
+    ):
+        one = "they lie in [0, 1]" if foreground else "none is negative and they sum to 1"
+        raise UserError(f"{path} looks like probabilities ({one}), not logits: pass --input probs")
+    return np.concatenate([np.zeros_like(planes), planes]) if foreground else planes
 
 
-def _log_probabilities(planes: Array, rounding: float, path: Path) -> Array:
-    """log P [L, H, W], bounded; of a single plane p, those of 1 - p and p."""
+def _log_probabilities(planes: Array, foreground: bool, rounding: float, path: Path) -> Array:
+    """log P [L, H, W], bounded; of the foreground p, those of 1 - p and p."""
     if planes.min() < 0 or planes.max() > 1 + rounding:
         raise UserError(
             f"{path} holds values from {planes.min():.4g} to {planes.max():.4g}, expected "
             f"probabilities in [0, 1]; pass --input logits if they are scores"
         )
-    if len(planes) == 1:
+    if foreground:
         planes = np.concatenate([1 - np.minimum(planes, 1), planes])
     sums = planes.sum(0, dtype=np.float64)
     if (np.abs(sums - 1) > rounding).any():
@@ -289,7 +294,7 @@ def _log_probabilities(planes: Array, rounding: float, path: Path) -> Array:
         raise UserError(
             f"{path}: probabilities must sum to 1 over labels, got {sums[y, x]:.4g} at x {x}, y {y}"
         )
-    if planes.max(0).min() > 1 - SMALLEST_PROBABILITY:
+    if len(planes) > 1 and planes.max(0).min() > 1 - SMALLEST_PROBABILITY:
         warn(
             f"{path} is certain of every pixel, which little can change: give labels and "
             f"--confidence instead"

@@ -42,15 +42,20 @@ def read_stored_map(path: Path, max_pixels: int = MAX_PIXELS) -> StoredMap:
         sixteen_bit = (mode == "I" and image.format == "PNG") or mode.startswith("I;16")
         if not sixteen_bit and mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
             raise UserError(
-                f"{path} has mode {mode}; expected grey, palette, RGB or RGBA label map"
+                f"{path} has mode {mode}; expected a grey, palette, RGB or RGBA label map, as PNG"
             )
         largest = _largest(image, path)
+        as_stored = image.format == "PPM" and image.tile and image.tile[0][0] == "ppm"
+        if as_stored:  # not stretched, nor cut off at the largest
+            image.tile = [("raw", *image.tile[0][1:3], (mode, 0, 1))]
         pixels = decode(image, path)
         palette = tuple(image.getpalette("RGB") or ()) if mode == "P" else ()
         transparent = image.info.get("transparency")
     if sixteen_bit:
         pixels, mode = pixels.astype(np.uint16), "I;16"
-    elif mode == "L" and largest != 255:  # Pillow stretched 0..largest to 0..255
+    elif as_stored and pixels.max() > largest:
+        raise UserError(f"{path} holds {pixels.max()}, more than the {largest} that it promises")
+    elif mode == "L" and largest != 255 and not as_stored:  # Pillow stretched it to 0..255
         pixels = ((pixels.astype(np.int64) * largest + 127) // 255).astype(np.uint8)
     opaque = _opaque(pixels, mode, transparent)
     if mode in ("LA", "RGBA"):
@@ -73,6 +78,8 @@ def _largest(image: Any, path: Path) -> int:
         raise UserError(
             f"{path} is compressed as JPEG, which blurs labels into each other; save it as PNG"
         )
+    if kind == "RGBa":
+        raise UserError(f"{path} has colours that were multiplied by alpha; save it as PNG")
     if image.format == "TIFF" and "I" in storage and kind in ("1", "L"):
         raise UserError(f"{path} stores white as 0 (photometric 0); save it as PNG")
     largest = 255

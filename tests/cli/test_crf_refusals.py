@@ -54,6 +54,7 @@ Refuse = Callable[..., str]
         (("--unknown", "0,0,256"), "--unknown must be"),
         (("--unknown", "#12"), "--unknown must be"),
         (("--num-labels", "0"), "expected a whole number of at least 1, got 0"),
+        (("--num-labels", "65537"), "--num-labels must be at most 65536, got 65537"),
         (("--max-pixels", "many"), "expected a whole number of at least 1, got many"),
         (("--max-pixels", "139"), "14 x 10 = 140 pixels, more than the 139 allowed"),
         (("--spatial-sig", "3"), "unrecognized arguments: --spatial-sig"),

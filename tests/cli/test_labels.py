@@ -17,6 +17,7 @@ from segfast.cli.files import UserError, write_all
 from segfast.cli.images import label_map_writer, read_photo, voc_colors
 from segfast.cli.labels import (
     UNKNOWN,
+    VOID,
     label_logits,
     parse_unknown,
     read_map,
@@ -172,11 +173,42 @@ def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
         evidence = read_planes(tmp_path / "saved.npz", "probs", (1, 3))
         np.testing.assert_array_equal(evidence.style.values, values)
         chosen = read_planes(tmp_path / "saved.npz", "probs", (1, 3), key="probabilities")
-        assert chosen.style.values.tolist() == [0, 1]
+        np.testing.assert_array_equal(chosen.style.values, values)
     for wrong in ([7, 7], [-1, 2], [0, 65536], [1, 2, 3], [0.5, 2], [[1, 2, 256], [0, 0, 0]]):
         np.savez(tmp_path / "saved.npz", probabilities=planes, values=np.array(wrong))
         with pytest.raises(UserError, match="holds values"):
             read_planes(tmp_path / "saved.npz", "probs", (1, 3))
+
+
+def test_a_saved_single_label_stays_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", probabilities=np.ones((1, 2, 3)), values=np.array([3]))
+    evidence = read_planes(tmp_path / "one.npz", "probs", (2, 3))
+    assert evidence.style.values.tolist() == [3]
+    assert evidence.logits.shape == (1, 2, 3)
+
+
+def test_a_foreground_of_probabilities_is_no_logit(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.array([[0.25, 1.0]]))
+    with pytest.raises(UserError, match=r"looks like probabilities \(they lie in \[0, 1\]\)"):
+        read_planes(tmp_path / "p.npy", "logits", (1, 2))
+
+
+def test_half_precision_sums_to_1_roughly(tmp_path: Path) -> None:
+    for dtype, good in ((np.float16, True), (np.float32, False)):
+        np.save(tmp_path / "p.npy", np.array([0.5, 0.505], dtype).reshape(2, 1, 1))
+        if good:
+            read_planes(tmp_path / "p.npy", "probs", (1, 1))
+        else:
+            with pytest.raises(UserError, match=r"must sum to 1 over labels, got 1\.005"):
+                read_planes(tmp_path / "p.npy", "probs", (1, 1))
+
+
+def test_arrays_of_another_version_are_refused(tmp_path: Path) -> None:
+    """3.0 is for the names of records."""
+    with (tmp_path / "map.npy").open("wb") as file:
+        np.lib.format.write_array(file, np.zeros((2, 2), int), version=(3, 0))
+    with pytest.raises(UserError, match=r"\.npy of version \(3, 0\); expected a plain array"):
+        read_map(tmp_path / "map.npy")
 
 
 def test_certainty_is_warned_of(tmp_path: Path) -> None:
@@ -209,8 +241,35 @@ def test_a_mask_of_0_and_255_has_two_labels(tmp_path: Path) -> None:
         path = tmp_path / f"mask{suffix}"
         array = np.array(pixels, np.uint8)
         np.save(path, array) if suffix == ".npy" else Image.fromarray(array).save(path)
-        indices, style = read_map(path)
+        with pytest.warns(UserWarning, match="holds 0 and 255 alone: two labels"):
+            indices, style = read_map(path)
         np.testing.assert_array_equal(style.values[indices], pixels)
+
+
+def test_255_stays_void_in_maps_of_a_data_set(tmp_path: Path) -> None:
+    """A crop with background and void alone; COCO-Stuff's ids; ids up to 254, when it is said."""
+    path = tmp_path / "map.png"
+    crop = np.array([[0, 255]], np.uint8)
+    Image.fromarray(crop).save(path)
+    assert read_map(path, num_labels=21)[0].tolist() == [[0, UNKNOWN]]
+    image = Image.fromarray(crop)
+    image.putpalette(list(range(256)) * 3)
+    image.save(path)
+    with pytest.raises(UserError, match="one label only"):
+        read_map(path)
+    assert read_map(path, num_labels=21)[0].tolist() == [[0, UNKNOWN]]
+    for last, options in ((182, {}), (255, {"num_labels": 256}), (255, {"unknown": VOID})):
+        ids = np.array([[*range(last), VOID]], np.uint8)
+        Image.fromarray(ids).save(path)
+        assert read_map(path, **options)[0].tolist() == [[*range(last), UNKNOWN]]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("greys", [(0, 128, 255), (0, 64, 128, 255)])
+def test_a_trimap_is_warned_of(tmp_path: Path, greys: tuple[int, ...]) -> None:
+    Image.fromarray(np.array([greys], np.uint8)).save(tmp_path / "map.png")
+    with pytest.warns(UserWarning, match="255 in .*map.png is taken for unknown; --unknown none"):
+        indices, _ = read_map(tmp_path / "map.png")
+    assert indices[0, -1] == UNKNOWN
 
 
 @pytest.mark.parametrize("suffix", ["png", "pgm"])

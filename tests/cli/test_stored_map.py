@@ -43,6 +43,19 @@ def png(path: Path, pixels: np.ndarray, bits: int, color_type: int, trns: bytes 
     )
 
 
+def tiff(path: Path, body: bytes, tags: dict[int, tuple[int, ...]]) -> None:
+    """Uncompressed pixels, then what does not fit into the directory, then that."""
+    at, tables, entries = 8 + len(body), b"", b""
+    for tag, values in sorted(tags.items()):
+        longs = tag in (256, 257, 273, 278, 279)
+        packed = struct.pack(f"<{len(values)}{'I' if longs else 'H'}", *values)
+        if len(packed) > 4:
+            tables, packed = tables + packed, struct.pack("<I", at + len(tables))
+        entries += struct.pack("<HHI", tag, 4 if longs else 3, len(values)) + packed.ljust(4, b"\0")
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", at + len(tables)) + body + tables + directory)
+
+
 @pytest.mark.parametrize("largest", [2, 3, 15, 20, 254, 255])
 @pytest.mark.parametrize("plain", [False, True])
 def test_grey_of_any_largest_value(tmp_path: Path, largest: int, plain: bool) -> None:
@@ -88,20 +101,98 @@ def test_grey_tiff(tmp_path: Path, bits: int) -> None:
         packed = np.packbits(each.reshape(len(labels), -1), axis=1)
     body = packed.tobytes()
     for photometric in (0, 1):
-        entries = [
-            (256, 4, 4), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, photometric),
-            (273, 4, 8), (277, 3, 1), (278, 4, 2), (279, 4, len(body)),
-        ]  # fmt: skip
-        directory = struct.pack("<H", len(entries)) + b"".join(
-            struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries
-        )
-        head = b"II*\0" + struct.pack("<I", 8 + len(body))
-        path.write_bytes(head + body + directory + bytes(4))
+        tiff(path, body, {
+            256: (4,), 257: (2,), 258: (bits,), 259: (1,), 262: (photometric,), 273: (8,),
+            277: (1,), 278: (2,), 279: (len(body),),
+        })  # fmt: skip
         if photometric == 0 and bits < 16:
             with pytest.raises(UserError, match="stores white as 0"):
                 read_stored_map(path)
         else:
             np.testing.assert_array_equal(read_stored_map(path).pixels, labels)
+
+
+@pytest.mark.parametrize("kind", ["L", "P", "I;16", "RGB"])
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_turned_maps_are_stored_as_turned(tmp_path: Path, kind: str, suffix: str) -> None:
+    """Pixels that Pillow maps into memory it would not turn, but take their size as turned."""
+    pixels = np.arange(24, dtype=np.uint16 if kind == "I;16" else np.uint8).reshape(4, 6)
+    image = Image.fromarray(np.stack([pixels] * 3, -1) if kind == "RGB" else pixels)
+    if kind == "P":
+        image.putpalette(list(range(256)) * 3)
+    tags = Image.Exif()
+    tags[0x112] = 6
+    image.save(tmp_path / f"map.{suffix}", exif=tags)
+    stored = read_stored_map(tmp_path / f"map.{suffix}").pixels
+    turned = stored.shape[:2] != pixels.shape  # Pillow turns TIFF when it reads it
+    np.testing.assert_array_equal(
+        stored[..., 0] if kind == "RGB" else stored, np.rot90(pixels, -1) if turned else pixels
+    )
+    if kind == "L":
+        photo = read_photo(tmp_path / f"map.{suffix}")
+        np.testing.assert_array_equal(photo[0], np.rot90(pixels, -1))
+
+
+def test_deep_planes_of_a_tiff_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "planes.tif"
+    tiff(path, bytes(48), {
+        256: (4,), 257: (2,), 258: (16, 16, 16), 259: (1,), 262: (2,), 273: (8, 24, 40), 277: (3,),
+        278: (2,), 279: (16, 16, 16), 284: (2,),
+    })  # fmt: skip
+    for read in (read_photo, read_stored_map):
+        with pytest.raises(UserError, match=r"planes\.tif has 16-bit channels in planes"):
+            read(path)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_bmp_whose_palette_is_black_and_white(tmp_path: Path, bits: int) -> None:
+    """Pillow takes it for one bit per pixel, whatever the file says."""
+    path, rows = tmp_path / "map.bmp", {1: b"\x50", 4: b"\x01\x01", 8: b"\0\1\0\1"}[bits]
+    body = (rows + bytes(-len(rows) % 4)) * 2
+    head = struct.pack("<IiiHHIIiiII", 40, 4, 2, 1, bits, 0, len(body), 0, 0, 2, 0)
+    palette = bytes(4) + b"\xff\xff\xff\0"
+    at = 14 + len(head) + len(palette)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", at + len(body), 0, 0, at) + head + palette + body)
+    if bits == 1:
+        assert read_stored_map(path).pixels.astype(int).tolist() == [[0, 1, 0, 1]] * 2
+    else:
+        for read in (read_photo, read_stored_map):
+            with pytest.raises(UserError, match=f"has {bits} bits per pixel and a palette"):
+                read(path)
+
+
+def test_bmp_of_16_bits_per_pixel(tmp_path: Path) -> None:
+    """5 bits of red, green and blue."""
+    path, body = tmp_path / "map.bmp", struct.pack("<4H", 0, 0x7C00, 0x03E0, 0x001F)
+    head = struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, 16, 0, len(body), 0, 0, 0, 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 54 + len(body), 0, 0, 54) + head + body)
+    assert read_stored_map(path).pixels.tolist() == [
+        [[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    ]
+
+
+def test_netpbm_beyond_its_own_maxval(tmp_path: Path) -> None:
+    (tmp_path / "map.pgm").write_bytes(b"P5 4 1 20\n" + bytes([0, 20, 21, 255]))
+    with pytest.raises(UserError, match=r"map\.pgm holds 255, more than the 20 that it promises"):
+        read_stored_map(tmp_path / "map.pgm")
+
+
+def test_colours_multiplied_by_alpha_are_refused(tmp_path: Path) -> None:
+    tiff(tmp_path / "map.tif", bytes([2, 2, 253, 128]) * 8, {
+        256: (4,), 257: (2,), 258: (8, 8, 8, 8), 259: (1,), 262: (2,), 273: (8,), 277: (4,),
+        278: (2,), 279: (32,), 284: (1,), 338: (1,),
+    })  # fmt: skip
+    with pytest.raises(UserError, match="multiplied by alpha"):
+        read_stored_map(tmp_path / "map.tif")
+
+
+def test_what_is_hardly_opaque_has_a_label(tmp_path: Path) -> None:
+    pixels = np.full((1, 3, 4), 9, np.uint8)
+    pixels[..., 3] = (0, 1, 255)
+    Image.fromarray(pixels).save(tmp_path / "map.png")
+    stored = read_stored_map(tmp_path / "map.png")
+    assert stored.opaque is not None
+    assert stored.opaque.tolist() == [[False, True, True]]
 
 
 def test_blurred_tiff_is_refused(tmp_path: Path) -> None:
@@ -189,6 +280,13 @@ def test_strokes_taken_for_labels_are_warned_of(run: Run, scene: Scene) -> None:
     assert outcome.code == 0
     assert "only label 0 is left, which covered 95.7 % of it" in outcome.err
     assert "--scribbles" in outcome.err
+    strokes[4:8] = 1  # covers much, so that it may have been meant
+    Image.fromarray(strokes).save(scene.labels)
+    assert run("crf", scene.photo, scene.labels, "-o", scene.out).err == ""
+    strokes[:] = 0
+    strokes[2:9, 8:10] = 1  # 10 %, which stay
+    Image.fromarray(strokes).save(scene.labels)
+    assert run("crf", scene.photo, scene.labels, "-o", scene.out, "--iterations", 0).err == ""
 
 
 def test_names_that_the_terminal_cannot_show(

@@ -189,17 +189,29 @@ def test_a_slow_filter_says_so_once(kernels: str, monkeypatch: pytest.MonkeyPatc
     assert ("compiled kernels are missing" in str(caught[0].message)) == (kernels == "reference")
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.int64, torch.uint32, torch.uint64, torch.float64]
+)
 def test_large_numbers_that_all_pixels_share(problem: Problem, dtype: torch.dtype) -> None:
     """The exact kernel depends on differences, which float32 would have rounded away."""
     logits, image = problem(4, 3, 16, 15)
-    far = image.to(dtype) + 2**29
+    far = (image.to(torch.int64) + 2**29).to(dtype)
     options: dict[str, Any] = {"color_sigma": 13.0, "method": "exact", "iterations": 2}
     expected = mean_field(logits, image.to(dtype), **options)
     torch.testing.assert_close(mean_field(logits, far, **options), expected)
     belief, options = logits.softmax(1), {"color_sigma": 15.0, "method": "exact"}
     expected = dense_crf_loss(belief, image.to(dtype), **options)
     torch.testing.assert_close(dense_crf_loss(belief, far, **options), expected)
+
+
+def test_the_lattice_stands_where_the_colours_are(problem: Problem) -> None:
+    """As pydensecrf's: the same bits of the same numbers in any dtype, no offset taken away."""
+    logits, image = problem(4, 3, 16, 15)
+    shifted = image + 7
+    expected = mean_field(logits, shifted, color_sigma=13.0, iterations=2)
+    for dtype in (torch.int64, torch.float64):
+        result = mean_field(logits, shifted.to(dtype), color_sigma=13.0, iterations=2)
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("method", ["exact", "lattice"])

@@ -79,7 +79,7 @@ def as_count(value: Any, name: str, minimum: int) -> int:
 
 def as_real(value: Any, name: str, wanted: str) -> float:
     """A real number, NumPy's and PyTorch's too; its range is the caller's to check."""
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
+    if isinstance(value, (torch.Tensor, np.ndarray)) and np.prod(value.shape) == 1:
         value = value.item()
     if (number := _check.real(value)) is None:
         raise TypeError(f"{name} must be {wanted}, got {describe(value)}")
