@@ -98,8 +98,9 @@ def contributions(
 def _fastest(rows: Sequence[dict[str, Any]], peers: str) -> float | None:
     """The time over ours of the fastest of "peer|peer"; None unless all were measured."""
     ratios = {row["name"]: row["ratio"] for row in rows}
-    found = [ratios.get(peer) for peer in peers.split("|")]
-    return None if None in found else min(found)
+    named = peers.split("|")
+    measured = [ratio for peer in named if (ratio := ratios.get(peer)) is not None]
+    return min(measured) if len(measured) == len(named) else None
 
 
 def served_by_torch(kernel: str) -> bool:

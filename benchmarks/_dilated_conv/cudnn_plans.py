@@ -44,7 +44,7 @@ class Facts(NamedTuple):
 
 def conv(x: Tensor, weight: Tensor, rate: int, groups: int) -> Tensor:
     """A 3x3 convolution that keeps the size of x; cuDNN tells the groups from the channels."""
-    return _Conv.apply(x, weight, rate)  # type: ignore[no-untyped-call]
+    return _Conv.apply(x, weight, rate)
 
 
 class _Conv(Function):
@@ -58,7 +58,7 @@ class _Conv(Function):
         return _run("conv_fprop", x, weight, y, rate)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         grad = grad.contiguous(memory_format=layout)

@@ -105,12 +105,12 @@ def _rows() -> list[Workload]:
                 name = "small" if small else f"{c}x{side}r{rate}"
                 large = 2 * sum(r >= LARGE_RATE for _, _, r in DEPTHWISE)
                 label = f"depthwise {operation}, rate >= {LARGE_RATE}"
-                means = (Mean(label, "torch", 2, DEPTHWISE_MEANS[operation], large),)
+                depthwise = (Mean(label, "torch", 2, DEPTHWISE_MEANS[operation], large),)
                 row = Workload(
                     f"{name}-depthwise-{layout}-{operation}", "conv", train, 1, c, c, side, (rate,),
                     c, layout, providers=SIMPLE, seconds=0.5 if small else 5.0,
                     threads=(1,) if small else (2,), targets=() if small else (NEVER_BELOW,),
-                    means=means if rate >= LARGE_RATE and not small else (), detail=c != 2048,
+                    means=depthwise if rate >= LARGE_RATE and not small else (), detail=c != 2048,
                 )  # fmt: skip
                 rows.append(row)
         for side, rates in ASPP:
@@ -171,7 +171,12 @@ def _batches(rows: list[Workload]) -> list[Workload]:
 
 def _cuda(row: Workload, suffix: str = "", **change: Any) -> Workload:
     """On a GPU, in the dtype networks train in there unless changed, beside cuDNN at its best."""
-    on_gpu = {"device": "cuda", "dtype": torch.bfloat16, "allocator": "default", "threads": (1,)}
+    on_gpu: dict[str, Any] = {
+        "device": "cuda",
+        "dtype": torch.bfloat16,
+        "allocator": "default",
+        "threads": (1,),
+    }
     peers = [p for p in row.providers if change.get("layout") != "nhwc" or "other" not in p]
     peers = [p for p in peers if p != "segfast-winograd"]
     more = ["cudnn-benchmark", *["cudnn-benchmark-other-layout"] * (OTHER in peers), "cudnn-plans"]

@@ -28,7 +28,7 @@ class Functions:
     unpool: Callable[..., Tensor]  # y, indices, kernel, stride, padding, output_size
 
 
-def _torch_pool(x: Tensor, *pool: int) -> tuple[Tensor, Tensor]:
+def _torch_pool(x: Tensor, *pool: Any) -> tuple[Tensor, Tensor]:
     return F.max_pool2d(x, *pool, return_indices=True)
 
 
