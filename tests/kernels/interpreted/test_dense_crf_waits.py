@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segfast.ops import _dense_crf_exact_cuda as cuda
 from segfast.ops import _dense_crf_exact_op, _dense_crf_op
-from segfast.ops._dense_crf_options import Options
+from segfast.ops._dense_crf_options import Each, Options
 from segfast.testing import assert_as_good_as
 from tests.ops.host_waits import HostWaits
 
@@ -42,7 +42,7 @@ def test_waits(monkeypatch: pytest.MonkeyPatch, recording: bool) -> None:
     with HostWaits(*problem.sigmas) as seen:
         _dense_crf_exact_op.refine(problem)
         assert seen.seen == waits
-        wanted = [True] * 4 + [False] * 3
+        wanted = Each(*[True] * 4, *[False] * 3)
         _dense_crf_exact_op.gradients(problem, grad, wanted)
         assert seen.seen == 2 * waits
 
