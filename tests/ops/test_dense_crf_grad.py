@@ -362,6 +362,22 @@ def test_nan_passes_on(problem: Problem, method: str) -> None:
     assert all(g.isnan().all() for g in found)
 
 
+@pytest.mark.parametrize("method", ["lattice", "exact"])
+def test_weight_zero_of_an_undefined_kernel(problem: Problem, method: str) -> None:
+    """It says nothing, so only its weight's gradient is undefined."""
+    logits, image = problem(3, 3, 6, 7)
+    pixels = image.float()
+    pixels[0, 1, 4, 5] = torch.nan
+    leaf, weight = leaves(logits, torch.zeros(()))
+    options: dict[str, Any] = {"iterations": 2, "method": method, "color_sigma": 13.0}
+    with_kernel = mean_field(leaf, pixels, bilateral_weight=weight, **options)
+    without = mean_field(leaf, pixels, bilateral_weight=0.0, **options)
+    assert torch.equal(with_kernel, without)
+    found = torch.autograd.grad(weighted([with_kernel]), (leaf, weight))
+    assert torch.equal(found[0], torch.autograd.grad(weighted([without]), leaf)[0])
+    assert found[1].isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(problem: Problem, dtype: torch.dtype) -> None:
     """Computed in float32, rounded once; gradients have the dtypes of their tensors."""
