@@ -238,13 +238,23 @@ def torch_may_beat_triton(problem: Problem) -> str | None:
     return None
 
 
-def torch_is_wrong(problem: Problem) -> bool:
-    """Whether PyTorch's own gradient of the weight may be garbage, or corrupt memory.
+def torch_is_wrong(direction: Direction, problem: Problem) -> bool:
+    """Whether PyTorch's own kernel may read or write beyond its tensors.
 
-    So it is in 2.13 on processors with AVX512-BF16 where x or the weight is channels_last.
+    So it does in 2.13 where all columns of a result lie in the padding, and on processors with
+    AVX512-BF16 in the gradient of the weight: kernels/dilated_conv/README.md.
     """
-    bfloat16 = problem.device == "cpu" and problem.dtype == "bfloat16"
-    return bfloat16 and problem.rate() > 1 and problem.in_channels % 16 != 0
+    if problem.device != "cpu" or direction == "grad_input":
+        return False
+    if direction == "forward":
+        return problem.geometry.columns.live_pairs() == 0
+    spread = problem.rate() > 1 and problem.in_channels % 16 != 0
+    return problem.dtype == "bfloat16" and (spread or few_columns(problem.geometry))
+
+
+def few_columns(geometry: Geometry) -> bool:
+    """Fewer than a step: PyTorch's gradient of a bfloat16 weight is wrong there in any format."""
+    return geometry.columns.input < geometry.columns.stride
 
 
 def serves_triton(problem: Problem, direction: Direction) -> bool:

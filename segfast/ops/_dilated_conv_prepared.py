@@ -141,10 +141,12 @@ def _prepare(
         return Prepared(rest, for_torch, False, False, to, None)
     maps = x if x.dim() == 4 else x[None]
     asked = problem(maps, weight.shape, geometry, strides.groups)._replace(dtype=dtype_name(dtype))
-    by_torch = [choose(direction, asked).kernel == "torch" for direction in DIRECTIONS]
+    by_torch = [
+        choose(direction, asked).kernel == "torch" and not torch_is_wrong(direction, asked)
+        for direction in DIRECTIONS
+    ]
     serve = kind.serve_for(x, weight, rest) if plain and as_given else None
-    always = all(by_torch) and not torch_is_wrong(asked)
-    return Prepared(rest, for_torch, always, by_torch[kind.direction], to, serve)
+    return Prepared(rest, for_torch, all(by_torch), by_torch[kind.direction], to, serve)
 
 
 def _without_numpy(argument: Any) -> Any:

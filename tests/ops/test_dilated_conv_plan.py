@@ -161,9 +161,23 @@ def test_direct(given: Problem, expected: tuple[str, ...]) -> None:
     assert served(given) == expected
 
 
-def test_what_is_never_handed_to_pytorch_whole() -> None:
-    assert torch_is_wrong(problem((40, 24), 2, dtype="bfloat16"))
-    assert not torch_is_wrong(problem((48, 24), 2, dtype="bfloat16"))  # whole vectors of channels
-    assert not torch_is_wrong(problem((40, 24), 1, dtype="bfloat16"))
-    assert not torch_is_wrong(problem((40, 24), 2))
-    assert not torch_is_wrong(problem((40, 24), 2, dtype="bfloat16")._replace(device="cuda"))
+def test_gradients_of_the_weight_that_pytorch_gets_wrong() -> None:
+    def wrong(given: Problem) -> bool:
+        return torch_is_wrong("grad_weight", given)
+
+    assert wrong(problem((40, 24), 2, dtype="bfloat16"))
+    assert not wrong(problem((48, 24), 2, dtype="bfloat16"))  # whole vectors of channels
+    assert not wrong(problem((40, 24), 1, dtype="bfloat16"))
+    assert not wrong(problem((40, 24), 2))
+    assert not wrong(problem((40, 24), 2, dtype="bfloat16")._replace(device="cuda"))
+    few = Geometry.of((9, 2), (3, 1), (3, 3), (3, 3), (1, 1), (1, 1))  # a step of three columns
+    assert wrong(problem((48, 24), 1, dtype="bfloat16")._replace(geometry=few))
+    assert not wrong(problem((48, 24), 1)._replace(geometry=few))
+
+
+def test_results_that_pytorch_gets_wrong() -> None:
+    empty = Geometry.of((9, 2), (3, 4), (2, 3), (3, 3), (4, 7), (8, 3))  # no column is read
+    given = problem((8, 19), 2)
+    assert torch_is_wrong("forward", given._replace(geometry=empty))
+    assert not torch_is_wrong("grad_input", given._replace(geometry=empty))
+    assert not torch_is_wrong("forward", given)
