@@ -241,19 +241,27 @@ def torch_may_beat_triton(problem: Problem) -> str | None:
 def torch_is_wrong(direction: Direction, problem: Problem) -> bool:
     """Whether PyTorch's own kernel may read or write beyond its tensors.
 
-    So it does in 2.13 where all columns of a result lie in the padding, and on processors with
-    AVX512-BF16 in the gradient of the weight: kernels/dilated_conv/README.md.
+    So it does in 2.13 where all columns of a result lie in the padding, and in the gradient of the
+    weight in three cases: kernels/dilated_conv/README.md, "Where PyTorch serves".
     """
     if problem.device != "cpu" or direction == "grad_input":
         return False
     if direction == "forward":
         return problem.geometry.columns.live_pairs() == 0
-    spread = problem.rate() > 1 and problem.in_channels % 16 != 0
-    return problem.dtype == "bfloat16" and (spread or few_columns(problem.geometry))
+    tails = problem.in_channels % 16 != 0
+    if problem.dtype == "bfloat16" and (
+        few_columns(problem.geometry) or (tails and problem.rate() > 1)
+    ):
+        return True
+    return tails and one_tap(problem.geometry) and problem.strided()
+
+
+def one_tap(geometry: Geometry) -> bool:
+    return geometry.rows.taps == geometry.columns.taps == 1
 
 
 def few_columns(geometry: Geometry) -> bool:
-    """Fewer than a step: PyTorch's gradient of a bfloat16 weight is wrong there in any format."""
+    """Fewer than a step."""
     return geometry.columns.input < geometry.columns.stride
 
 

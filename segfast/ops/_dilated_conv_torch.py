@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops._dilated_conv_plan import Strides, few_columns
+from segfast.ops._dilated_conv_plan import Strides, few_columns, one_tap
 
 
 def _surplus(geometry: Geometry) -> tuple[list[int], list[int]]:
@@ -67,10 +67,11 @@ def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Stride
 
 
 def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # see `torch_is_wrong`
-        if few_columns(geometry):
+    if x.device.type == "cpu":  # see `torch_is_wrong`
+        bfloat16 = x.dtype == torch.bfloat16
+        if bfloat16 and few_columns(geometry):
             return grad_weight(grad.float(), x.float(), geometry, strides).bfloat16()
-        if x.shape[1] // strides.groups % 16:
+        if (bfloat16 or one_tap(geometry)) and x.shape[1] // strides.groups % 16:
             grad, x = grad.contiguous(), x.contiguous()
     kernel = geometry.rows.taps, geometry.columns.taps
     shape = (grad.shape[1], x.shape[1] // strides.groups, *kernel)

@@ -16,6 +16,7 @@ from segfast._native import native
 from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops import (
+    _dilated_conv_torch,
     atrous_pyramid2d,
     context_module2d,
     dilated_conv1d,
@@ -172,6 +173,28 @@ def test_fewer_columns_than_the_stride(dtype: torch.dtype, columns: int, layout:
         truth = reference.grad_weight(grad.double(), x.double(), geometry, 1)
         sizes = reference.grad_weight(grad.double().abs(), x.double().abs(), geometry, 1)
         assert_as_good_as(found, truth, truth.to(dtype), terms=8, magnitude=sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_tap_and_a_stride_over_few_channels(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's gradient of a channels_last map writes beyond its memory there, unseen."""
+    formats = []
+
+    def backward(grad: Tensor, x: Tensor, *rest: Any) -> Tensor:
+        formats.extend([grad.is_contiguous(), x.is_contiguous()])
+        return unwatched(grad, x, *rest)
+
+    unwatched = _dilated_conv_torch._backward
+    monkeypatch.setattr(_dilated_conv_torch, "_backward", backward)
+    x = torch.randn(3, 8, 12, 12).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(4, 8, 1, 1).to(dtype).requires_grad_()
+    dilated_conv2d(x, weight, None, 2).sum().backward()
+    assert formats == [True, True]
+    truth = x.double()[:, :, ::2, ::2].sum((0, 2, 3)).expand(4, 8)
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad[:, :, 0, 0].double(), truth, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

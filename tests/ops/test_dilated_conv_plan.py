@@ -170,6 +170,9 @@ def test_gradients_of_the_weight_that_pytorch_gets_wrong() -> None:
     assert not wrong(problem((40, 24), 1, dtype="bfloat16"))
     assert not wrong(problem((40, 24), 2))
     assert not wrong(problem((40, 24), 2, dtype="bfloat16")._replace(device="cuda"))
+    assert wrong(problem((8, 24), 1, taps=1, stride=2))
+    assert not wrong(problem((16, 24), 1, taps=1, stride=2))
+    assert not wrong(problem((8, 24), 1, taps=1))
     few = Geometry.of((9, 2), (3, 1), (3, 3), (3, 3), (1, 1), (1, 1))  # a step of three columns
     assert wrong(problem((48, 24), 1, dtype="bfloat16")._replace(geometry=few))
     assert not wrong(problem((48, 24), 1)._replace(geometry=few))
