@@ -184,3 +184,8 @@ def test_results_that_pytorch_gets_wrong() -> None:
     assert torch_is_wrong("forward", given._replace(geometry=empty))
     assert not torch_is_wrong("grad_input", given._replace(geometry=empty))
     assert not torch_is_wrong("forward", given)
+    column = Geometry.of((9, 3), (7, 1), (3, 3), (1, 2), (0, 0), (1, 1))
+    grouped = problem((1, 8), 1, groups=2, dtype="bfloat16")._replace(geometry=column)
+    assert torch_is_wrong("forward", grouped)
+    assert not torch_is_wrong("forward", grouped._replace(dtype="float32"))
+    assert not torch_is_wrong("forward", grouped._replace(in_channels=2))
