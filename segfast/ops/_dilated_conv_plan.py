@@ -248,16 +248,15 @@ def torch_is_wrong(direction: Direction, problem: Problem) -> bool:
         return False
     if direction == "forward":
         return problem.geometry.columns.live_pairs() == 0 or one_column(problem)
-    tails = problem.in_channels % 16 != 0
-    if problem.dtype == "bfloat16" and (
-        few_columns(problem.geometry) or (tails and problem.rate() > 1)
-    ):
+    spread = problem.rate() > 1 and problem.in_channels % 16 != 0
+    if problem.dtype == "bfloat16" and (spread or few_columns(problem.geometry)):
         return True
-    return tails and one_tap(problem.geometry) and problem.strided()
+    return problem.in_channels < 16 and strided_tap(problem.geometry)
 
 
-def one_tap(geometry: Geometry) -> bool:
-    return geometry.rows.taps == geometry.columns.taps == 1
+def strided_tap(geometry: Geometry) -> bool:
+    """1x1 with a stride."""
+    return all(axis.taps == 1 for axis in geometry) and any(axis.stride > 1 for axis in geometry)
 
 
 def one_column(problem: Problem) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops._dilated_conv_plan import Strides, few_columns, one_tap
+from segfast.ops._dilated_conv_plan import Strides, few_columns, strided_tap
 
 
 def _surplus(geometry: Geometry) -> tuple[list[int], list[int]]:
@@ -37,12 +37,13 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Strides
 ) -> Tensor:
     sh, sw, ph, pw, dh, dw, groups = strides
-    if x.device.type == "cpu" and geometry.live_pairs() == 0:  # see `torch_is_wrong`
+    if x.device.type == "cpu":  # see `torch_is_wrong`
         rows, columns = geometry
-        zeros = x.new_zeros(x.shape[0], weight.shape[0], rows.output, columns.output)
-        return zeros if bias is None else zeros + bias[:, None, None]
-    if x.dtype == torch.bfloat16 and weight.shape[1] == geometry.columns.output == 1:
-        x = x.contiguous()  # see `torch_is_wrong`
+        if geometry.live_pairs() == 0:
+            zeros = x.new_zeros(x.shape[0], weight.shape[0], rows.output, columns.output)
+            return zeros if bias is None else zeros + bias[:, None, None]
+        if x.dtype == torch.bfloat16 and weight.shape[1] == columns.output == 1:
+            x = x.contiguous()
     behind_input, _ = _surplus(geometry)
     y = F.conv2d(_pad(x, behind_input), weight, bias, (sh, sw), (ph, pw), (dh, dw), groups)
     return _cut(y, geometry.rows.output, geometry.columns.output)
@@ -70,10 +71,10 @@ def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Stride
 
 def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
     if x.device.type == "cpu":  # see `torch_is_wrong`
-        bfloat16 = x.dtype == torch.bfloat16
+        bfloat16, channels = x.dtype == torch.bfloat16, x.shape[1] // strides.groups
         if bfloat16 and few_columns(geometry):
             return grad_weight(grad.float(), x.float(), geometry, strides).bfloat16()
-        if (bfloat16 or one_tap(geometry)) and x.shape[1] // strides.groups % 16:
+        if (bfloat16 and channels % 16) or (channels < 16 and strided_tap(geometry)):
             grad, x = grad.contiguous(), x.contiguous()
     kernel = geometry.rows.taps, geometry.columns.taps
     shape = (grad.shape[1], x.shape[1] // strides.groups, *kernel)
