@@ -111,9 +111,10 @@ class BuildKernels(build_ext):
 
         torch_home = Path(torch.__file__).parent
         include = [f"-I{ROOT / 'kernels/include'}", f"-I{ROOT}"]
+        # pybind11 first: torch 2.11 brings one of its own, which the stable ABI may not include.
         torch_include = [
             f"-isystem{path}"
-            for path in (torch_home / "include", pybind11.get_include(), *self.include_dirs)
+            for path in (pybind11.get_include(), torch_home / "include", *self.include_dirs)
         ]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         isas = INSTRUCTION_SETS if x86 else {"baseline": []}

@@ -21,7 +21,7 @@ Tensor empty_strided(const std::array<int64_t, N>& sizes, const std::array<int64
                      ScalarType dtype, const Device& device) {
   using torch::stable::detail::from, torch::stable::detail::to;
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(N, sizes.data(), strides.data(), to<int32_t>(from(dtype)),
                                to<int32_t>(from(device.type())), device.index(), &made));
   Tensor empty(made);

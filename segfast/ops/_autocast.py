@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 
+@torch.compiler.assume_constant_result  # torch.compile of torch 2.11 cannot ask
+def _available(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)  # not on meta
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype:
     if x.dtype == torch.float64 or not torch._C._is_any_autocast_enabled():
         return x.dtype
     device = x.device.type
-    available = torch.amp.is_autocast_available(device)  # not on meta
-    if not available or not torch.is_autocast_enabled(device):
+    if not _available(device) or not torch.is_autocast_enabled(device):
         return x.dtype
     return torch.get_autocast_dtype(device)
 
@@ -26,6 +30,6 @@ def autocast(x: Tensor) -> Tensor:
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Arithmetic on the device of x stays in the dtypes it is written in."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device):
+    if not _available(device):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)

@@ -84,8 +84,10 @@ def pyramid(
             return _observed(_kernel_of_pyramid, x, branches)
         return _kernel_of_pyramid(autocast(x), branches)
 
-    if not (_lists(weights, biases) and isinstance(rates, _check.SEQUENCES)):
-        decide(False)  # raises
+    given = _lists(weights, biases) and isinstance(rates, _check.SEQUENCES)
+    if not given or torch.compiler.is_compiling():  # it would watch all that the memory holds
+        decide(False)  # raises, without lists always
+        return None
     tensors = (x, scale, shift, *weights, *(biases or ()))
     kernel = look_up(
         _PYRAMIDS, decide, tensors, (len(weights), biases is None, tuple(rates), activation)
@@ -122,8 +124,10 @@ def context_module(
             return _observed(_kernel_of_context, x, layers, _launches)
         return _kernel_of_context(autocast(x), layers)
 
-    if not (_lists(weights, biases) and isinstance(dilations, _check.SEQUENCES)):
-        decide(False)  # raises
+    given = _lists(weights, biases) and isinstance(dilations, _check.SEQUENCES)
+    if not given or torch.compiler.is_compiling():  # it would watch all that the memory holds
+        decide(False)  # raises, without lists always
+        return None
     tensors = (x, *weights, *(biases or ()))
     kernel = look_up(_CONTEXTS, decide, tensors, (len(weights), biases is None, tuple(dilations)))
     if kernel == _COMPOSED or needs_graph(*tensors) or watched():

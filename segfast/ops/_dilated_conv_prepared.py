@@ -44,9 +44,12 @@ def look_up(
     tensors: Sequence[Tensor | None],
     arguments: tuple[Any, ...],
 ) -> Answer:
-    """decide(...), remembered; what it raises is not, and the answer must be true."""
+    """decide(...), remembered; what it raises is not, and the answer must be true.
+
+    Not for a compiler's eyes.
+    """
     found = key = setting = None
-    if not (torch.compiler.is_compiling() or tracing()):  # where sizes are symbols
+    if not tracing():  # where sizes are tensors
         setting = winograd_setting()
         try:
             key = _key(tensors, [arguments, types := kinds(arguments), setting.allowed])

@@ -88,7 +88,8 @@ REFERENCE = _STEPS | in_two_steps(_STEPS)
 
 # Fakes: shapes and dtypes only.
 def _fake_state(k: Tensor, v: Tensor, index: int) -> Tensor:
-    shape = (k.shape[0], k.shape[1] + (index == TAYLOR), v.shape[1] + 1)
+    ones = 1 if index == TAYLOR else 0  # a bool is no summand for torch 2.11's symbols
+    shape = (k.shape[0], k.shape[1] + ones, v.shape[1] + 1)
     return k.new_empty(shape, dtype=reference.accumulator(k.dtype))
 
 

@@ -187,7 +187,8 @@ def test_facts_are_complete_and_plain() -> None:
 
 
 def test_version_of_takes_the_first_that_is_there() -> None:
-    assert _common.version_of("no-such-distribution", "torch") == f"torch {torch.__version__}"
+    found = _common.version_of("no-such-distribution", "pytest", "torch")
+    assert found == f"pytest {pytest.__version__}"
     assert _common.version_of("no-such-distribution") is None
 
 

@@ -169,7 +169,7 @@ def test_half_convolutions_with_normalisations_in_float32(separable: bool) -> No
 def test_every_normalisation_has_its_epsilon() -> None:
     module = build()
     for i, norm in enumerate(m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.eps = 0.1 * i
+        norm.eps = 0.1 * (i + 1)
     x = filled_input((2, 12, 9, 9))
     *local, pooled = (branch(x) for branch in module.convs)
     expected = module.project(torch.cat([*local, pooled.expand_as(local[0])], 1))
