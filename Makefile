@@ -11,15 +11,17 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --no-build-isolation --no-compile --constraint constraints.txt
+OLDEST := $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
 CODE := $(shell find kernels csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CODE) $(shell find tests/kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: help setup build demo test test-all lint types format bench dist peer clean
+.PHONY: help setup build demo test test-all test-oldest oldest-headers lint types format bench dist \
+  peer clean
 .DELETE_ON_ERROR:
 
 help: ## this list (the default)
 	@echo "segfast: two commands matter, the others help developers."
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: build ## install, build, refine a labelling of a photograph: demo-output/demo.png
 	@echo "==> segfast demo"
@@ -64,6 +66,16 @@ bench: setup build peer ## measure OP=dense_crf against its peers: table and plo
 	@$(RUN) -m segfast bench $(OP) --benchmark-json=$(RESULTS)/$(OP).json
 	@$(RUN) -m benchmarks.report $(RESULTS)/$(OP).json
 
+test-oldest: ## all tests with the oldest PyTorch that is promised (gigabytes; before a release)
+	@rm -rf build/oldest && git clone --quiet . build/oldest
+	@sed -e 's/^torch==.*/torch==$(OLDEST)/' -e 's/^setuptools==.*/setuptools<82/' \
+	  constraints.txt >build/oldest/constraints.txt
+	@$(MAKE) --no-print-directory -C build/oldest setup build peer
+	@echo "==> tests with torch $(OLDEST)"
+	@cd build/oldest && $(RUN) -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+
+oldest-headers: $(VENV)/oldest ## of PyTorch, for SEGFAST_TORCH_INCLUDE=$PWD/.venv/oldest/torch/include
+
 dist: setup ## sdist and wheel (for this Python and kind of machine) in dist/
 	@echo "==> sdist and wheel: compiles everything, minutes"
 	@$(RUN) -m build --no-isolation --outdir dist
@@ -101,6 +113,16 @@ $(VENV)/built: $(VENV)/user $(CODE)
 	  "CUDA's with nvcc included: SEGFAST_CUDA=0 leaves them out)"
 	@$(RUN) setup.py --quiet build_ext --inplace
 	@if ls segfast/_C.* >/dev/null 2>&1; then touch $@; fi
+
+# A build serves its own and every newer PyTorch.
+$(VENV)/oldest: $(VENV)/created pyproject.toml
+	@echo "==> headers of torch $(OLDEST), the oldest that is promised"
+	@rm -rf $@ $@.wheel
+	@$(PIP) download --quiet --no-deps --only-binary :all: --dest $@.wheel torch==$(OLDEST)
+	@$(RUN) -c 'import pathlib, zipfile; there = pathlib.Path("$@"); \
+	  wheel = zipfile.ZipFile(next(there.with_suffix(".wheel").glob("*.whl"))); \
+	  wheel.extractall(there, [n for n in wheel.namelist() if n.startswith("torch/include/")])'
+	@rm -rf $@.wheel && touch $@
 
 # Optional: it comes as sources, which are compiled here and do not suit newer Pythons.
 $(VENV)/peer-compiled: $(VENV)/created

@@ -1,7 +1,8 @@
 """Builds segfast._C where it can; elsewhere installs the pure-Python reference, and says so.
 
 Environment: CXX, CXXFLAGS, SEGFAST_CPP=0 (no extension), SEGFAST_CUDA=0/1 (default: when nvcc is
-there), SEGFAST_CUDA_ARCHITECTURES ("90" or "80;90": quick builds), MAX_JOBS.
+there), SEGFAST_CUDA_ARCHITECTURES ("90" or "80;90": quick builds), SEGFAST_TORCH_INCLUDE (headers of
+another torch, 2.11 or newer; default: those of the one installed), MAX_JOBS.
 """
 
 import os
@@ -112,9 +113,9 @@ class BuildKernels(build_ext):
         torch_home = Path(torch.__file__).parent
         include = [f"-I{ROOT / 'kernels/include'}", f"-I{ROOT}"]
         # pybind11 first: torch 2.11 brings one of its own, which the stable ABI may not include.
+        headers = os.environ.get("SEGFAST_TORCH_INCLUDE") or torch_home / "include"
         torch_include = [
-            f"-isystem{path}"
-            for path in (pybind11.get_include(), torch_home / "include", *self.include_dirs)
+            f"-isystem{path}" for path in (pybind11.get_include(), headers, *self.include_dirs)
         ]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         isas = INSTRUCTION_SETS if x86 else {"baseline": []}
