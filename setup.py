@@ -1,8 +1,8 @@
 """Builds segfast._C where it can; elsewhere installs the pure-Python reference, and says so.
 
 Environment: CXX, CXXFLAGS, SEGFAST_CPP=0 (no extension), SEGFAST_CUDA=0/1 (default: when nvcc is
-there), SEGFAST_CUDA_ARCHITECTURES ("90" or "80;90": quick builds), SEGFAST_TORCH_INCLUDE (headers of
-another torch, 2.11 or newer; default: those of the one installed), MAX_JOBS.
+there), SEGFAST_CUDA_ARCHITECTURES ("90" or "80;90": quick builds), SEGFAST_TORCH_INCLUDE (headers
+of another torch, 2.11 or newer; default: those of the one installed), MAX_JOBS.
 """
 
 import os
