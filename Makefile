@@ -68,7 +68,7 @@ bench: setup build peer ## measure OP=dense_crf against its peers: table and plo
 
 test-oldest: ## all tests with the oldest PyTorch that is promised (gigabytes; before a release)
 	@rm -rf build/oldest && git clone --quiet . build/oldest
-	@sed -e 's/^torch==.*/torch==$(OLDEST)/' -e 's/^setuptools==.*/setuptools<82/' \
+	@sed -e 's/^torch==.*/torch==$(OLDEST)/' -e 's/^setuptools==.*/setuptools==81.0.0/' \
 	  constraints.txt >build/oldest/constraints.txt
 	@$(MAKE) --no-print-directory -C build/oldest setup build peer
 	@echo "==> tests with torch $(OLDEST)"
