@@ -217,7 +217,12 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with ``+changes`` when tracked files differ; else unknown."""
+    """The commit of this checkout, with ``+changes`` when tracked files differ; else unknown.
+
+    SEGFAST_COMMIT is it where the tree came without its history.
+    """
+    if told := os.environ.get("SEGFAST_COMMIT"):
+        return told
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -228,6 +233,20 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def gpu(device: str) -> dict[str, str]:
+    """Name, driver and clocks of the moment, as nvidia-smi tells them; empty for a CPU."""
+    fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw")
+    if device != "cuda":
+        return {}
+    found = {"name": torch.cuda.get_device_name()}
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        first = done.stdout.splitlines()[torch.cuda.current_device()]
+        found |= dict(zip(fields, (value.strip() for value in first.split(",")), strict=True))
+    return found
 
 
 @functools.cache

@@ -170,6 +170,7 @@ def measure(
         samples = _common.interleaved_benchmark(benchmark, jobs, workload.seconds)
         if not samples:  # --benchmark-disable: the gates and one run each were all
             return
+        clocks = _common.gpu(workload.device)
         copy = _common.copy_bandwidth(threads, workload.device)
         product = None
         if workload.flops is not None:
@@ -201,6 +202,7 @@ def measure(
         load_average=_common.load_average(),
         copy_gb_s=copy,
         product_gflop_s=product,
+        gpu=clocks,
         gates=passed,
         absent=missing,
         providers=rows,

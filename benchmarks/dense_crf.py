@@ -103,6 +103,7 @@ def test_dense_crf(
         load_average=_common.load_average(),
         copy_gb_s=copy,
         gates=passed,
+        gpu=_common.gpu("cuda" if workload.name.startswith("cuda") else "cpu"),
         absent=missing,
         providers=rows,
         targets=judge(workload.targets, threads, rows),

@@ -1,8 +1,9 @@
 """Turns a benchmark's JSON into a Markdown table and a plot.
 
-    python -m benchmarks.report FILE.json [-o DIR] [--format png|svg]
+    python -m benchmarks.report FILE.json [-o DIR] [--format png|svg] [--brief]
 
-writes DIR/NAME.md and DIR/NAME.png (DIR: the JSON's own folder unless given) and prints the table.
+writes DIR/NAME.md and DIR/NAME.png (DIR: the JSON's own folder unless given) and prints the table;
+with --brief it prints a line per row, and writes nothing.
 Reads what `pytest benchmarks/<op>.py --benchmark-json=FILE.json` wrote. Without matplotlib the
 table is written and the missing plot is said. Exit code 2: the file is no such JSON.
 """
@@ -201,7 +202,9 @@ def header(rows: Sequence[Row]) -> str:
     loads = [row["load_average"] for row in rows if row.get("load_average") is not None]
     absent = {name: why for row in rows for name, why in row.get("absent", {}).items()}
     gates = sum(len(row.get("gates", ())) for row in rows)
+    chips = dict.fromkeys(row["gpu"]["name"] for row in rows if row.get("gpu"))
     lines = [
+        *(f"- GPU: {chip}" for chip in chips),
         f"- machine: {distinct('cpu')}, {distinct('cores')} cores, {distinct('os')}",
         f"- instruction set: {distinct('instruction_set')}",
         f"- versions: {', '.join(f'{k} {v}' for k, v in versions.items()) or 'unknown'}",
@@ -220,6 +223,22 @@ def summary(row: Row) -> str:
     absent = "\n".join(f"absent: {n}: {why}" for n, why in row.get("absent", {}).items())
     alone = {key: value for key, value in row.items() if key != "means"}
     return "\n".join(part for part in (table([row]), promises([alone]), absent) if part)
+
+
+def brief(row: Row) -> str:
+    """A row in a line: our time, the others' as multiples of it, the promises not met."""
+    ours, *peers = row["providers"]
+    others = [f"{peer['name']} {number(peer.get('ratio'))}x" for peer in peers]
+    share = ours["gb_per_s"] / row["copy_gb_s"] if ours.get("gb_per_s") and row["copy_gb_s"] else 0
+    rate = [f"{100 * share:.0f} % of copy"] if share else []
+    missed = [
+        f"{target['peer']} {target['of']} {number(target['measured'])} of {target['at_least']}"
+        for target in row.get("targets", ())
+        if target["met"] is False
+    ]
+    time = f"{number(ours['ms'])} ms ({ours['served_by']})"
+    parts = [time, *rate, *others, *(f"MISSED {each}" for each in missed)]
+    return f"{row['workload']}, {row['threads']}t: {', '.join(parts)}"
 
 
 def markdown(rows: Sequence[Row], title: str, plot: str | None) -> str:
@@ -307,12 +326,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="JSON of pytest --benchmark-json")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: beside FILE")
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="of the plot")
+    parser.add_argument("--brief", action="store_true", help="a line per row, no files")
     options = parser.parse_args(arguments)
     try:
         rows = load(options.file)
     except BadReport as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
+    if options.brief:
+        print("\n".join(map(brief, rows)))
+        return 0
     folder = options.output or options.file.parent
     name = options.file.stem
     title = f"{rows[0].get('operator', name)}: speed and memory"

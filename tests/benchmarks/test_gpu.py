@@ -8,14 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import gpu
-from benchmarks.gpu import Phase, Session
+from benchmarks import _phases, gpu
+from benchmarks._phases import Phase, Session, passed_before
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU = {"device": "Fake GPU", "architecture": "90", "torch": "2.13.0"}
@@ -23,8 +24,8 @@ GPU = {"device": "Fake GPU", "architecture": "90", "torch": "2.13.0"}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "SHORTEST", 0.05)
-    monkeypatch.setattr(gpu, "GRACE", 3)
+    monkeypatch.setattr(_phases, "SHORTEST", 0.05)
+    monkeypatch.setattr(_phases, "GRACE", 3)
 
 
 def python(name: str, code: str, most: float = 20, least: float = 0, **more: Any) -> Phase:
@@ -215,10 +216,11 @@ def test_when_it_is_terminated_results_are_on_disk_and_nothing_is_left(tmp_path:
     sleeper = f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); {SLEEP}"
     script = (
         "import signal, pathlib\nfrom benchmarks import gpu\n"
+        "from benchmarks._phases import Phase, Session\n"
         "signal.signal(signal.SIGTERM, gpu._interrupted)\n"
-        "phases = [gpu.Phase('one', ('{python}', '-c', ''), 20),"
-        f" gpu.Phase('two', ('{{python}}', '-c', {sleeper!r}), 60)]\n"
-        f"gpu.Session(pathlib.Path({str(tmp_path)!r}), 100, {GPU!r}).run(phases)\n"
+        "phases = [Phase('one', ('{python}', '-c', ''), 20),"
+        f" Phase('two', ('{{python}}', '-c', {sleeper!r}), 60)]\n"
+        f"Session(pathlib.Path({str(tmp_path)!r}), 100, {GPU!r}).run(phases)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 20
@@ -249,7 +251,77 @@ def test_benchmarks_measured_before_the_limit_are_on_disk(tmp_path: Path) -> Non
     assert [each["name"] for each in results["benchmarks"]] == ["test_done"]
 
 
+def test_everything_is_in_one_archive_after_every_phase(tmp_path: Path) -> None:
+    out, archive = tmp_path / "out", tmp_path / "all.tar.gz"
+    look = (
+        f"import json, tarfile; tar = tarfile.open({str(archive)!r}); "
+        "status = json.load(tar.extractfile('./status.json')); "
+        "assert [p['name'] for p in status['phases']] == ['one'], status"
+    )
+    make = "import sys; open(sys.argv[1] + '/made.json', 'w')"
+    phases = [Phase("one", ("{python}", "-c", make, "{out}"), 20), python("look", look)]
+    assert Session(out, 30, GPU, archive).run(phases) == 0, (out / "log.txt").read_text()
+    with tarfile.open(archive) as tar:
+        assert {"./status.json", "./log.txt", "./made.json"} <= set(tar.getnames())
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_what_passed_is_not_run_again(tmp_path: Path) -> None:
+    """But for what is gone with the machine: the build."""
+    facts = GPU | {"commit": "abc"}
+    build, good = python("build", "", always=True), python("good", "", after=("build",))
+    assert Session(tmp_path, 30, facts).run([build, good, python("bad", "raise SystemExit(1)")])
+    before = passed_before(tmp_path, "abc")
+    assert set(before) == {"build", "good"}
+    assert passed_before(tmp_path, "another") == {}
+    never = python("good", "raise SystemExit(1)", after=("build",))
+    session = Session(tmp_path, 30, facts, done=before)
+    assert session.run([build, never, python("bad", "")]) == 0
+    found = status(tmp_path)
+    assert {p["name"]: p["status"] for p in found["phases"]} == dict.fromkeys(
+        ("build", "good", "bad"), "passed"
+    )
+    assert found["done"] is True
+    assert (tmp_path / "log.txt").read_text().count("===== good") == 1
+    assert (tmp_path / "log.txt").read_text().count("===== build") == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"commit": "unknown", "phases": []}', '{"commit": "abc"}',
+             '{"commit": "abc", "phases": [{"nmae": 1}]}'],
+)  # fmt: skip
+def test_nothing_passed_in_a_session_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    assert passed_before(tmp_path, "abc") == {}
+    (tmp_path / "status.json").write_text(text)
+    assert passed_before(tmp_path, "abc") == passed_before(tmp_path, "unknown") == {}
+
+
 # -------------------------------------------------------------------------------- command line
+
+
+def test_a_session_is_told_its_commit_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "probe", lambda: GPU)
+    monkeypatch.setenv("SEGFAST_COMMIT", "")  # restored afterwards
+    told = "import os; assert os.environ['SEGFAST_COMMIT'] == 'abc'"
+    arguments = ["--out", str(tmp_path), "--commit", "abc"]
+    assert gpu.main(arguments, phases=[python("one", told)]) == 0
+    assert status(tmp_path)["commit"] == "abc"
+    never = python("one", "raise SystemExit(1)")
+    assert gpu.main([*arguments, "--resume"], phases=[never]) == 0
+    assert gpu.main(arguments, phases=[never]) == 1
+
+
+def test_rows_stand_last(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    row = {"workload": "voc", "threads": 1, "copy_gb_s": None, "extra": 0, "providers": [
+        {"name": "segfast", "ms": 2.0, "served_by": "lattice.cu"},
+        {"name": "torch", "ms": 5.0, "served_by": "torch", "ratio": 2.5},
+    ]}  # fmt: skip
+    text = json.dumps({"benchmarks": [{"extra_info": row}]})
+    (tmp_path / "dense_crf.json").write_text(text)
+    gpu.print_rows(tmp_path)
+    assert capfd.readouterr().out == "voc, 1t: 2 ms (lattice.cu), torch 2.5x\n"
 
 
 def test_without_a_gpu_it_says_so(
@@ -302,7 +374,6 @@ def test_table_fits_and_holds_together() -> None:
     for i, phase in enumerate(gpu.PHASES):
         assert phase.least <= phase.most
         assert set(phase.after) <= set(names[:i])
-    assert names[-1].startswith("figures:")
 
 
 def test_every_operator_is_in_the_table() -> None:
@@ -317,10 +388,11 @@ def test_every_operator_is_in_the_table() -> None:
 def test_runs_on_a_bare_machine() -> None:
     """Imports nothing but the standard library (torch is asked in a process of its own)."""
     imported = set()
-    for node in ast.walk(ast.parse((ROOT / "benchmarks" / "gpu.py").read_text())):
+    sources = [(ROOT / "benchmarks" / f"{name}.py").read_text() for name in ("gpu", "_phases")]
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
         if isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
             imported.add(str(node.module).split(".")[0])
     assert imported <= set(sys.stdlib_module_names)
     done = subprocess.run(
