@@ -219,3 +219,16 @@ def test_logits_are_log_probabilities_and_not_trivial() -> None:
     confidence = logits.exp().amax(0).mean()
     assert 0.3 < confidence < 0.95  # unsure, as a network is before a CRF
     assert len(logits.argmax(0).unique()) > 2
+
+
+def test_what_a_row_says_of_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _common.gpu("cpu") == {}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _common.gpu("cuda") == {"name": "A GPU"}
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'B, 1, 2 MHz, 3 MHz, 4 MHz, 5 W'\necho 'C, 6, 7 MHz, 8, 9, 0 W'")
+    smi.chmod(0o755)
+    found = _common.gpu("cuda")
+    assert (found["name"], found["driver_version"], found["clocks.sm"]) == ("C", "6", "7 MHz")
