@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import datetime
 import functools
+import gc
 import importlib.metadata
 import json
 import os
@@ -61,6 +62,19 @@ def timed(job: Job) -> float:
     seconds = time.perf_counter() - begin
     del result
     return seconds
+
+
+def waiting(job: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """The same, until the device has done it."""
+    if device != "cuda":
+        return job
+
+    def wait() -> Any:
+        result = job()
+        torch.cuda.synchronize()
+        return result
+
+    return wait
 
 
 def interleaved(jobs: Mapping[str, Job], rounds: int) -> dict[str, list[float]]:
@@ -141,6 +155,17 @@ def peak_memory(operator: str, workload: str, provider: str, threads: int) -> di
     except (IndexError, ValueError):
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return {"mb": None, "how": f"not measured: {reason}"}
+
+
+def device_memory(job: Job) -> dict[str, Any]:
+    """Peak memory of one job on the GPU over what was held there before it."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    job()
+    peak = torch.cuda.max_memory_allocated() - before
+    return {"mb": peak / 1e6, "how": "torch.cuda.max_memory_allocated"}
 
 
 def _libc() -> Any:
@@ -281,11 +306,7 @@ def copy_bandwidth(threads: int, device: str = "cpu") -> float:
     source = torch.ones(32 << 20, device=device)  # 128 MB: beyond any cache here
     target = torch.empty_like(source)
 
-    def copy() -> None:
-        target.copy_(source)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
+    copy = waiting(lambda: target.copy_(source), device)
     copy()
     seconds = statistics.median(timed(copy) for _ in range(5))
     return 2 * 4 * source.numel() / seconds / 1e9
@@ -297,11 +318,7 @@ def product_rate(threads: int, device: str, dtype: torch.dtype) -> float:
     size = 8192 if device == "cuda" else 1024
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
 
-    def multiply() -> None:
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-
+    multiply = waiting(lambda: a @ b, device)
     multiply()
     return 2 * size**3 / statistics.median(timed(multiply) for _ in range(5)) / 1e9
 

@@ -139,11 +139,9 @@ def repeated(once: Job, workload: Workload) -> Job:
         for _ in range(workload.repeat):
             del result  # of two calls, one result at a time: peak memory is asked for
             result = once()
-        if workload.device == "cuda":
-            torch.cuda.synchronize()
         return result
 
-    return job
+    return _common.waiting(job, workload.device)
 
 
 def measure(
@@ -220,12 +218,7 @@ def _memory(suite: Suite, workload: Workload, provider: str, threads: int) -> di
     if not workload.memory or suite.providers[provider].compiled:
         return {"mb": None, "how": "not measured for this row"}
     if workload.device == "cuda":
-        job = suite.prepare(provider, workload)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        job()
-        peak = torch.cuda.max_memory_allocated() - before
-        return {"mb": peak / 1e6, "how": "torch.cuda.max_memory_allocated"}
+        return _common.device_memory(suite.prepare(provider, workload))
     return _common.peak_memory(suite.operator, workload.name, provider, threads)
 
 

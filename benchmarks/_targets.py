@@ -15,7 +15,8 @@ class Target:
 
     of "time", "memory" or "extra memory" (beyond the results): the peer needs at least `ratio`
     times ours; peer "a|b" is the faster of two. of "copy": our traffic is at least `ratio` of the
-    bandwidth of a copy; no peer. PyTorch serving keeps no promise but that of a time not longer.
+    bandwidth of a copy, of "ms": ours is at most `ratio`; no peer. PyTorch serving keeps no promise
+    but that of a time not longer.
     """
 
     peer: str
@@ -60,6 +61,8 @@ def judge(
         measured = None
         if target.of == "copy":
             measured = ours["gb_per_s"] / copy_gb_s if copy_gb_s else None
+        elif target.of == "ms":
+            measured = ours["ms"]
         elif target.of == "time":
             measured = _fastest(rows, target.peer)
         elif target.of == "extra memory":
@@ -68,7 +71,9 @@ def judge(
                 measured = theirs / max(ours["extra_mb"], SMALLEST_MB)
         elif peer is not None and peer["peak_mb"] and ours["peak_mb"]:
             measured = peer["peak_mb"] / ours["peak_mb"]
-        met = None if measured is None else measured >= target.ratio
+        met = None
+        if measured is not None:
+            met = measured <= target.ratio if target.of == "ms" else measured >= target.ratio
         only_not_slower = target.of == "time" and target.ratio <= 1
         if served_by_torch(ours["served_by"]) and not only_not_slower:
             met = None if met is None else False  # PyTorch's own speed meets no promise

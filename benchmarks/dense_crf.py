@@ -21,15 +21,15 @@ import pytest
 import torch
 
 from benchmarks import _common, _measure, report
+from benchmarks._dense_crf import providers
 from benchmarks._dense_crf.gates import gates
-from benchmarks._dense_crf.providers import PROVIDERS, absent
 from benchmarks._dense_crf.workloads import BY_NAME, WORKLOADS, Workload, at, inputs_of
 from benchmarks._targets import judge
 
 pytest.importorskip("pytest_benchmark", reason="pip install 'segfast[bench]'")
 pytest.importorskip("skimage", reason="the photographs: pip install 'segfast[bench]'")
 
-SECONDS = 8.0  # of timing per row; at least three rounds
+SECONDS = {"cpu": 8.0, "cuda": 3.0}  # of timing per row; at least three rounds
 PART_ROUNDS = 3  # rounds at one iteration, from which set-up and iteration are told apart
 NOTES = "GB/s counts belief and logits only; Gpair/s counts all N^2 pairs, skipped ones too."
 ROWS = [
@@ -38,8 +38,7 @@ ROWS = [
         threads,
         id=f"{workload.name}-{threads}t",
         marks=pytest.mark.skipif(
-            workload.name.startswith("cuda") and not torch.cuda.is_available(),
-            reason="no CUDA device",
+            workload.device == "cuda" and not torch.cuda.is_available(), reason="no CUDA device"
         ),
     )
     for workload in WORKLOADS
@@ -58,7 +57,7 @@ def prepare_tiny(workload: str, provider: str) -> _common.Job:
 
 
 def _prepare(workload: Workload, provider: str) -> _common.Job:
-    return PROVIDERS[provider].prepare(workload, inputs_of(workload))
+    return providers.prepare(provider, workload, inputs_of(workload))
 
 
 @pytest.mark.parametrize(("workload", "threads"), ROWS, indirect=["threads"])
@@ -67,24 +66,25 @@ def test_dense_crf(
 ) -> None:
     passed = gates(workload.name)
     inputs = inputs_of(workload)
-    missing = {name: why for name in workload.providers if (why := absent(name))}
+    missing = {name: why for name in workload.providers if (why := providers.absent(name))}
     names = [name for name in workload.providers if name not in missing]
-    jobs = {name: PROVIDERS[name].prepare(workload, inputs) for name in names}
-    once = {name: PROVIDERS[name].prepare(at(workload, 1), inputs) for name in names}
+    jobs = {name: providers.prepare(name, workload, inputs) for name in names}
+    once = {name: providers.prepare(name, at(workload, 1), inputs) for name in names}
 
     with _common.allocator(workload.allocator) as allocator:
-        samples = _common.interleaved_benchmark(benchmark, jobs, SECONDS)
+        samples = _common.interleaved_benchmark(benchmark, jobs, SECONDS[workload.device])
         if not samples:  # --benchmark-disable: the gates and one run each were all
             return
-        is_filter = workload.name.endswith("filter")
+        is_filter = "filter" in workload.name
         parts = {} if is_filter else _common.interleaved(once, PART_ROUNDS)
-        copy = _common.copy_bandwidth(threads)
+        copy = _common.copy_bandwidth(threads, workload.device)
 
     rows = []
     for name in names:
         row = _row(workload, samples[name], parts.get(name), samples[names[0]])
         memory = _memory(workload, name, threads if name == names[0] else max(workload.threads))
-        row |= {"name": name, "served_by": PROVIDERS[name].served_by()}
+        served_by = providers.PROVIDERS[name].served_by(workload.device)
+        row |= {"name": name, "served_by": served_by}
         row |= {"peak_mb": memory["mb"], "peak_how": memory["how"]}
         rows.append(row)
 
@@ -103,7 +103,7 @@ def test_dense_crf(
         load_average=_common.load_average(),
         copy_gb_s=copy,
         gates=passed,
-        gpu=_common.gpu("cuda" if workload.name.startswith("cuda") else "cpu"),
+        gpu=_common.gpu(workload.device),
         absent=missing,
         providers=rows,
         targets=judge(workload.targets, threads, rows),
@@ -120,6 +120,8 @@ def test_dense_crf(
 def _memory(workload: Workload, provider: str, threads: int) -> dict[str, Any]:
     if not workload.memory:
         return {"mb": None, "how": "not measured for this workload"}
+    if workload.device == "cuda":
+        return _common.device_memory(_prepare(workload, provider))
     return _common.peak_memory("dense_crf", workload.name, provider, threads)
 
 

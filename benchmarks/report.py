@@ -149,6 +149,8 @@ def promises(rows: Sequence[Row]) -> str:
             said = f"{target['peer']} needs {measured}x ours, promised >= {promised}x"
             if target["of"] == "copy":
                 said = f"{measured} of the copy bandwidth, promised >= {promised}"
+            if target["of"] == "ms":
+                said = f"{measured} ms, promised <= {promised} ms"
             lines.append(
                 f"- {row['workload']}, {row['threads']} thread(s), {target['of']}: {said}: "
                 f"**{verdict}**"

@@ -49,19 +49,8 @@ def jobs(
     for kernel in candidates(direction, problem, kernels.available(device)):
         compute = getattr(kernels.KERNELS[kernel], direction)
         once = functools.partial(compute, *arguments[direction])
-        found[kernel] = waiting(once) if device == "cuda" else once
+        found[kernel] = _common.waiting(once, device)
     return problem, found
-
-
-def waiting(job: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same, until the device has done it."""
-
-    def wait() -> Tensor:
-        result = job()
-        torch.cuda.synchronize()
-        return result
-
-    return wait
 
 
 def medians(found: dict[str, Callable[[], Tensor]], seconds: float) -> dict[str, float]:

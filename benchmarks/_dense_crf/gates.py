@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks._dense_crf import gradients
-from benchmarks._dense_crf.providers import PROVIDERS, absent, filter_inputs
-from benchmarks._dense_crf.workloads import BY_NAME, Inputs, Workload, at, crop, inputs_of
+from benchmarks._dense_crf.providers import absent, filter_inputs, prepare
+from benchmarks._dense_crf.workloads import BY_NAME, Inputs, Workload, at, crop, inputs_of, on
 from benchmarks._gate import gate
 from segfast.kernels.dense_crf import reference
 
@@ -46,18 +46,19 @@ def _relative(provider: str, truth: Tensor) -> float:
 
 
 def _run(provider: str, workload: Workload, inputs: Inputs) -> Any:
-    result = PROVIDERS[provider].prepare(workload, inputs)()
+    result = prepare(provider, workload, inputs)()
     return result.cpu() if isinstance(result, Tensor) else result
 
 
 def run_gates(workload: Workload, inputs: Inputs) -> list[dict[str, Any]]:
     """Raises WrongResult unless every provider of the workload computes the right thing."""
-    small = crop(inputs)
+    small = crop(inputs)  # where the jobs run
+    here = on("cpu", small)
     height, width = small.image.shape[1:]
     cropped = replace(at(workload, 1), size=(height, width, workload.labels))
     passed = []
     if "segfast-filter" in workload.providers:
-        values, features = filter_inputs(cropped, small)
+        values, features = filter_inputs(cropped, here)
         truth = reference.gaussian_filter(values.double(), features.double())
         for provider in workload.providers:
             name = f"{provider} against float64, {height}x{width}"
@@ -66,7 +67,7 @@ def run_gates(workload: Workload, inputs: Inputs) -> list[dict[str, Any]]:
         return passed
     oracles = {
         "segfast": ("lattice", "conv"),
-        "segfast-cuda": ("lattice", "conv"),
+        "segfast-cpu": ("lattice", "conv"),
         "segfast-lattice-spatial": ("lattice", "lattice"),
         "segfast-exact": ("exact", "conv"),
         "torch-brute-force": ("exact", "conv"),
@@ -79,12 +80,12 @@ def run_gates(workload: Workload, inputs: Inputs) -> list[dict[str, Any]]:
     }
     for provider in workload.providers:
         if provider in slopes:
-            truth = gradients.oracle(cropped, small, slopes[provider])
+            truth = gradients.oracle(cropped, here, slopes[provider])
             limit = _relative(provider, truth)
             name = f"{provider} against float64 autograd, {height}x{width}, 1 iteration"
             passed.append(gate(name, _run(provider, cropped, small), truth, limit))
         if provider in oracles:
-            truth = _oracle(cropped, small, *oracles[provider])
+            truth = _oracle(cropped, here, *oracles[provider])
             limit = BRUTE_FORCE_RELATIVE if provider.startswith("torch") else ONE_ITERATION
             name = f"{provider} against float64, {height}x{width}, 1 iteration"
             passed.append(gate(name, _run(provider, cropped, small), truth, limit))

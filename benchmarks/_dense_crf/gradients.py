@@ -17,10 +17,10 @@ from benchmarks._dense_crf.workloads import Inputs, Workload
 from segfast.kernels.dense_crf import reference
 
 
-def upstream(workload: Workload) -> Tensor:
-    """w: no two elements can stand in for each other."""
-    count = workload.labels * workload.pixels
-    return torch.linspace(1, 9, count).mul(1e3).sin().reshape(workload.labels, -1)
+def upstream(logits: Tensor) -> Tensor:
+    """w [L, N]: no two elements can stand in for each other."""
+    w = torch.linspace(1, 9, logits.numel()).mul(1e3).sin()
+    return w.reshape(logits.shape[0], -1).to(logits.device, logits.dtype)
 
 
 def _leaves(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -36,10 +36,13 @@ def _joined(belief: Tensor, w: Tensor, leaves: list[Tensor]) -> Tensor:
 
 def lattice(workload: Workload, inputs: Inputs) -> Job:
     """Logits and both weights."""
-    w, options = upstream(workload), asdict(workload.model) | {"iterations": workload.iterations}
+    w, options = (
+        upstream(inputs.logits),
+        asdict(workload.model) | {"iterations": workload.iterations},
+    )
     logits, _ = _leaves(inputs)
     weights = {
-        name: torch.tensor(options[name], requires_grad=True)
+        name: torch.tensor(options[name], device=logits.device, requires_grad=True)
         for name in ("spatial_weight", "bilateral_weight")
     }
 
@@ -54,7 +57,10 @@ def lattice(workload: Workload, inputs: Inputs) -> Job:
 
 def exact(workload: Workload, inputs: Inputs) -> Job:
     """Logits and image, by the exact method."""
-    w, options = upstream(workload), asdict(workload.model) | {"iterations": workload.iterations}
+    w, options = (
+        upstream(inputs.logits),
+        asdict(workload.model) | {"iterations": workload.iterations},
+    )
     logits, image = _leaves(inputs)
 
     def job() -> Tensor:
@@ -68,13 +74,13 @@ def exact(workload: Workload, inputs: Inputs) -> Job:
 
 def brute_force(workload: Workload, inputs: Inputs) -> Job:
     """Autograd through K [N, N], made by one product; the spatial kernel is two small ones."""
-    w, model = upstream(workload), workload.model
+    w, model = upstream(inputs.logits), workload.model
     logits, image = _leaves(inputs)
     if model.normalization != "symmetric":
         raise ValueError("the brute force is written for the symmetric normalisation")
     gy, gx = (
         torch.exp((x[:, None] - x).square() / -2)
-        for x in (torch.arange(size) / model.spatial_sigma for size in inputs.image.shape[1:])
+        for x in (torch.arange(size).to(w) / model.spatial_sigma for size in image.shape[1:])
     )
 
     def spatial(values: Tensor) -> Tensor:
@@ -111,4 +117,4 @@ def oracle(workload: Workload, inputs: Inputs, method: str) -> Tensor:
     image = inputs.image.double().requires_grad_()
     scores = reference.mean_field(logits, image, method=method, **options)
     leaves = [logits, image] if method == "exact" else [logits]
-    return _joined(scores.softmax(0), upstream(workload).double(), leaves)
+    return _joined(scores.softmax(0), upstream(logits), leaves)

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import segfast
-from benchmarks._common import Job, version_of
+from benchmarks._common import Job, version_of, waiting
 from benchmarks._dense_crf import gradients
-from benchmarks._dense_crf.workloads import Inputs, Workload
+from benchmarks._dense_crf.workloads import Inputs, Workload, on
 from segfast.kernels.dense_crf import reference
 
 
@@ -31,7 +31,13 @@ def _segfast(method: str, spatial: str) -> Callable[[Workload, Inputs], Job]:
 
         def job() -> Tensor:
             belief = segfast.ops.mean_field(
-                logits, image, method=method, spatial=spatial, return_belief=True, **options
+                logits,
+                image,
+                method=method,
+                spatial=spatial,
+                return_belief=True,
+                tolerance=workload.tolerance,
+                **options,
             )  # [1, L, H, W]
             return belief[0].flatten(1)
 
@@ -40,17 +46,9 @@ def _segfast(method: str, spatial: str) -> Callable[[Workload, Inputs], Job]:
     return prepare
 
 
-def _segfast_cuda(workload: Workload, inputs: Inputs) -> Job:
-    """Inputs and belief stay on the GPU; the clock stops when it is done."""
-    on_gpu = replace(inputs, logits=inputs.logits.cuda(), image=inputs.image.cuda())
-    run = _segfast("lattice", "conv")(workload, on_gpu)
-
-    def job() -> Any:
-        belief = run()
-        torch.cuda.synchronize()
-        return belief
-
-    return job
+def _segfast_cpu(workload: Workload, inputs: Inputs) -> Job:
+    """Where the others are on a GPU."""
+    return _segfast("lattice", "conv")(workload, on("cpu", inputs))
 
 
 _NORMALIZATION = {
@@ -68,8 +66,9 @@ def _densecrf(package: str) -> Callable[[Workload, Inputs], Job]:
         densecrf = importlib.import_module(f"{package}.densecrf")
         model = workload.model
         normalization = getattr(densecrf, _NORMALIZATION[model.normalization])
-        energy = -inputs.logits.flatten(1).contiguous().numpy()  # [L, N]
-        rgb = np.ascontiguousarray(inputs.image.movedim(0, -1).numpy())  # [H, W, 3]
+        here = on("cpu", inputs)
+        energy = -here.logits.flatten(1).contiguous().numpy()  # [L, N]
+        rgb = np.ascontiguousarray(here.image.movedim(0, -1).numpy())  # [H, W, 3]
 
         def job() -> Any:
             crf = densecrf.DenseCRF2D(workload.width, workload.height, workload.labels)
@@ -94,8 +93,9 @@ def _densecrf(package: str) -> Callable[[Workload, Inputs], Job]:
 
 
 # Entries of K held at once by the brute force: tiles of 8 MB, which stay in the cache, ran fastest
-# (128 rows at N = 16384, AMD EPYC: product 0.35 + exp 4.4 + product 0.7 ns per pair).
-BRUTE_FORCE_TILE = 1 << 21
+# (128 rows at N = 16384, AMD EPYC: product 0.35 + exp 4.4 + product 0.7 ns per pair). On a GPU
+# tiles of 1 GB, whose launches take no time beside the work.
+BRUTE_FORCE_TILE = {"cpu": 1 << 21, "cuda": 1 << 28}
 SMALLEST_EXPONENT = -120.0  # 2^-120: nothing beside K_ii = 1, and no denormal number yet
 
 
@@ -117,9 +117,10 @@ class BruteForce:
         self.right = torch.cat([centred, half, one]) * scale  # [F + 2, N]
         self.tuned = tuned
         pixels = features.shape[1]
-        rows = pixels if kept else max(1, BRUTE_FORCE_TILE // pixels)
+        most = BRUTE_FORCE_TILE[features.device.type] // pixels
+        rows = pixels if kept else max(1, min(pixels, most))
         self.tiles = range(0, pixels, rows)
-        self.tile = torch.empty(rows, pixels)
+        self.tile = features.new_empty(rows, pixels)
         self.kernel = self._rows(0) if kept else None
 
     def _rows(self, begin: int) -> Tensor:
@@ -143,7 +144,7 @@ def _brute_force(**options: bool) -> Callable[[Workload, Inputs], Job]:
             raise ValueError("the brute force is written for the symmetric normalisation")
 
         def axis(size: int) -> Tensor:
-            position = torch.arange(size).float() / model.spatial_sigma
+            position = torch.arange(size, device=workload.device).float() / model.spatial_sigma
             return torch.exp(-0.5 * (position[:, None] - position[None, :]).square())
 
         def job() -> Tensor:
@@ -186,7 +187,8 @@ def filter_inputs(workload: Workload, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 def _segfast_filter(workload: Workload, inputs: Inputs) -> Job:
     values, features = filter_inputs(workload, inputs)
-    return lambda: segfast.ops.gaussian_filter(values[None], features[None], method="exact")[0]
+    options: dict[str, Any] = {"method": "exact", "tolerance": workload.tolerance}
+    return lambda: segfast.ops.gaussian_filter(values[None], features[None], **options)[0]
 
 
 def _torch_filter(**options: bool) -> Callable[[Workload, Inputs], Job]:
@@ -197,29 +199,31 @@ def _torch_filter(**options: bool) -> Callable[[Workload, Inputs], Job]:
     return prepare
 
 
-def _served_by_segfast() -> str:
-    return str(segfast.info()["served_by"]["dense_crf"]["cpu"])
+def _served_by_segfast(device: str) -> str:
+    return str(segfast.info()["served_by"]["dense_crf"][device])
+
+
+def _pydensecrf_version(device: str) -> str:
+    return f"{version_of('pydensecrf', 'pydensecrf2')}, one thread"
+
+
+def _torch_version(device: str) -> str:
+    return f"torch {torch.__version__}"
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Who computes: how a job is prepared, what serves it, and which package it needs."""
+    """Who computes: how a job is prepared, what serves it where, and which package it needs."""
 
     prepare: Callable[[Workload, Inputs], Job]
-    served_by: Callable[[], str]
+    served_by: Callable[[str], str]  # of a device
     needs: str = "segfast"
     remedy: str = ""
 
 
-def _torch_version() -> str:
-    return f"torch {torch.__version__}"
-
-
 PROVIDERS = {
     "segfast": Provider(_segfast("lattice", "conv"), _served_by_segfast),
-    "segfast-cuda": Provider(
-        _segfast_cuda, lambda: str(segfast.info()["served_by"]["dense_crf"]["cuda"])
-    ),
+    "segfast-cpu": Provider(_segfast_cpu, lambda _: _served_by_segfast("cpu")),
     "segfast-lattice-spatial": Provider(_segfast("lattice", "lattice"), _served_by_segfast),
     "segfast-exact": Provider(_segfast("exact", "conv"), _served_by_segfast),
     "segfast-filter": Provider(_segfast_filter, _served_by_segfast),
@@ -228,7 +232,7 @@ PROVIDERS = {
     "segfast-compat": Provider(_densecrf("segfast.compat.pydensecrf"), _served_by_segfast),
     "pydensecrf": Provider(
         _densecrf("pydensecrf"),
-        lambda: f"{version_of('pydensecrf', 'pydensecrf2')}, one thread",
+        _pydensecrf_version,
         needs="pydensecrf",
         remedy="pip install pydensecrf2",
     ),
@@ -243,8 +247,11 @@ PROVIDERS = {
 def absent(provider: str) -> str | None:
     """None when the provider can run here, else why not and what would help."""
     entry = PROVIDERS[provider]
-    if provider.endswith("cuda") and not torch.cuda.is_available():
-        return "there is no GPU here"
     if importlib.util.find_spec(entry.needs) is not None:
         return None
     return f"{entry.needs} is not installed here ({entry.remedy})"
+
+
+def prepare(provider: str, workload: Workload, inputs: Inputs) -> Job:
+    """Its job, done when it returns."""
+    return waiting(PROVIDERS[provider].prepare(workload, inputs), workload.device)

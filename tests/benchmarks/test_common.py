@@ -228,7 +228,9 @@ def test_what_a_row_says_of_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path))
     assert _common.gpu("cuda") == {"name": "A GPU"}
     smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'B, 1, 2 MHz, 3 MHz, 4 MHz, 5 W'\necho 'C, 6, 7 MHz, 8, 9, 0 W'")
+    smi.write_text(
+        "#!/bin/sh\necho 'B, 1, 2 MHz, 3 MHz, 4 MHz, 5 W'\necho 'C, 6, 7 MHz, 8, 9, 0 W'"
+    )
     smi.chmod(0o755)
     found = _common.gpu("cuda")
     assert (found["name"], found["driver_version"], found["clocks.sm"]) == ("C", "6", "7 MHz")

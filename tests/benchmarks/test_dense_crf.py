@@ -46,11 +46,15 @@ def tiny() -> tuple[Workload, Inputs]:
 def test_row_holds_together(workload: Workload) -> None:
     assert set(workload.providers) <= PROVIDERS.keys()
     assert workload.providers[0].startswith("segfast")  # ours first: ratios are against it
-    assert len(workload.providers) > 1
+    assert workload.name.startswith("cuda") == (workload.device == "cuda")  # picked by name
+    assert len(workload.providers) > 1 or workload.device == "cuda"  # of which no peer knows
     assert workload.allocator in ("default", "warm")
     for target in workload.targets:
-        assert target.peer in workload.providers[1:]
         assert target.threads in workload.threads
+        if target.of == "ms":
+            assert workload.device == "cuda"  # CPUs differ too much
+            continue
+        assert target.peer in workload.providers[1:]
         assert target.of in ("time", "memory")
         assert target.of == "time" or workload.memory
 
@@ -83,7 +87,11 @@ def test_the_promised_rows_are_there() -> None:
         ("train", Target("segfast", 1, 1 / 3)),
         ("train-exact-64", Target("torch-gradient", 2, 1.0)),
         ("train-exact-128", Target("torch-gradient", 2, 1.0)),
+        ("cuda-voc", Target("", 1, 3.0, "ms")),
+        ("cuda-filter", Target("", 1, 6.0, "ms")),
+        ("cuda-filter-all-pairs", Target("", 1, 15.0, "ms")),
     }
+    assert BY_NAME["cuda-filter-all-pairs"].tolerance == 0
     assert BY_NAME["exact"].size == (128, 128, 21)
     assert BY_NAME["deeplab-v2"].model == DEEPLAB_V2
     assert (DEEPLAB_V2.bilateral_sigma, DEEPLAB_V2.color_sigma, DEEPLAB_V2.bilateral_weight) == (
@@ -212,7 +220,7 @@ def test_brute_force_against_the_oracle(
     options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several tiles, the last one short; exponents down to -500, where float32 is denormal."""
-    monkeypatch.setattr(providers, "BRUTE_FORCE_TILE", 7 * 101)
+    monkeypatch.setitem(providers.BRUTE_FORCE_TILE, "cpu", 7 * 101)
     generator = torch.Generator().manual_seed(0)
     features = 12 * torch.rand(5, 101, generator=generator)
     values = torch.rand(3, 101, generator=generator)
@@ -294,6 +302,26 @@ def test_memory_promise() -> None:
     judged = {t["of"]: t for t in judge(BY_NAME["street"].targets, 2, [ours, peer])}
     assert judged["memory"]["measured"] == pytest.approx(2.8)
     assert judged["memory"]["met"] is True
+
+
+def test_promise_of_milliseconds() -> None:
+    ours = {"name": "segfast", "ratio": 1.0, "served_by": "lattice.cu", "ms": 2.5}
+    (judged,) = judge(BY_NAME["cuda-voc"].targets, 1, [ours])
+    assert (judged["measured"], judged["met"]) == (2.5, True)
+    (judged,) = judge(BY_NAME["cuda-voc"].targets, 1, [ours | {"ms": 3.5}])
+    assert judged["met"] is False
+
+
+@pytest.mark.parametrize("name", [row.name for row in WORKLOADS if row.device == "cuda"])
+def test_rows_of_a_gpu_would_run(name: str) -> None:
+    """In small, on the CPU: what computes there passes the gates, and the whole job runs."""
+    row = dataclasses.replace(BY_NAME[name], device="cpu", size=(40, 48, 3))
+    inputs = inputs_of(row)
+    here = [name for name in row.providers if providers.absent(name) is None]
+    judged = {gate["name"].split()[0] for gate in gates.run_gates(row, inputs)}
+    assert judged == set(here) - {"pydensecrf"}
+    for provider in here:
+        assert torch.as_tensor(providers.prepare(provider, row, inputs)()).isfinite().all()
 
 
 def test_iterations_can_be_changed() -> None:
