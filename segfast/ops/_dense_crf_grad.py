@@ -9,7 +9,7 @@ it again. Second derivatives and forward mode are refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import reduce
 from typing import Any, NoReturn
 
@@ -200,7 +200,7 @@ def mean_field(tensors: Sequence[Tensor], options: Options) -> Tensor:
     require_exact(options.method, _pixels([differentiated(x) for x in tensors]))
     if tensors[0].is_cpu and needs_graph(*tensors) and not watched():
         return call(KeptMeanField, options, *tensors)
-    return call(MeanField, *tensors, *astuple(options))
+    return call(MeanField, *tensors, *options.arguments())
 
 
 def differentiated(x: Tensor) -> bool:

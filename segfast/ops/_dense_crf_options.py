@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 
@@ -51,3 +51,10 @@ class Options:
     keep_steps: bool = False
     softmax: bool = False
     capacity: int | None = None
+
+    def arguments(self) -> list[Any]:
+        """(`dataclasses.astuple` copies; torch.compile of torch 2.11 does not follow it.)"""
+        return [getattr(self, name) for name in _NAMES]
+
+
+_NAMES = tuple(field.name for field in fields(Options))
