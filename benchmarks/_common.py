@@ -168,6 +168,26 @@ def device_memory(job: Job) -> dict[str, Any]:
     return {"mb": peak / 1e6, "how": "torch.cuda.max_memory_allocated"}
 
 
+def device_ms(job: Job) -> float | None:
+    """Milliseconds that a GPU works in one job, without what lies between its kernels; else None.
+
+    What a launch costs the CPU is in the clock's time alone: the difference tells which of both
+    bounds a small map.
+    """
+    activity = torch.profiler.ProfilerActivity
+    if activity.CUDA not in torch.profiler.supported_activities():
+        return None
+    job()
+    with torch.profiler.profile(activities=[activity.CUDA]) as profile:
+        job()
+    microseconds = sum(
+        event.self_device_time_total
+        for event in profile.key_averages()
+        if event.device_type == torch.autograd.DeviceType.CUDA  # not what the CPU did for them
+    )
+    return microseconds / 1e3 if microseconds else None
+
+
 def _libc() -> Any:
     """The C library if it is glibc's, whose allocator takes options at run time; else None."""
     try:

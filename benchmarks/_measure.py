@@ -178,6 +178,9 @@ def measure(
     rows = []
     for name in names:
         row = figures(workload, samples[name], samples[names[0]])
+        if workload.device == "cuda":
+            busy = _common.device_ms(jobs[name])
+            row["device_ms"] = None if busy is None else busy / workload.repeat
         row |= {"name": name, "served_by": suite.providers[name].served_by(workload)}
         memory = _memory(suite, workload, name, threads)
         row |= {"peak_mb": memory["mb"], "peak_how": memory["how"]}
@@ -204,7 +207,7 @@ def measure(
         gates=passed,
         absent=missing,
         providers=rows,
-        targets=judge(workload.targets, threads, rows, copy),
+        targets=judge(workload.targets, threads, rows, copy, product),
         **{key: ours[key] for key in ("ms", "gb_per_s", "peak_mb", "served_by")},
         ratio={row["name"]: row["ratio"] for row in rows[1:]},
         **more,

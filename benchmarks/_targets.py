@@ -15,8 +15,8 @@ class Target:
 
     of "time", "memory" or "extra memory" (beyond the results): the peer needs at least `ratio`
     times ours; peer "a|b" is the faster of two. of "copy": our traffic is at least `ratio` of the
-    bandwidth of a copy, of "ms": ours is at most `ratio`; no peer. PyTorch serving keeps no promise
-    but that of a time not longer.
+    bandwidth of a copy, of "product": our rate of that of a product of matrices, of "ms": ours is
+    at most `ratio`; no peer. PyTorch serving keeps no promise but that of a time not longer.
     """
 
     peer: str
@@ -44,12 +44,13 @@ def judge(
     threads: int,
     rows: Sequence[dict[str, Any]],
     copy_gb_s: float | None = None,
+    product_gflop_s: float | None = None,
 ) -> list[dict[str, Any]]:
     """Promised and measured, per target of this thread count; None where it was not measured.
 
     Args:
         rows: one per provider, ours first, with ratio, peak_mb, gb_per_s and served_by.
-        copy_gb_s: the bandwidth of a copy.
+        copy_gb_s, product_gflop_s: the bandwidth of a copy, the rate of a product of matrices.
     """
     ours = rows[0]
     by_name = {row["name"]: row for row in rows}
@@ -61,6 +62,8 @@ def judge(
         measured = None
         if target.of == "copy":
             measured = ours["gb_per_s"] / copy_gb_s if copy_gb_s else None
+        elif target.of == "product":
+            measured = ours["gflop_per_s"] / product_gflop_s if product_gflop_s else None
         elif target.of == "ms":
             measured = ours["ms"]
         elif target.of == "time":

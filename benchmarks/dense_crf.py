@@ -82,6 +82,8 @@ def test_dense_crf(
     rows = []
     for name in names:
         row = _row(workload, samples[name], parts.get(name), samples[names[0]])
+        if workload.device == "cuda":
+            row["device_ms"] = _common.device_ms(jobs[name])
         memory = _memory(workload, name, threads if name == names[0] else max(workload.threads))
         served_by = providers.PROVIDERS[name].served_by(workload.device)
         row |= {"name": name, "served_by": served_by}

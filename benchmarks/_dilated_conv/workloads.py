@@ -169,6 +169,35 @@ def _batches(rows: list[Workload]) -> list[Workload]:
     ]  # fmt: skip
 
 
+# On an H200 in bfloat16, against each way of PyTorch's and every plan of cuDNN's that is there.
+GPU_PYRAMID = {33: 3.0, 65: 2.0}  # by side: forward, batch 1
+GPU_BATCHED = {False: 1.4, True: 1.3}  # pyramids of batch 8: forward, training
+GPU_CONTEXT = 5.0
+GPU_SKIP_FLOOR = 0.6  # of a product's rate, over live taps, where one takes 50 us or more
+GPU_COPY_SHARE = 0.75  # depthwise, likewise
+CUDNN, CUDNN_OTHER, PLANS = "cudnn-benchmark", "cudnn-benchmark-other-layout", "cudnn-plans"
+
+
+def _gpu_targets(row: Workload) -> tuple[Target, ...]:
+    def against(ratio: float) -> tuple[Target, ...]:
+        peers = {"torch", OTHER, CUDNN, CUDNN_OTHER, PLANS}
+        return tuple(Target(peer, 1, ratio) for peer in row.providers if peer in peers)
+
+    never = against(NEVER_BELOW.ratio)
+    if row.dtype != torch.bfloat16:
+        return never
+    if row.kind == "pyramid" and row.batch == 8:
+        return against(GPU_BATCHED[row.train])
+    if row.kind == "pyramid" and not row.train:
+        floor = (Target("", 1, GPU_SKIP_FLOOR, "product"),) if row.side == 65 else ()
+        return (*against(GPU_PYRAMID[row.side]), *floor)
+    if row.kind == "context" and not row.train:
+        return (*never, Target("torch", 1, GPU_CONTEXT))
+    if row.groups > 1 and row.name.startswith("cuda-wide"):
+        return (*never, Target("", 1, GPU_COPY_SHARE, "copy"))
+    return never
+
+
 def _cuda(row: Workload, suffix: str = "", **change: Any) -> Workload:
     """On a GPU, in the dtype networks train in there unless changed, beside cuDNN at its best."""
     on_gpu: dict[str, Any] = {
@@ -176,12 +205,14 @@ def _cuda(row: Workload, suffix: str = "", **change: Any) -> Workload:
         "dtype": torch.bfloat16,
         "allocator": "default",
         "threads": (1,),
+        "seconds": 1.0,
     }
     peers = [p for p in row.providers if change.get("layout") != "nhwc" or "other" not in p]
     peers = [p for p in peers if p != "segfast-winograd"]
-    more = ["cudnn-benchmark", *["cudnn-benchmark-other-layout"] * (OTHER in peers), "cudnn-plans"]
-    return replace(row, name=f"cuda-{row.name}{suffix}", providers=(*peers, *more), means=(),
-                   targets=(), **(on_gpu | change))  # fmt: skip
+    more = [CUDNN, *[CUDNN_OTHER] * (OTHER in peers), PLANS]
+    row = replace(row, name=f"cuda-{row.name}{suffix}", providers=(*peers, *more), means=(),
+                  **(on_gpu | change))  # fmt: skip
+    return replace(row, targets=_gpu_targets(row))
 
 
 def _on_gpu() -> list[Workload]:
@@ -191,9 +222,11 @@ def _on_gpu() -> list[Workload]:
     rows.sort(key=lambda row: (row.groups > 1, kinds.index(row.kind)))
     pyramids = [row for row in rows if row.kind == "pyramid"]
     few = [row for row in rows if row.name.startswith(OTHER_DTYPES)]
+    wide = [row for row in rows if row.name.startswith("2048x33r12-")]
     return [
         *(_cuda(row) for row in rows),
         *(_cuda(row, "-batch8", batch=8) for row in pyramids),
+        *(_cuda(replace(row, name=f"wide-{row.name}"), batch=64) for row in wide),
         *(_cuda(row, "-nhwc", layout="nhwc") for row in pyramids),
         *(_cuda(row, "-float16", dtype=torch.float16) for row in few),
         *(_cuda(row, "-float32", dtype=torch.float32) for row in few),

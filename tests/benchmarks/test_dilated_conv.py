@@ -14,6 +14,7 @@ from benchmarks._dilated_conv.workloads import (
     BEST,
     BY_NAME,
     CPU,
+    OTHER,
     WORKLOADS,
     Workload,
     inputs_of,
@@ -32,6 +33,8 @@ def test_row_holds_together(workload: Workload) -> None:
     assert workload.kind != "conv" or len(workload.rates) == 1
     for promise in (*workload.targets, *workload.means):
         assert promise.threads in workload.threads
+        if getattr(promise, "of", "time") in ("copy", "product"):
+            continue
         assert set(promise.peer.split("|")) <= set(workload.providers)
 
 
@@ -52,6 +55,32 @@ def test_the_promised_rows_are_there() -> None:
     assert all(mean.rows == count for mean, count in means.items())
     rates = {row.rates for row in CPU if row.kind == "pyramid"}
     assert {(6, 12, 18), (12, 24, 36), (6, 12, 18, 24)} <= rates
+
+
+def test_the_promises_on_a_gpu_are_there() -> None:
+    """Against every way of PyTorch's; shares of the machine where a call takes 50 us or more."""
+    targets = {row.name: set(row.targets) for row in WORKLOADS if row.device == "cuda"}
+    for peer in ("torch", OTHER, "cudnn-benchmark", "cudnn-benchmark-other-layout", "cudnn-plans"):
+        assert Target(peer, 1, 3.0) in targets["cuda-aspp33r6-12-18-forward"]
+        assert Target(peer, 1, 2.0) in targets["cuda-aspp65r12-24-36-forward"]
+        assert Target(peer, 1, 1.4) in targets["cuda-aspp33r6-12-18-forward-batch8"]
+        assert Target(peer, 1, 1.3) in targets["cuda-aspp33r6-12-18-train-batch8"]
+    assert Target("", 1, 0.6, "product") in targets["cuda-aspp65r12-24-36-forward"]
+    assert Target("torch", 1, 5.0) in targets["cuda-context-forward"]
+    for found in targets.values():
+        assert any(t.peer == "torch" and t.ratio >= 0.95 for t in found)
+    for layout in ("nchw", "nhwc"):
+        row = BY_NAME[f"cuda-wide-2048x33r12-depthwise-{layout}-forward"]
+        assert Target("", 1, 0.75, "copy") in row.targets
+        assert row.bytes_moved is not None
+        assert row.bytes_moved / 4.3e12 > 50e-6
+
+
+def test_shares_of_the_machine_are_judged() -> None:
+    row = {"name": "segfast", "served_by": "triton", "gflop_per_s": 500.0, "gb_per_s": 8.0}
+    targets = Target("", 1, 0.6, "product"), Target("", 1, 0.75, "copy")
+    judged = judge(targets, 1, [row], copy_gb_s=10.0, product_gflop_s=1000.0)
+    assert [(each["measured"], each["met"]) for each in judged] == [(0.5, False), (0.8, True)]
 
 
 def test_only_products_with_inputs_count() -> None:

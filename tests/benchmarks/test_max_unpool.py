@@ -39,6 +39,18 @@ def test_row_holds_together(workload: Workload) -> None:
         assert target.of != "memory" or workload.memory
 
 
+def test_the_promises_on_a_gpu_are_there() -> None:
+    """Of SegNet's batch, where a call takes 50 us or more."""
+    ratios = {"pool": 1.6, "unpool": 2.2, "pool-backward": 1.7, "unpool-backward": 1.7}
+    for layout in ("nchw", "nhwc"):
+        for operation, ratio in ratios.items():
+            row = BY_NAME[f"cuda-{layout}-{operation}"]
+            assert row.targets == (Target("torch", 1, ratio), Target("", 1, 0.8, "copy"))
+            assert (row.maps, row.dtype) == (((12, 64, 360, 480),), torch.bfloat16)
+            assert row.bytes_moved is not None
+            assert row.bytes_moved / 4.3e12 > 50e-6
+
+
 def test_names_are_unique_and_the_allocator_is_changed_last() -> None:
     assert len(BY_NAME) == len(WORKLOADS)
     modes = [row.allocator for row in WORKLOADS]
