@@ -4,7 +4,7 @@
                              [--budget SECONDS] [--only PHASE ...] [--list]
 
 Builds for this GPU, runs the CUDA tests, the same under compute-sanitizer, the benchmarks, their
-figures and the choice of kernels (`benchmarks.tune`). Every phase has a limit and leaves time for
+figures, the choice of kernels and other tiles for them (`benchmarks.tune`). Every phase has a limit and leaves time for
 those after it; `status.json` is rewritten after every phase and all output goes to `log.txt`, so
 whatever happens the results so far are on disk, and in FILE.tar.gz. Newest operator first. A line
 per measured row stands last in what is printed. Needs the standard library, torch and pytest; what
@@ -123,6 +123,13 @@ PHASES: tuple[Phase, ...] = (
         "tune:dilated_conv",
         ("{python}", "-m", "benchmarks.tune", "--device", "cuda", "-o", "{out}/tune.json"),
         most=120,
+        after=("build", "kernels"),
+    ),
+    Phase(
+        "tiles",
+        ("{python}", "-m", "benchmarks.tune", "--tiles", "-o", "{out}/tiles.json"),
+        most=400,
+        modules=("triton",),
         after=("build", "kernels"),
     ),
 )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks._dilated_conv.workloads import CPU
+from benchmarks._dilated_conv.workloads import WORKLOADS
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._dilated_conv_plan import Strides
+from segfast.ops._layout import dtype_name
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,11 @@ MORE = (
 )  # fmt: skip
 
 
-def singles() -> Iterator[Single]:
-    """Every convolution of the benchmark's CPU rows by itself, then the others; each once."""
+def singles(device: str = "cpu") -> Iterator[Single]:
+    """Every convolution of the benchmark's rows there by itself, then the others; each once."""
     own = (
-        Single(row.channels, row.outputs, row.side, rate, row.groups, row.layout)
-        for row in CPU for rate in row.rates
+        Single(row.channels, row.outputs, row.side, rate, row.groups, row.layout,
+               dtype=dtype_name(row.dtype))
+        for row in WORKLOADS if row.device == device for rate in row.rates
     )  # fmt: skip
     yield from dict.fromkeys((*own, *MORE))
