@@ -116,7 +116,7 @@ def _attention_inputs(
         return state / n, k, v, index
     if operator == "read":
         return q, state, None, None, index, 1e-6
-    return grad, q, state, None, index, 1e-6
+    return grad, q, state, state.new_ones(b), index, 1e-6
 
 
 # kind, batch, channels, outputs, side, rates

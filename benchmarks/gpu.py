@@ -4,11 +4,11 @@
                              [--budget SECONDS] [--only PHASE ...] [--list]
 
 Builds for this GPU, runs the CUDA tests, the same under compute-sanitizer, the benchmarks, their
-figures, the choice of kernels and other tiles for them (`benchmarks.tune`). Every phase has a limit and leaves time for
-those after it; `status.json` is rewritten after every phase and all output goes to `log.txt`, so
-whatever happens the results so far are on disk, and in FILE.tar.gz. Newest operator first. A line
-per measured row stands last in what is printed. Needs the standard library, torch and pytest; what
-else a phase needs and does not find is reported, not fatal.
+figures, the choice of kernels and other tiles for them (`benchmarks.tune`). Every phase has a limit
+and leaves time for those after it; `status.json` is rewritten after every phase and all output goes
+to `log.txt`, so whatever happens the results so far are on disk, and in FILE.tar.gz. Newest
+operator first. A line per measured row stands last in what is printed. Needs the standard library,
+torch and pytest; what else a phase needs and does not find is reported, not fatal.
 
 --resume goes on where a session of the same commit stopped, whose archive lies unpacked in DIR:
 what passed there is not run again. --commit names the commit of a tree without its history.
