@@ -199,9 +199,9 @@ FILTERS = ((21, (375, 500)), (1, (375, 500)))  # channels, size
 
 def dense_crf(device: str) -> Iterator[Entry]:
     tiles = {
-        f"{m}x{c}x{warps}x{stages}": crf.Configuration(m, c, warps, stages)
-        for m, c, warps, stages in itertools.product((64, 128), (16, 32, 64), (4, 8), (1, 2, 3))
-    }
+        f"{c}x{warps}x{stages}": crf.Configuration(crf.ROW, c, warps, stages)
+        for c, warps, stages in itertools.product((16, 32, 64), (4, 8), (1, 2, 3, 4))
+    }  # a program of the filter sums a whole row
     for channels, size in FILTERS:
         fitting = {label: tile for label, tile in tiles.items() if tile.block_c >= channels}
         yield Entry(
