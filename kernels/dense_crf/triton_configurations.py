@@ -30,7 +30,7 @@ LIST_BYTES = 1 << 28  # of lists of tiles held at once
 
 @dataclass(frozen=True)
 class Configuration:
-    block_m: int  # pixels of a row
+    block_m: int  # pixels of a row; in the filter all of them
     block_c: int  # channels
     num_warps: int
     num_stages: int
