@@ -142,8 +142,11 @@ class Session:
         return 0 if all(result.status in FINE for result in self.results) else 1
 
     def known(self, phase: Phase) -> bool:
-        """Whether it passed before and need not run again; then that is its result."""
-        if phase.always or phase.name not in self.before:
+        """Whether it passed before and need not run again; then that is its result.
+
+        What is made of a file is made again: the file may be new.
+        """
+        if phase.always or phase.file or phase.name not in self.before:
             return False
         self.results.append(self.before[phase.name])
         return True

@@ -58,7 +58,7 @@ struct Call {
 
 inline Call::Call(DeviceType on, const Tensor& first, const char* name)
     : scalar(first.scalar_type()), device(first.device()) {
-  STD_TORCH_CHECK(device.type() == on, name, " must be on ", on == DeviceType::CPU ? "cpu" : "cuda",
+  STD_TORCH_CHECK(device.type() == on, name, " must be on device ", on == DeviceType::CPU ? "cpu" : "cuda",
                   ", got one on ", name_of(device));
   sizes_of_map(first, name);
   const Shape shape(first);

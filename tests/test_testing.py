@@ -225,6 +225,16 @@ def zero_tangent(ctx: Any, *tangents: Tensor) -> Tensor:
     return torch.zeros_like(tangents[0])
 
 
+def test_memory_is_left_alone_for_sanitizers(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("SEGFAST_UNPOISONED", "1")
+    request.getfixturevalue("poisoned_empty")
+    assert not torch.are_deterministic_algorithms_enabled()
+    with poison_empty():
+        assert torch.are_deterministic_algorithms_enabled()
+
+
 def test_battery_passes_a_good_operator() -> None:
     raw = raw_operator("good", backward=right)
     op_battery(

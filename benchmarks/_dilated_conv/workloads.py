@@ -51,7 +51,8 @@ class Workload(_measure.Workload):
     @property
     def repeat(self) -> int:
         """Calls per timed job: a single one of a small map is too short to time."""
-        return max(1, min(50, 50_000_000 // (self.flops or 1)))
+        enough = 10**12 if self.device == "cuda" else 50_000_000  # milliseconds of work
+        return max(1, min(50, enough // (self.flops or 1)))
 
     @property
     def flops(self) -> int:
@@ -175,6 +176,7 @@ GPU_BATCHED = {False: 1.4, True: 1.3}  # pyramids of batch 8: forward, training
 GPU_CONTEXT = 5.0
 GPU_SKIP_FLOOR = 0.6  # of a product's rate, over live taps, where one takes 50 us or more
 GPU_COPY_SHARE = 0.75  # depthwise, likewise
+COMPILED = ("aspp33r6-12-18-forward", "aspp33r6-12-18-train", "context-")
 CUDNN, CUDNN_OTHER, PLANS = "cudnn-benchmark", "cudnn-benchmark-other-layout", "cudnn-plans"
 
 
@@ -205,10 +207,11 @@ def _cuda(row: Workload, suffix: str = "", **change: Any) -> Workload:
         "dtype": torch.bfloat16,
         "allocator": "default",
         "threads": (1,),
-        "seconds": 1.0,
+        "seconds": 0.5,
     }
     peers = [p for p in row.providers if change.get("layout") != "nhwc" or "other" not in p]
-    peers = [p for p in peers if p != "segfast-winograd"]
+    compiled = row.name.startswith(COMPILED) and not suffix  # which takes long
+    peers = [p for p in peers if p != "segfast-winograd" and (compiled or p != "torch-compile")]
     more = [CUDNN, *[CUDNN_OTHER] * (OTHER in peers), PLANS]
     row = replace(row, name=f"cuda-{row.name}{suffix}", providers=(*peers, *more), means=(),
                   **(on_gpu | change))  # fmt: skip

@@ -182,7 +182,7 @@ def _cuda() -> list[Workload]:
                     _workload(f"cuda-{network}{level}", op, feature_map, (4, d, e, side, side),
                               providers=providers, dtype=torch.bfloat16, device="cuda",
                               threads=(1,), allocator="default", memory=train, detail=level > 2,
-                              targets=tuple(targets))
+                              seconds=1.0, targets=tuple(targets))
                 )  # fmt: skip
     return sorted(rows, key=lambda row: row.detail)  # time may run out
 

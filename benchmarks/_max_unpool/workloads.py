@@ -43,7 +43,7 @@ class Workload(_measure.Workload):
     def repeat(self) -> int:
         """Calls per timed job: a single one of a small map is too short to time."""
         elements = sum(n * c * h * w for n, c, h, w in self.maps)
-        return max(1, min(100, 4_000_000 // elements))
+        return max(1, min(100, (400_000_000 if self.device == "cuda" else 4_000_000) // elements))
 
     @property
     def bytes_moved(self) -> int | None:
@@ -112,7 +112,7 @@ def _cuda(row: Workload) -> Workload:
         targets = (faster, Target("", 1, GPU_COPY_SHARE, "copy"))
     maps = tuple((GPU_BATCH, c, h, w) for _, c, h, w in row.maps)
     return replace(row, name=f"cuda-{row.name}", maps=maps, device="cuda", dtype=torch.bfloat16,
-                   threads=(1,), allocator="default", targets=targets)  # fmt: skip
+                   threads=(1,), allocator="default", targets=targets, seconds=1.0)  # fmt: skip
 
 
 # "default" allocators first: its change leaves traces.

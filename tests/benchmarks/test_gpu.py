@@ -313,6 +313,23 @@ def test_a_session_is_told_its_commit_and_resumed(
     assert gpu.main(arguments, phases=[never]) == 1
 
 
+def test_what_failed_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    assert gpu.failures(log) == []
+    lines = ["E   FAILED", *(f"FAILED tests/a.py::test_{i} - no" for i in range(5)), "ERROR b"]
+    log.write_text("\n".join(lines))
+    assert gpu.failures(log)[::5] == ["FAILED tests/a.py::test_0 - no", "ERROR b"]
+    assert gpu.failures(log, most=2)[1:] == ["FAILED tests/a.py::test_1 - no", "and 4 more"]
+
+
+def test_a_group_of_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "probe", lambda: GPU)
+    phases = [python("build", "", always=True), python("a:x", ""), python("a:y", ""),
+              python("b:x", "")]  # fmt: skip
+    assert gpu.main(["--out", str(tmp_path), "--only", "a"], phases=phases) == 0
+    assert [p["name"] for p in status(tmp_path)["phases"]] == ["build", "a:x", "a:y"]
+
+
 def test_rows_stand_last(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     row = {"workload": "voc", "threads": 1, "copy_gb_s": None, "extra": 0, "providers": [
         {"name": "segfast", "ms": 2.0, "served_by": "lattice.cu"},
@@ -367,13 +384,30 @@ def test_probe_tells_a_gpu_from_none() -> None:
 # ------------------------------------------------------------------------------------ the table
 
 
-def test_table_fits_and_holds_together() -> None:
+@pytest.mark.parametrize("call", gpu.CALLS, ids=" ".join)
+def test_a_call_fits(call: tuple[str, ...]) -> None:
+    chosen = [phase for phase in gpu.PHASES if gpu._chosen(phase, call)]
+    assert sum(phase.least for phase in chosen) <= gpu.BUDGET
+    assert {"machine", "build", "kernels"} < {phase.name for phase in chosen}
+
+
+def test_table_holds_together() -> None:
     names = [phase.name for phase in gpu.PHASES]
     assert len(set(names)) == len(names)
-    assert sum(phase.least for phase in gpu.PHASES) <= gpu.BUDGET
     for i, phase in enumerate(gpu.PHASES):
         assert phase.least <= phase.most
         assert set(phase.after) <= set(names[:i])
+    kinds = {name.split(":")[0] for name in names} - {"machine", "build", "kernels"}
+    assert kinds == {kind for call in gpu.CALLS for kind in call}
+
+
+def test_sanitizers_find_their_tests() -> None:
+    """Of every operator, files that exist: pytest collects nothing else."""
+    for phase in gpu.PHASES:
+        if phase.tools == ("compute-sanitizer",):
+            files = [ROOT / part for part in phase.command if part.startswith("tests/")]
+            assert files
+            assert any("sanitize" in file.read_text() for file in files)
 
 
 def test_every_operator_is_in_the_table() -> None:
@@ -382,7 +416,11 @@ def test_every_operator_is_in_the_table() -> None:
     names = {phase.name for phase in gpu.PHASES}
     for operator in gpu.OPERATORS:
         for check in ("tests", "memcheck", "racecheck", "initcheck", "benchmark", "figures"):
-            assert f"{check}:{operator}" in names
+            racing = check != "racecheck" or operator not in gpu.NO_SHARED_MEMORY
+            assert (f"{check}:{operator}" in names) == racing
+    for operator in gpu.NO_SHARED_MEMORY:
+        for source in (ROOT / "kernels" / operator).glob("*.cu*"):
+            assert "__shared__" not in source.read_text()
 
 
 def test_runs_on_a_bare_machine() -> None:
