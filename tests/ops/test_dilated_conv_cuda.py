@@ -148,7 +148,7 @@ def test_random(case: Case, channels_last: bool) -> None:
 @dtypes(torch.float32, torch.bfloat16)
 @pytest.mark.parametrize("groups", [1, 19])
 def test_sanitize_odd_maps(groups: int, dtype: torch.dtype) -> None:
-    """What compute-sanitizer watches: every kernel."""
+    """What compute-sanitizer watches: every kernel of a single convolution."""
     channels = (19, 21) if groups == 1 else (1, 1)
     case = Case(2, groups, *channels, (13, 17), (3, 3), (1, 1), (4, 5), (4, 5))
     given = inputs(case, dtype)
@@ -258,6 +258,16 @@ def test_context_module(classes: int, how: str, dtype: torch.dtype) -> None:
     truth = context_formula(torch.float64, torch.float64, *given)
     single = context_formula(torch.float32, dtype, *given)
     assert_as_good_as(found, truth, single, terms=8 * 9 * classes)
+
+
+@pytest.mark.parametrize("how", LAUNCHES)
+def test_sanitize_layers(how: str) -> None:
+    """The barrier between layers, epilogues."""
+    given = chain(5, torch.bfloat16, batch=1)
+    found = getattr(launchers(), how)(*on_gpu(*given))
+    truth = context_formula(torch.float64, torch.float64, *given)
+    single = context_formula(torch.float32, torch.bfloat16, *given)
+    assert_as_good_as(found, truth, single, terms=8 * 9 * 5)
 
 
 @dtypes(torch.float32, *HALF)
