@@ -232,20 +232,26 @@ def summary(row: Row) -> str:
 
 
 def brief(row: Row) -> str:
-    """A row in a line: our time, the others' as multiples of it, the promises not met."""
-    ours, *peers = row["providers"]
-    others = [f"{peer['name']} {number(peer.get('ratio'))}x" for peer in peers]
-    share = ours["gb_per_s"] / row["copy_gb_s"] if ours.get("gb_per_s") and row["copy_gb_s"] else 0
-    rate = [f"{100 * share:.0f} % of copy"] if share else []
-    missed = [
-        f"{target['peer']} {target['of']} {number(target['measured'])} of {target['at_least']}"
+    """A row in a line: our time, the others' as multiples of it, promises that are not met."""
+    missed = {
+        (target["peer"], target["of"]): f" (promised {target['at_least']})"
         for target in row.get("targets", ())
         if target["met"] is False
-    ]
+    }
+    ours, *peers = row["providers"]
     busy = f", {number(ours['device_ms'])} on the GPU" if ours.get("device_ms") else ""
-    time = f"{number(ours['ms'])} ms{busy} ({ours['served_by']})"
-    parts = [time, *rate, *others, *(f"MISSED {each}" for each in missed)]
-    return f"{row['workload']}, {row['threads']}t: {', '.join(parts)}"
+    time = f"{number(ours['ms'])} ms{busy}{missed.pop(('', 'ms'), '')} ({ours['served_by']})"
+    others = [
+        f"{peer['name']} {number(peer.get('ratio'))}x{missed.pop((peer['name'], 'time'), '')}"
+        for peer in peers
+    ]
+    rate = []
+    if ours.get("gb_per_s") and row["copy_gb_s"]:
+        share = 100 * ours["gb_per_s"] / row["copy_gb_s"]
+        rate = [f"{share:.0f} % of copy{missed.pop(('', 'copy'), '')}"]
+    rest = [f"{peer} {of}{promise}".strip() for (peer, of), promise in missed.items()]
+    parts = ", ".join([time, *rate, *others, *rest])
+    return f"{row['workload']}, {row['threads']}t: {parts}"
 
 
 def markdown(rows: Sequence[Row], title: str, plot: str | None) -> str:

@@ -77,6 +77,26 @@ def test_writes_table_and_plot(
     assert text in capsys.readouterr().out
 
 
+def test_a_row_in_a_line(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(good), "--brief"]) == 0
+    assert [p.name for p in good.parent.iterdir()] == ["dense_crf.json"]
+    assert capsys.readouterr().out == (
+        "voc, 2t: 52.5 ms (lattice_cpu.cpp (avx512)), 10 % of copy, pydensecrf 7.62x, "
+        "pydensecrf memory (promised 2.0)\n"
+    )
+    row = fixture()["benchmarks"][0]["extra_info"]
+    row["providers"][0]["device_ms"] = 40.0
+    row["targets"] = [
+        {"peer": "pydensecrf", "of": "time", "at_least": 9.0, "measured": 7.62, "met": False},
+        {"peer": "", "of": "copy", "at_least": 0.8, "measured": 0.1, "met": False},
+        {"peer": "", "of": "ms", "at_least": 3.0, "measured": 52.5, "met": False},
+    ]
+    assert report.brief(row) == (
+        "voc, 2t: 52.5 ms, 40 on the GPU (promised 3.0) (lattice_cpu.cpp (avx512)), "
+        "10 % of copy (promised 0.8), pydensecrf 7.62x (promised 9.0)"
+    )
+
+
 def test_table_says_all_that_was_measured(good: Path) -> None:
     text = report.markdown(report.load(good), "title", None)
     ours, theirs = (line for line in text.splitlines() if line.startswith("|") and " ms" not in line
