@@ -83,8 +83,8 @@ def matmul(feature_map: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def softmax(feature_map: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention over all pairs: what the linear one stands in for, not the same."""
-    heads = (x.mT[:, None] for x in (q, k, v))  # fused kernels take [B, heads, N, channels]
-    return F.scaled_dot_product_attention(*heads)[:, 0].mT
+    q, k, v = (x.mT[:, None] for x in (q, k, v))  # fused kernels take [B, heads, N, channels]
+    return F.scaled_dot_product_attention(q, k, v)[:, 0].mT
 
 
 def flash_bla(feature_map: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
