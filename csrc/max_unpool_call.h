@@ -58,8 +58,8 @@ struct Call {
 
 inline Call::Call(DeviceType on, const Tensor& first, const char* name)
     : scalar(first.scalar_type()), device(first.device()) {
-  STD_TORCH_CHECK(device.type() == on, name, " must be on device ", on == DeviceType::CPU ? "cpu" : "cuda",
-                  ", got one on ", name_of(device));
+  STD_TORCH_CHECK(device.type() == on, name, " must be on device ",
+                  on == DeviceType::CPU ? "cpu" : "cuda", ", got one on ", name_of(device));
   sizes_of_map(first, name);
   const Shape shape(first);
   channels_last = suggests_channels_last(shape);
