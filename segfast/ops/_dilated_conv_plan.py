@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.kernels.dilated_conv.triton_configurations import DTYPES
+from segfast.ops import _dilated_conv_faults as faults
 from segfast.ops._dilated_conv_rules import AVX2, AVX512, CUDA, Cpu, Direction
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
@@ -239,36 +240,13 @@ def torch_may_beat_triton(problem: Problem) -> str | None:
 
 
 def torch_is_wrong(direction: Direction, problem: Problem) -> bool:
-    """Whether PyTorch's own kernel may read or write beyond its tensors.
-
-    So it does in 2.13 in two cases of results, and in three of the gradient of the weight:
-    kernels/dilated_conv/README.md, "Where PyTorch serves".
-    """
+    """Whether a kernel of PyTorch's may be one of `_dilated_conv_faults`, in some format."""
     if problem.device != "cpu" or direction == "grad_input":
         return False
+    geometry, facts = problem.geometry, (problem.dtype == "bfloat16", problem.in_channels)
     if direction == "forward":
-        return problem.geometry.columns.live_pairs() == 0 or one_column(problem)
-    spread = problem.rate() > 1 and problem.in_channels % 16 != 0
-    if problem.dtype == "bfloat16" and (spread or few_columns(problem.geometry)):
-        return True
-    return problem.in_channels < 16 and strided_tap(problem.geometry)
-
-
-def strided_tap(geometry: Geometry) -> bool:
-    """1x1 with a stride."""
-    return all(axis.taps == 1 for axis in geometry) and any(axis.stride > 1 for axis in geometry)
-
-
-def one_column(problem: Problem) -> bool:
-    """Of the result, in bfloat16, of groups with one input channel, with a stride."""
-    columns = problem.geometry.columns
-    one_of_groups = problem.groups > 1 and problem.in_channels == columns.output == 1
-    return one_of_groups and problem.dtype == "bfloat16" and columns.stride > 1
-
-
-def few_columns(geometry: Geometry) -> bool:
-    """Fewer than a step."""
-    return geometry.columns.input < geometry.columns.stride
+        return faults.nothing_read(geometry) or faults.result_misread(*facts, geometry)
+    return faults.few_columns(facts[0], geometry) or faults.gradient_misread(*facts, geometry)
 
 
 def serves_triton(problem: Problem, direction: Direction) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segfast.ops import _check
 from segfast.ops._autocast import autocast_dtype
+from segfast.ops._dilated_conv_faults import odd_batch
 from segfast.ops._dilated_conv_geometry import MAP, Resolved, given, resolve, resolve_transposed
 from segfast.ops._dilated_conv_kernels import (
     Serve,
@@ -140,7 +141,7 @@ def _prepare(
     rest, dtype = (*outputs, *strides), facts.x.cast
     as_given = x.dim() == 4 and all(f is None or f.dtype == dtype for f in facts)
     to = None if as_given else dtype
-    if torch.compiler.is_compiling() or observer():  # decided inside the raw operators
+    if torch.compiler.is_compiling() or observer() or tracing():  # decided elsewhere
         return Prepared(rest, for_torch, False, False, to, None)
     maps = x if x.dim() == 4 else x[None]
     asked = problem(maps, weight.shape, geometry, strides.groups)._replace(dtype=dtype_name(dtype))
@@ -149,7 +150,8 @@ def _prepare(
         for direction in DIRECTIONS
     ]
     serve = kind.serve_for(x, weight, rest) if plain and as_given else None
-    return Prepared(rest, for_torch, all(by_torch), by_torch[kind.direction], to, serve)
+    always = all(by_torch) and not odd_batch(maps, strides.groups)
+    return Prepared(rest, for_torch, always, by_torch[kind.direction], to, serve)
 
 
 def _without_numpy(argument: Any) -> Any:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops._dilated_conv_plan import Strides, few_columns, strided_tap
+from segfast.ops import _dilated_conv_faults as faults
+from segfast.ops._dilated_conv_plan import Strides
 
 
 def _surplus(geometry: Geometry) -> tuple[list[int], list[int]]:
@@ -37,13 +38,13 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Strides
 ) -> Tensor:
     sh, sw, ph, pw, dh, dw, groups = strides
-    if x.device.type == "cpu":  # see `torch_is_wrong`
+    if x.device.type == "cpu":
         rows, columns = geometry
-        if geometry.live_pairs() == 0:
+        if faults.nothing_read(geometry):
             zeros = x.new_zeros(x.shape[0], weight.shape[0], rows.output, columns.output)
             return zeros if bias is None else zeros + bias[:, None, None]
-        if x.dtype == torch.bfloat16 and weight.shape[1] == columns.output == 1:
-            x = x.contiguous()
+        if faults.result_misread(x.dtype == torch.bfloat16, weight.shape[1], geometry):
+            x, weight = faults.plain(x), faults.plain(weight)
     behind_input, _ = _surplus(geometry)
     y = F.conv2d(_pad(x, behind_input), weight, bias, (sh, sw), (ph, pw), (dh, dw), groups)
     return _cut(y, geometry.rows.output, geometry.columns.output)
@@ -70,12 +71,12 @@ def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Stride
 
 
 def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
-    if x.device.type == "cpu":  # see `torch_is_wrong`
-        bfloat16, channels = x.dtype == torch.bfloat16, x.shape[1] // strides.groups
-        if bfloat16 and few_columns(geometry):
+    if x.device.type == "cpu":
+        bfloat16 = x.dtype == torch.bfloat16
+        if faults.few_columns(bfloat16, geometry):
             return grad_weight(grad.float(), x.float(), geometry, strides).bfloat16()
-        if (bfloat16 and channels % 16) or (channels < 16 and strided_tap(geometry)):
-            grad, x = grad.contiguous(), x.contiguous()
+        if faults.gradient_misread(bfloat16, x.shape[1] // strides.groups, geometry):
+            grad, x = faults.plain(grad), faults.plain(x)
     kernel = geometry.rows.taps, geometry.columns.taps
     shape = (grad.shape[1], x.shape[1] // strides.groups, *kernel)
     weight = x.new_empty(shape)  # only its shape and its format matter

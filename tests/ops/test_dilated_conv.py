@@ -256,13 +256,14 @@ def test_a_map_of_one_image_in_hwc(groups: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of those that are dropped
-def test_traces_keep_no_sizes() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_traces_keep_no_sizes(layout: torch.memory_format) -> None:
     weight, other = torch.randn(8, 8, 3, 3), torch.randn(1, 8, 14, 11)
 
     def fn(x: Tensor) -> Tensor:
         return dilated_conv2d(x, weight, None, 1, 6, 6)
 
-    traced = torch.jit.trace(fn, torch.randn(2, 8, 9, 9))
+    traced = torch.jit.trace(fn, torch.randn(2, 8, 9, 9).contiguous(memory_format=layout))
     baseline = F.conv2d(other, weight, None, 1, 6, 6)
     oracle = F.conv2d(other.double(), weight.double(), None, 1, 6, 6)
     for y in (traced(other), fn(other)):

@@ -73,46 +73,100 @@ def test_fewer_columns_than_the_stride(dtype: torch.dtype, columns: int, layout:
         assert_as_good_as(found, truth, truth.to(dtype), terms=8, magnitude=sizes)
 
 
+def is_plain(x: Tensor) -> bool:
+    """PyTorch cannot take it for channels_last: of the strides of a map with one channel or one
+    position, those along sizes of 1 decide."""
+    return x.stride() == torch.empty(x.shape).stride()
+
+
+def in_channels_last(*shape: int, dtype: torch.dtype) -> Tensor:
+    """`contiguous` would leave maps of one channel as they are."""
+    return torch.randn(shape).to(dtype).clone(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 8, 15])
 def test_one_tap_and_a_stride_over_few_channels(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's gradient of a channels_last map writes beyond its memory there, unseen."""
     formats = []
 
     def backward(grad: Tensor, x: Tensor, *rest: Any) -> Tensor:
-        formats.extend([grad.is_contiguous(), x.is_contiguous()])
+        formats.extend([is_plain(grad), is_plain(x)])
         return unwatched(grad, x, *rest)
 
     unwatched = _dilated_conv_torch._backward
     monkeypatch.setattr(_dilated_conv_torch, "_backward", backward)
-    x = torch.randn(3, 8, 12, 12).to(dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(4, 8, 1, 1).to(dtype).requires_grad_()
+    x = in_channels_last(3, channels, 12, 12, dtype=dtype)
+    weight = in_channels_last(4, channels, 1, 1, dtype=dtype).requires_grad_()
     dilated_conv2d(x, weight, None, 2).sum().backward()
     assert formats == [True, True]
     read = x.double()[:, :, ::2, ::2]
-    truth, sizes = (t.sum((0, 2, 3)).expand(4, 8)[..., None, None] for t in (read, read.abs()))
+    truth, sizes = (
+        t.sum((0, 2, 3)).expand(4, channels)[..., None, None] for t in (read, read.abs())
+    )
     assert weight.grad is not None
     assert_as_good_as(weight.grad, truth, truth.to(dtype), terms=108, magnitude=sizes)
 
 
-def test_one_column_of_groups_of_one_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's bfloat16 result of a channels_last map has what was in memory there."""
+# x, weight; stride, padding, dilation, groups; dtypes
+MISREAD = {
+    "one column of groups of one channel": (
+        (2, 2, 9, 3), (16, 1, 3, 3), ((1, 2), 0, 1, 2), (torch.float32, torch.bfloat16)),
+    "one column of one channel": (
+        (3, 1, 7, 3), (4, 1, 3, 3), ((1, 2), (1, 0), 1, 1), (torch.float32, torch.bfloat16)),
+    "the last column ends with the map": (
+        (1, 16, 15, 15), (8, 16, 7, 7), (8, 3, 1, 1), (torch.bfloat16,)),
+    "some columns read padding alone": (
+        (1, 8, 1, 1), (17, 8, 1, 3), (2, (0, 9), (1, 3), 1), (torch.bfloat16,)),
+}  # fmt: skip
+MISREAD_CASES = [
+    pytest.param(*case, dtype, id=f"{name}-{str(dtype)[6:]}")
+    for name, (*case, dtypes_) in MISREAD.items()
+    for dtype in dtypes_
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "options", "dtype"), MISREAD_CASES)
+def test_results_that_are_misread(
+    shape: tuple[int, ...], kernel: tuple[int, ...], options: tuple[Any, ...], dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """PyTorch's results of channels_last maps or weights have what was in memory there, or it
+    writes beyond its own."""
     formats = []
 
-    def conv2d(x: Tensor, *rest: Any) -> Tensor:
-        formats.append(x.is_contiguous())
-        return unwatched(x, *rest)
+    def conv2d(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        formats.extend([is_plain(x), is_plain(weight)])
+        return unwatched(x, weight, *rest)
 
     unwatched = F.conv2d
     monkeypatch.setattr(F, "conv2d", conv2d)
-    x = torch.randn(2, 2, 9, 3).bfloat16().contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(16, 1, 3, 3).bfloat16()
-    y = dilated_conv2d(x, weight, None, (1, 2), 0, 1, 2)
-    assert formats == [True]
-    geometry = Geometry.of((9, 3), (7, 1), (3, 3), (1, 2), (0, 0), (1, 1))
-    truth, sizes = (
-        reference.conv(a.double(), b.double(), None, geometry, 2)
-        for a, b in ((x, weight), (x.abs(), weight.abs()))
-    )
-    assert_as_good_as(y, truth, truth.to(y.dtype), terms=9, magnitude=sizes)
+    x, weight = in_channels_last(*shape, dtype=dtype), in_channels_last(*kernel, dtype=dtype)
+    bias = torch.randn(kernel[0]).to(dtype)
+    for learns in (False, True):  # with a gradient it is never handed over whole
+        y = dilated_conv2d(x, weight.requires_grad_(learns), bias, *options)
+        assert formats == [True, True]
+        formats.clear()
+        oracle, sizes = (
+            unwatched(*(f(t.detach().double()).contiguous() for t in (x, weight, bias)), *options)
+            for f in (Tensor.clone, Tensor.abs)
+        )
+        terms = weight[0].numel() + 1
+        assert_as_good_as(y, oracle, oracle.to(dtype), terms=terms, magnitude=sizes)
+
+
+@dtypes()
+@pytest.mark.parametrize("batched", [True, False])
+def test_permuted_images_in_groups(batched: bool, dtype: torch.dtype) -> None:
+    """PyTorch's gradient of a channels_last weight goes by the stride of a batch of one."""
+    image = torch.randn(20, 20, 32).to(dtype).permute(2, 0, 1)
+    x = image[None] if batched else image
+    weight = in_channels_last(32, 16, 3, 3, dtype=dtype).requires_grad_()
+    y = dilated_conv2d(x, weight, None, 1, 1, 1, 2)
+    (found,) = torch.autograd.grad(y.sum(), weight)
+    geometry = Geometry.of((20, 20), (20, 20), (3, 3), (1, 1), (1, 1), (1, 1))
+    maps, ones = image[None].double(), torch.ones(1, 32, 20, 20).double()
+    truth, sizes = (reference.grad_weight(ones, t, geometry, 2) for t in (maps, maps.abs()))
+    assert_as_good_as(found, truth, truth.to(dtype), terms=400, magnitude=sizes)

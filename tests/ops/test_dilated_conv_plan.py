@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops._dilated_conv_plan import (
     DIRECTIONS,
+    Direction,
     Problem,
     plan,
     torch_is_wrong,
@@ -161,31 +164,103 @@ def test_direct(given: Problem, expected: tuple[str, ...]) -> None:
     assert served(given) == expected
 
 
-def test_gradients_of_the_weight_that_pytorch_gets_wrong() -> None:
-    def wrong(given: Problem) -> bool:
-        return torch_is_wrong("grad_weight", given)
-
-    assert wrong(problem((40, 24), 2, dtype="bfloat16"))
-    assert not wrong(problem((48, 24), 2, dtype="bfloat16"))  # whole vectors of channels
-    assert not wrong(problem((40, 24), 1, dtype="bfloat16"))
-    assert not wrong(problem((40, 24), 2))
-    assert not wrong(problem((40, 24), 2, dtype="bfloat16")._replace(device="cuda"))
-    assert wrong(problem((8, 24), 1, taps=1, stride=2))
-    assert not wrong(problem((16, 24), 1, taps=1, stride=2))
-    assert not wrong(problem((8, 24), 1, taps=1))
-    few = Geometry.of((9, 2), (3, 1), (3, 3), (3, 3), (1, 1), (1, 1))  # a step of three columns
-    assert wrong(problem((48, 24), 1, dtype="bfloat16")._replace(geometry=few))
-    assert not wrong(problem((48, 24), 1)._replace(geometry=few))
+# ------------------------------------------------------------------- what PyTorch gets wrong
 
 
-def test_results_that_pytorch_gets_wrong() -> None:
-    empty = Geometry.of((9, 2), (3, 4), (2, 3), (3, 3), (4, 7), (8, 3))  # no column is read
-    given = problem((8, 19), 2)
-    assert torch_is_wrong("forward", given._replace(geometry=empty))
-    assert not torch_is_wrong("grad_input", given._replace(geometry=empty))
-    assert not torch_is_wrong("forward", given)
-    column = Geometry.of((9, 3), (7, 1), (3, 3), (1, 2), (0, 0), (1, 1))
-    grouped = problem((1, 8), 1, groups=2, dtype="bfloat16")._replace(geometry=column)
-    assert torch_is_wrong("forward", grouped)
-    assert not torch_is_wrong("forward", grouped._replace(dtype="float32"))
-    assert not torch_is_wrong("forward", grouped._replace(in_channels=2))
+def row(width: int, taps: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Geometry:
+    """Columns as said, rows of 3 taps at rate 1."""
+    outputs = (width + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    sizes = (9, width), (9, outputs), (3, taps)
+    return Geometry.of(*sizes, (1, stride), (1, padding), (1, dilation))
+
+
+def wrong(direction: Direction, geometry: Geometry, channels: int = 16, **more: Any) -> bool:
+    facts = problem((channels, 24), 1)._replace(geometry=geometry, **more)
+    return torch_is_wrong(direction, facts)
+
+
+def one_tap(rows: int, columns: int, taps: Pair = (1, 1)) -> Geometry:
+    """With these strides."""
+    return Geometry.of((8, 8), (2, 2), taps, (rows, columns), (0, 0), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("expected", "channels", "rate"),
+    [(True, 40, 2), (True, 8, 2), (True, 17, 2), (False, 48, 2), (False, 16, 2), (False, 40, 1)],
+)
+def test_bfloat16_gradients_at_rates(expected: bool, channels: int, rate: int) -> None:
+    for geometry in (row(33, 3, dilation=rate), problem((1, 1), rate).geometry):
+        assert wrong("grad_weight", geometry, channels, dtype="bfloat16") is expected
+        assert not wrong("grad_weight", geometry, channels)
+        assert not wrong("grad_weight", geometry, channels, dtype="bfloat16", device="cuda")
+        assert not wrong("grad_input", geometry, channels, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("expected", "channels", "geometry"),
+    [
+        (True, 8, one_tap(2, 2)),
+        (True, 1, one_tap(2, 1)),
+        (True, 15, one_tap(1, 2)),
+        (False, 16, one_tap(2, 2)),
+        (False, 8, one_tap(1, 1)),
+        (False, 8, one_tap(2, 2, (1, 3))),
+        (False, 8, one_tap(2, 2, (3, 1))),
+    ],
+)
+def test_gradients_of_one_tap(expected: bool, channels: int, geometry: Geometry) -> None:
+    for dtype in ("float32", "bfloat16"):
+        assert wrong("grad_weight", geometry, channels, dtype=dtype) is expected
+    assert not wrong("forward", geometry, channels)
+
+
+@pytest.mark.parametrize(("expected", "width"), [(True, 2), (False, 3)])
+def test_gradients_of_maps_narrower_than_the_stride(expected: bool, width: int) -> None:
+    geometry = row(width, 3, stride=3, padding=1)
+    assert wrong("grad_weight", geometry, dtype="bfloat16") is expected
+    assert not wrong("grad_weight", geometry)
+
+
+def test_results_of_columns_that_read_nothing() -> None:
+    columns = row(2, 1, stride=3, padding=4)
+    assert columns.columns.live_pairs() == 0
+    rows = Geometry(columns.columns, row(9, 3, padding=1).columns)
+    for dtype in ("float32", "bfloat16"):
+        assert wrong("forward", columns, dtype=dtype)
+        assert not wrong("forward", rows, dtype=dtype)
+    assert not wrong("grad_input", columns)
+
+
+@pytest.mark.parametrize(
+    ("expected", "channels", "geometry"),
+    [
+        (True, 1, row(3, 3, stride=2)),
+        (False, 2, row(3, 3, stride=2)),
+        (False, 1, row(3, 3)),
+        (False, 1, row(5, 3, stride=2)),
+    ],
+)
+def test_results_of_one_column(expected: bool, channels: int, geometry: Geometry) -> None:
+    for dtype in ("float32", "bfloat16"):
+        for groups in (1, 2):
+            assert wrong("forward", geometry, channels, dtype=dtype, groups=groups) is expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "geometry"),
+    [
+        (True, row(15, 7, stride=8, padding=3)),  # reads 15 columns: none of the padding behind
+        (False, row(15, 7, stride=8)),  # nor is there any before
+        (False, row(16, 7, stride=8, padding=3)),
+        (True, row(1, 3, stride=2, padding=9, dilation=3)),  # of ten columns few read the map
+        (False, row(33, 3, padding=36, dilation=36)),
+        (False, row(33, 3, padding=1)),
+        (False, row(33, 3, stride=2, padding=1)),
+        (False, row(224, 7, stride=2, padding=3)),
+        (False, row(224, 16, stride=16)),
+    ],
+)
+def test_bfloat16_results_with_padding(expected: bool, geometry: Geometry) -> None:
+    assert wrong("forward", geometry, dtype="bfloat16") is expected
+    assert not wrong("forward", geometry)
+    assert not wrong("grad_input", geometry, dtype="bfloat16")
