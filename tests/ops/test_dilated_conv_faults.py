@@ -15,6 +15,7 @@ from torch import Tensor
 from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops import _dilated_conv_torch, dilated_conv2d, dilated_conv_transpose2d
+from segfast.ops._dilated_conv_faults import odd_batch
 from segfast.testing import assert_as_good_as, dtypes
 from tests.ops.dilated_conv_geometries import laid_out
 
@@ -85,9 +86,9 @@ def in_channels_last(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("channels", [1, 8, 15])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (8, 1), (15, 1), (8, 2)])
 def test_one_tap_and_a_stride_over_few_channels(
-    channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    channels: int, groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's gradient of a channels_last map writes beyond its memory there, unseen."""
     formats = []
@@ -98,14 +99,16 @@ def test_one_tap_and_a_stride_over_few_channels(
 
     unwatched = _dilated_conv_torch._backward
     monkeypatch.setattr(_dilated_conv_torch, "_backward", backward)
-    x = in_channels_last(3, channels, 12, 12, dtype=dtype)
+    x = in_channels_last(3, groups * channels, 12, 12, dtype=dtype)
     weight = in_channels_last(4, channels, 1, 1, dtype=dtype).requires_grad_()
-    dilated_conv2d(x, weight, None, 2).sum().backward()
+    dilated_conv2d(x, weight, None, 2, groups=groups).sum().backward()
     assert formats == [True, True]
     read = x.double()[:, :, ::2, ::2]
     truth, sizes = (
-        t.sum((0, 2, 3)).expand(4, channels)[..., None, None] for t in (read, read.abs())
+        t.sum((0, 2, 3)).reshape(groups, channels).repeat_interleave(4 // groups, 0)
+        for t in (read, read.abs())
     )
+    truth, sizes = truth[..., None, None], sizes[..., None, None]
     assert weight.grad is not None
     assert_as_good_as(weight.grad, truth, truth.to(dtype), terms=108, magnitude=sizes)
 
@@ -155,6 +158,14 @@ def test_results_that_are_misread(
         )
         terms = weight[0].numel() + 1
         assert_as_good_as(y, oracle, oracle.to(dtype), terms=terms, magnitude=sizes)
+
+
+def test_which_batches_are_odd() -> None:
+    permuted = torch.empty(5, 6, 4).permute(2, 0, 1)[None]
+    assert odd_batch(permuted, 2)
+    assert not odd_batch(permuted, 1)
+    assert not odd_batch(permuted.contiguous(), 2)
+    assert not odd_batch(torch.empty(2, 9, 5, 6)[:, :4], 2)  # two images tell PyTorch their stride
 
 
 @dtypes()
