@@ -195,6 +195,8 @@ def torch_beats_dense(
         few = inputs < rules.dense_inputs and min(inputs, problem.rate()) == 1
         if few or (direction == "grad_input" and inputs <= rules.dense_inputs):
             return "too few input channels for a product of matrices"
+    if direction == "grad_weight" and _torch_has_sixteens(problem, rules):
+        return "PyTorch has a kernel for blocks of sixteen channels"
     ragged = problem.in_channels % 8 or problem.out_channels % 8  # PyTorch pads them
     if direction in rules.dense_live and not problem.strided() and not ragged:
         large = max(rows.taps, columns.taps) > 3
@@ -202,6 +204,22 @@ def torch_beats_dense(
         if (live := problem.live_share()) > most_live:
             return f"only {1 - live:.0%} of the products are with padding"
     return None
+
+
+def _torch_has_sixteens(problem: Problem, rules: Cpu) -> bool:
+    """Whether PyTorch's gradient of the weight is faster, for blocks of sixteen channels."""
+    rows, columns = problem.geometry
+    if (rows.taps, columns.taps) != (3, 3) or problem.strided():
+        return False
+    if problem.in_channels % 16 or problem.out_channels % 16:
+        return False
+    least, most = rules.dense_sixteens
+    positions = problem.batch * rows.output * columns.output
+    return (
+        least <= problem.in_channels * problem.out_channels <= most
+        and positions >= rules.dense_sixteens_positions
+        and problem.live_share() > rules.dense_sixteens_live
+    )
 
 
 def serves_winograd(direction: Direction, problem: Problem) -> bool:

@@ -32,6 +32,12 @@ class Cpu(NamedTuple):
     # Products of matrices: above this share of live products, with larger kernels than 3x3 this.
     dense_live: Mapping[Direction, float]
     dense_live_large: float
+    # The weight's gradient of 3x3 at stride 1 between whole sixteens of channels: where input times
+    # output channels are between these, the result has as many positions as this or more, and the
+    # share of live products is above this.
+    dense_sixteens: tuple[int, int]
+    dense_sixteens_positions: int
+    dense_sixteens_live: float
     # With fewer input channels than this, and more outputs than inputs: all at rate 1 or with one
     # input channel; with as many, too, the input's gradient.
     dense_inputs: int
@@ -65,6 +71,9 @@ AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processo
     eights_weight_outputs=16,
     dense_live={"forward": 0.93, "grad_input": 0.9},
     dense_live_large=0.88,
+    dense_sixteens=(1, 0),  # nowhere
+    dense_sixteens_positions=0,
+    dense_sixteens_live=1.0,
     dense_inputs=8,
     winograd_transforms=(11.0, 36.0, 26.0),
     winograd_share=0.75,
@@ -84,5 +93,8 @@ AVX512 = AVX2._replace(  # measured on Zen 5 with two threads: PyTorch gains mor
     eights_live=0.5,
     dense_live={"forward": 0.8, "grad_input": 0.42},
     dense_live_large=0.5,
+    dense_sixteens=(1024, 16384),
+    dense_sixteens_positions=2000,
+    dense_sixteens_live=0.5,
 )
 CUDA = Gpu(least_saved=0.1)  # not measured yet

@@ -122,6 +122,29 @@ def test_avx512(given: Problem, expected: tuple[str, ...]) -> None:
     assert served(given, ALL | {"avx512", "fast bfloat16"}) == expected
 
 
+@pytest.mark.parametrize(
+    ("expected", "given"),
+    [
+        ("torch", problem((64, 64), 1)._replace(batch=2)),
+        ("dense", problem((64, 64), 1)),  # a small map
+        ("torch", problem((64, 64), 12)._replace(batch=2)),
+        ("dense", problem((64, 64), 24)._replace(batch=2)),  # 27 % are live
+        ("torch", problem((32, 32), 1)._replace(batch=2)),
+        ("dense", problem((16, 32), 1)._replace(batch=2)),
+        ("torch", problem((256, 64), 1)._replace(batch=2)),
+        ("dense", problem((256, 80), 1)._replace(batch=2)),
+        ("dense", problem((64, 72), 1)._replace(batch=2)),
+        ("dense", problem((72, 64), 1)._replace(batch=2)),
+        ("dense", problem((64, 64), 1, stride=2)._replace(batch=8)),
+        ("dense", problem((64, 64), 1, taps=5)._replace(batch=2)),
+        ("dense", problem((64, 64), 1, dtype="float64")._replace(batch=2)),
+    ],
+)
+def test_weights_gradients_of_sixteens(expected: str, given: Problem) -> None:
+    assert plan("grad_weight", given, ALL | {"avx512"}).kernel == expected
+    assert plan("grad_weight", given, ALL).kernel == "dense"
+
+
 def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
     available = ALL | {"fast bfloat16"}
     assert served(problem((64, 64), 6, dtype="bfloat16"), available) == ("torch",) * 3
