@@ -42,16 +42,15 @@ def jobs(
 ) -> tuple[Problem, dict[str, Callable[[], Tensor]]]:
     """The problem, and a job for every kernel that can serve it, PyTorch's last."""
     x, weight, grad = single.tensors(device)
-    geometry, strides = single.geometry, single.strides
-    problem = kernels.problem(x, weight.shape, geometry, single.groups)
+    problem = kernels.problem(x, weight.shape, single.geometry, single.groups)
     arguments: dict[Direction, tuple[Any, ...]] = {
-        "forward": (x, weight, None, geometry, strides),
-        "grad_input": (grad, weight, geometry, strides),
-        "grad_weight": (grad, x, geometry, strides),
+        "forward": (x, weight, None),
+        "grad_input": (grad, weight),
+        "grad_weight": (grad, x),
     }
     found = {}
     for kernel in candidates(direction, problem, kernels.available(device)):
-        compute = getattr(kernels.KERNELS[kernel], direction)
+        compute = getattr(kernels.KERNELS[kernel], direction)(problem, single.strides)
         once = functools.partial(compute, *arguments[direction])
         found[kernel] = _common.waiting(once, device)
     return problem, found

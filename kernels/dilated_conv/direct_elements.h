@@ -10,11 +10,6 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-template <typename S, typename T>
-constexpr bool kSameType = false;
-template <typename T>
-constexpr bool kSameType<T, T> = true;
-
 // Hands out pieces of a block; of no block (null) it only counts.
 class Arena {
  public:

@@ -31,6 +31,13 @@ SEGFAST_INLINE Channels channels_of(const DilatedConv& p, int64_t block) {
   return {begin, smaller(kChannels, p.groups - begin)};
 }
 
+// Whether elements of S are read and written as they are needed. Those of float16 take a pass over
+// their row.
+template <typename S>
+constexpr bool kInPlace = true;
+template <>
+constexpr bool kInPlace<F16> = false;
+
 // A row of pixels, some channels of each.
 template <typename S, typename T>
 SEGFAST_INLINE void stage_pixels(const S* from, int64_t pixels, int64_t pitch, int64_t channels,
@@ -55,17 +62,15 @@ SEGFAST_INLINE Span live_taps(const Line& line, int64_t position) {
   return {};
 }
 
-// f(first channel, vectors tag, width tag) over `count` channels: pairs of vectors, one vector, and
-// for the rest narrower ones; no channel twice.
-template <int N, typename F>
+// f(first channel, vectors tag, width tag) over `count` channels: V vectors at a time, then fewer,
+// and for the rest narrower ones; no channel twice.
+template <int N, int V, typename F>
 SEGFAST_INLINE void for_channels(int64_t first, int64_t count, const F& f) {
-  for (; first + 2 * N <= count; first += 2 * N) f(first, Width<2>{}, Width<N>{});
-  if (first + N <= count) {
-    f(first, Width<1>{}, Width<N>{});
-    first += N;
-  }
-  if constexpr (N > 1) {
-    if (first < count) for_channels<N / 2>(first, count, f);
+  for (; first + V * N <= count; first += V * N) f(first, Width<V>{}, Width<N>{});
+  if constexpr (V > 1) {
+    if (first < count) for_channels<N, V / 2>(first, count, f);
+  } else if constexpr (N > 1) {
+    if (first < count) for_channels<N / 2, 1>(first, count, f);
   }
 }
 

@@ -7,7 +7,8 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int kMostTaps = 6;             // whose sums, two vectors each, stay in registers
+// Whose sums, two vectors each, stay in registers.
+constexpr int kMostTaps = kVectorRegisters >= 32 ? 9 : 6;
 constexpr int64_t kItems = 32;           // to share among threads, where there is work for them
 constexpr int64_t kMostAdded = 1 << 14;  // positions summed one after the other, or one row
 
@@ -32,11 +33,10 @@ struct Scratch {
   T** sums;          // [taps]
 
   Scratch(const DilatedConv& p, Arena* arena) {
-    constexpr bool kInPlace = kSameType<S, T>;
     const Lines row_lines = LineMaker(arena, p.rows, 1, false).lines();
     const Lines column_lines = LineMaker(arena, p.columns, 1, false).lines();
-    x = kInPlace ? nullptr : arena->take<T>(p.rows.taps * p.columns.input * kChannels);
-    g = kInPlace ? nullptr : arena->take<T>(p.columns.output * kChannels);
+    x = kInPlace<S> ? nullptr : arena->take<T>(p.rows.taps * p.columns.input * kChannels);
+    g = kInPlace<S> ? nullptr : arena->take<T>(p.columns.output * kChannels);
     offsets = arena->take<int64_t>(taps(p));
     sums = arena->take<T*>(taps(p));
     if (arena->counts()) return;
@@ -46,32 +46,28 @@ struct Scratch {
 };
 
 // B taps' sums over a run of pixels.
-template <int N, int V, int B, typename T>
-SEGFAST_INLINE void products(const T* g, int64_t g_step, const T* x, int64_t x_step, int64_t run,
+template <int N, int V, int B, typename S, typename T>
+SEGFAST_INLINE void products(const S* g, int64_t g_step, const S* x, int64_t x_step, int64_t run,
                              const int64_t* offset, T* const* sums, int64_t channel) {
-  Vec<T, N> sum[B][V];
-#pragma GCC unroll 6
-  for (int b = 0; b < B; ++b) {
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sum[b][v] = load<N>(sums[b] + channel + v * N);
-  }
+  using L = Lanes<S, N, V>;
+  L sum[B];
+#pragma GCC unroll 9
+  for (int b = 0; b < B; ++b) sum[b] = L::read_sums(sums[b] + channel);
   for (int64_t m = 0; m < run; ++m, g += g_step, x += x_step) {
+    const L grad = L::read(g);
+#pragma GCC unroll 9
+    for (int b = 0; b < B; ++b) {
+      const L factor = L::read(x + offset[b]);
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      const Vec<T, N> grad = load<N>(g + v * N);
-#pragma GCC unroll 6
-      for (int b = 0; b < B; ++b) sum[b][v] += grad * load<N>(x + offset[b] + v * N);
+      for (int v = 0; v < V; ++v) sum[b].v[v] += grad.v[v] * factor.v[v];
     }
   }
-#pragma GCC unroll 6
-  for (int b = 0; b < B; ++b) {
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store<N>(sums[b] + channel + v * N, sum[b][v]);
-  }
+#pragma GCC unroll 9
+  for (int b = 0; b < B; ++b) sum[b].write_sums(sums[b] + channel);
 }
 
-template <int N, int V, int B, typename T>
-void products_of(int64_t count, const T* g, int64_t g_step, const T* x, int64_t x_step, int64_t run,
+template <int N, int V, int B, typename S, typename T>
+void products_of(int64_t count, const S* g, int64_t g_step, const S* x, int64_t x_step, int64_t run,
                  const int64_t* offset, T* const* sums, int64_t channel) {
   if constexpr (B > 1) {
     if (count < B) {
@@ -82,9 +78,9 @@ void products_of(int64_t count, const T* g, int64_t g_step, const T* x, int64_t 
 }
 
 // One row of g, some channels of it. x: row 0 of the map, or the live rows in scratch.
-template <typename S, typename T>
+template <typename S, typename E, typename T>
 void add_row(const DilatedConv& p, const Scratch<S, T>& s, const Span& live, int64_t position,
-             bool in_scratch, const T* g, const T* x, int64_t pixel, int64_t channels, T* part) {
+             bool in_scratch, const E* g, const E* x, int64_t pixel, int64_t channels, T* part) {
   for (int64_t k = 0; k < s.columns.spans; ++k) {
     const Span& span = s.columns.span[k];
     int64_t count = 0;
@@ -97,10 +93,10 @@ void add_row(const DilatedConv& p, const Scratch<S, T>& s, const Span& live, int
         s.sums[count++] = part + (row.tap * p.columns.taps + column.tap) * p.groups;
       }
     }
-    const T* from = x + span.begin * s.columns.step * pixel;
+    const E* from = x + span.begin * s.columns.step * pixel;
     for (int64_t t = 0; t < count; t += kMostTaps) {
       const int64_t some = smaller(kMostTaps, count - t);
-      for_channels<kLanes<T>>(
+      for_channels<kLanes<T>, 2>(
           0, channels, [&](int64_t c, auto vectors, auto lanes) __attribute__((always_inline)) {
             constexpr int V = decltype(vectors)::value, N = decltype(lanes)::value;
             products_of<N, V, kMostTaps>(some, g + span.begin * pixel + c, pixel, from + c,
@@ -133,7 +129,7 @@ void grad_weight_of(const DilatedConv& p, const S* grads, const S* maps, T* part
       const Span live = live_taps(s.rows, position);
       const S* x = maps + map * p.rows.input * x_row + at;
       const S* g = grads + (map * p.rows.output + position) * p.columns.output * p.groups + at;
-      if constexpr (kSameType<S, T>) {
+      if constexpr (kInPlace<S>) {
         add_row(p, s, live, position, false, g, x, p.groups, count, part);
       } else {
         stage_pixels(g, p.columns.output, p.groups, count, s.g);

@@ -15,6 +15,11 @@ struct F16 {
 struct BF16 {
   int16_t bits;
 };
+template <typename S, typename T>
+constexpr bool kSameType = false;
+template <typename T>
+constexpr bool kSameType<T, T> = true;
+
 SEGFAST_INLINE float widen(float x) { return x; }
 SEGFAST_INLINE double widen(double x) { return x; }
 SEGFAST_INLINE float widen(F16 x) { return f16_to_float(x.bits); }
@@ -23,6 +28,97 @@ SEGFAST_INLINE void narrow(float x, float* to) { *to = x; }
 SEGFAST_INLINE void narrow(double x, double* to) { *to = x; }
 SEGFAST_INLINE void narrow(float x, F16* to) { to->bits = float_to_f16(x); }
 SEGFAST_INLINE void narrow(float x, BF16* to) { to->bits = float_to_bf16(x); }
+
+// N V elements of S that lie beside each other, as V vectors of sums. Sums that are written have to
+// be made of elements of S: a NaN of such has no more bits than one of S.
+template <typename S, int N, int V>
+struct Lanes {
+  static_assert(!kSameType<S, F16>, "a dozen instructions each: for whole rows, before");
+  Vec<S, N> v[V];
+
+  static SEGFAST_INLINE Lanes read(const S* p) {
+    Lanes lanes;
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) lanes.v[k] = load<N>(p + k * N);
+    return lanes;
+  }
+  SEGFAST_INLINE void write(S* p) const {
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) store<N>(p + k * N, v[k]);
+  }
+  // Of sums, and to sums, in the same order of lanes.
+  static SEGFAST_INLINE Lanes read_sums(const S* p) { return read(p); }
+  SEGFAST_INLINE void write_sums(S* p) const { write(p); }
+};
+
+template <int N>
+struct Lanes<BF16, N, 1> {
+  Vec<float, N> v[1];
+
+  static SEGFAST_INLINE Lanes read(const BF16* p) {
+    return {{(Vec<float, N>)(zero_extended<N>(load<N>(&p->bits)) << 16)}};
+  }
+  SEGFAST_INLINE void write(BF16* p) const {
+    const auto bits = round_to_bf16((Vec<uint32_t, N>)v[0]) >> 16;
+    store<N>(&p->bits, __builtin_convertvector(bits, Vec<int16_t, N>));
+  }
+  static SEGFAST_INLINE Lanes read_sums(const float* p) { return {{load<N>(p)}}; }
+  SEGFAST_INLINE void write_sums(float* p) const { store<N>(p, v[0]); }
+};
+
+// By turns the even and the odd ones of 2 N, since a shift and a mask make both of the words that
+// hold them.
+template <int N, int V>
+struct Lanes<BF16, N, V> {
+  static_assert(V % 2 == 0);
+  Vec<float, N> v[V];
+
+  static SEGFAST_INLINE Lanes read(const BF16* p) {
+    Lanes lanes;
+#pragma GCC unroll 2
+    for (int k = 0; k < V; k += 2) {
+      const auto words = (Vec<uint32_t, N>)load<2 * N>(&p[k * N].bits);
+      lanes.v[k] = (Vec<float, N>)(words << 16);
+      lanes.v[k + 1] = (Vec<float, N>)(words & 0xffff0000u);
+    }
+    return lanes;
+  }
+  SEGFAST_INLINE void write(BF16* p) const {
+#pragma GCC unroll 2
+    for (int k = 0; k < V; k += 2) {
+      const auto even = round_to_bf16((Vec<uint32_t, N>)v[k]) >> 16;
+      const auto odd = round_to_bf16((Vec<uint32_t, N>)v[k + 1]) & 0xffff0000u;
+      store<2 * N>(&p[k * N].bits, (Vec<int16_t, 2 * N>)(even | odd));
+    }
+  }
+  static SEGFAST_INLINE Lanes read_sums(const float* p) {
+    Lanes lanes;
+#pragma GCC unroll 2
+    for (int k = 0; k < V; k += 2) {
+      const Vec<float, N> a = load<N>(p + k * N), b = load<N>(p + (k + 1) * N);
+      lanes.v[k] = every_second<0>(a, b, kAll);
+      lanes.v[k + 1] = every_second<1>(a, b, kAll);
+    }
+    return lanes;
+  }
+  SEGFAST_INLINE void write_sums(float* p) const {
+#pragma GCC unroll 2
+    for (int k = 0; k < V; k += 2) {
+      store<N>(p + k * N, alternate<0>(v[k], v[k + 1], kAll));
+      store<N>(p + (k + 1) * N, alternate<N / 2>(v[k], v[k + 1], kAll));
+    }
+  }
+
+ private:
+  static constexpr auto kAll = std::make_integer_sequence<int, N>{};
+};
+
+template <typename S, int N, int V>
+SEGFAST_INLINE void multiply_add(const Lanes<S, N, V>& a, const Lanes<S, N, V>& b,
+                                 Lanes<S, N, V>* sum) {
+#pragma GCC unroll 4
+  for (int k = 0; k < V; ++k) sum->v[k] += a.v[k] * b.v[k];
+}
 
 // f(element type, type of sums)
 template <typename F>

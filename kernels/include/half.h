@@ -46,10 +46,17 @@ SEGFAST_INLINE float bf16_to_float(int16_t half) {
   return bit_cast<float>(static_cast<uint32_t>(static_cast<uint16_t>(half)) << 16);
 }
 
+// The bits of floats, numbers or vectors, rounded to their upper half: what bfloat16 keeps. NaN
+// stays NaN if the lower half is 0.
+template <typename U>
+SEGFAST_INLINE U round_to_bf16(U bits) {
+  return bits + 0x7fffu + (bits >> 16 & 1u);
+}
+
 SEGFAST_INLINE int16_t float_to_bf16(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-  return static_cast<int16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  return static_cast<int16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u
+                                                                 : round_to_bf16(bits) >> 16);
 }
 
 }  // namespace

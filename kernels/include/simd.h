@@ -136,6 +136,18 @@ SEGFAST_INLINE V in_register(V v) {
   return v;
 }
 
+// The compiler makes more of it than the one instruction that it is.
+template <int N>
+SEGFAST_INLINE Vec<uint32_t, N> zero_extended(Vec<int16_t, N> v) {
+#ifdef __AVX512F__
+  if constexpr (N == 16) return (Vec<uint32_t, N>)_mm512_cvtepu16_epi32((__m256i)v);
+#endif
+#ifdef __AVX2__
+  if constexpr (N == 8) return (Vec<uint32_t, N>)_mm256_cvtepu16_epi32((__m128i)v);
+#endif
+  return __builtin_convertvector((Vec<uint16_t, N>)v, Vec<uint32_t, N>);
+}
+
 template <int N>
 struct Width {
   static constexpr int value = N;
@@ -254,6 +266,18 @@ SEGFAST_INLINE V pick(V a, V b) {
 #else
   return __builtin_shuffle(a, b, decltype(a == b){K...});
 #endif
+}
+
+// Lanes First, First + 2, ... of a, then of b.
+template <int First, typename V, int... K>
+SEGFAST_INLINE V every_second(V a, V b, std::integer_sequence<int, K...>) {
+  return pick<(First + 2 * K)...>(a, b);
+}
+
+// Lanes First, First + 1, ... of a and b by turns.
+template <int First, typename V, int... K>
+SEGFAST_INLINE V alternate(V a, V b, std::integer_sequence<int, K...>) {
+  return pick<(First + K / 2 + K % 2 * int{sizeof...(K)})...>(a, b);
 }
 
 template <int Step, bool High, typename V, int... K>

@@ -7,13 +7,14 @@ the first two, for dense maps [N, C, H, W] on the CPU; csrc/cpu/dilated_conv*.cp
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from segfast._native import instruction_sets, native
-from segfast.kernels.dilated_conv.geometry import Geometry
+from segfast.ops._dilated_conv_plan import Problem, Strides
 from segfast.ops._function import compiled
 
 NAMES = ("_dilated_conv", "_dilated_conv_grad_input", "_dilated_conv_grad_weight")
@@ -61,20 +62,30 @@ class Family:
         found = (getattr(torch.ops.segfast, name) for name in names)
         return [operator.default for operator in found]
 
-    def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Any
-    ) -> Tensor:
-        rows, columns = geometry
-        bias = None if bias is None else bias.contiguous()
-        y: Tensor = self.operators[0](x, weight, bias, rows.output, columns.output, *strides)
-        return y
+    def forward(self, problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+        operator, (rows, columns) = self.operators[0], problem.geometry
+        rest = rows.output, columns.output, *strides
 
-    def grad_input(self, grad: Tensor, weight: Tensor, geometry: Geometry, strides: Any) -> Tensor:
-        rows, columns = geometry
-        x: Tensor = self.operators[1](grad, weight, rows.input, columns.input, *strides)
-        return x
+        def serve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            y: Tensor = operator(x, weight, None if bias is None else bias.contiguous(), *rest)
+            return y
 
-    def grad_weight(self, grad: Tensor, x: Tensor, geometry: Geometry, strides: Any) -> Tensor:
-        rows, columns = geometry
-        weight: Tensor = self.operators[2](grad, x, rows.taps, columns.taps, *strides)
-        return weight
+        return serve
+
+    def grad_input(self, problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+        rows, columns = problem.geometry
+        return _with(self.operators[1], rows.input, columns.input, *strides)
+
+    def grad_weight(self, problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+        rows, columns = problem.geometry
+        return _with(self.operators[2], rows.taps, columns.taps, *strides)
+
+
+def _with(operator: Any, *rest: int) -> Callable[..., Tensor]:
+    """Its function of two tensors."""
+
+    def serve(a: Tensor, b: Tensor) -> Tensor:
+        result: Tensor = operator(a, b, *rest)
+        return result
+
+    return serve

@@ -1,21 +1,21 @@
 """The Triton kernels of dilated convolution on CUDA, imported at the first call.
 
-They have the signatures of KERNELS in _dilated_conv_kernels.py. PyTorch serves where they do not:
+As KERNELS of _dilated_conv_kernels.py asks for them. PyTorch serves where they do not:
 no Triton, a GPU older than sm_80, and what serves_triton in _dilated_conv_plan.py leaves out.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from segfast._native import has_triton
-from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.kernels.dilated_conv.triton_configurations import OLDEST
+from segfast.ops._dilated_conv_plan import Problem, Strides
 
 
 def available() -> bool:
@@ -40,15 +40,19 @@ def launchers() -> ModuleType:
     return _dilated_conv_triton
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Any
-) -> Tensor:
-    return launchers().conv(x, weight, bias, geometry, strides)
+def forward(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+    """(x, weight, bias) -> y"""
+    conv, geometry = launchers().conv, problem.geometry
+    return lambda x, weight, bias: conv(x, weight, bias, geometry, strides)
 
 
-def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Any) -> Tensor:
-    return launchers().grad_input(grad, weight, geometry, strides)
+def grad_input(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+    """(grad, weight) -> grad_x"""
+    compute, geometry = launchers().grad_input, problem.geometry
+    return lambda grad, weight: compute(grad, weight, geometry, strides)
 
 
-def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Any) -> Tensor:
-    return launchers().grad_weight(grad, x, geometry, strides)
+def grad_weight(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+    """(grad, x) -> grad_weight"""
+    compute, geometry = launchers().grad_weight, problem.geometry
+    return lambda grad, x: compute(grad, x, geometry, strides)

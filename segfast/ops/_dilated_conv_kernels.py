@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from segfast.kernels.dilated_conv.geometry import Geometry
@@ -18,7 +17,7 @@ from segfast.ops import _dilated_conv_cpu, _dilated_conv_cuda, _dilated_conv_tor
 from segfast.ops._dilated_conv_plan import Direction, Plan, Problem, Strides, plan
 from segfast.ops._dilated_conv_winograd import Setting, winograd_setting
 from segfast.ops._function import Remembered
-from segfast.ops._layout import channels_last, dtype_name, gapless
+from segfast.ops._layout import channels_last, dtype_name, empty, gapless
 
 
 def problem(x: Tensor, weight_shape: Sequence[int], geometry: Geometry, groups: int) -> Problem:
@@ -45,7 +44,7 @@ def choose(direction: Direction, problem: Problem) -> Plan:
     return plan(direction, problem, available(problem.device))
 
 
-# kernel -> forward, grad_input, grad_weight: (tensors, geometry, strides) -> result
+# kernel -> forward, grad_input, grad_weight: (problem, strides) -> Serve
 KERNELS: dict[str, Any] = {
     "torch": _dilated_conv_torch,
     "triton": _dilated_conv_cuda,
@@ -93,12 +92,13 @@ def _conv(x: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
     if x.shape[0] == 0:
         return lambda x, weight, bias: empty(x, weight.shape[0], size)
     geometry = strides.geometry(x.shape[-2:], size, weight.shape[-2:])
-    kernel = choose("forward", problem(x, weight.shape, geometry, strides.groups)).kernel
-    compute = KERNELS[kernel].forward
+    asked = problem(x, weight.shape, geometry, strides.groups)
+    kernel = choose("forward", asked).kernel
+    compute: Serve = KERNELS[kernel].forward(asked, strides)
     if _keeps_format(kernel, x) and weight.is_contiguous():
-        return lambda x, weight, bias: compute(x, weight, bias, geometry, strides)
+        return compute
     return lambda x, weight, bias: _owned(
-        gapless(compute(gapless(x), weight.contiguous(), bias, geometry, strides), like=x)
+        gapless(compute(gapless(x), weight.contiguous(), bias), like=x)
     )
 
 
@@ -107,12 +107,13 @@ def _grad_input(grad: Tensor, weight: Tensor, rest: tuple[int, ...]) -> Serve:
     if grad.shape[0] == 0:
         return lambda grad, weight: empty(grad, weight.shape[1] * strides.groups, size)
     geometry = strides.geometry(size, grad.shape[-2:], weight.shape[-2:])
-    kernel = choose("grad_input", problem(grad, weight.shape, geometry, strides.groups)).kernel
-    compute = KERNELS[kernel].grad_input
+    asked = problem(grad, weight.shape, geometry, strides.groups)
+    kernel = choose("grad_input", asked).kernel
+    compute: Serve = KERNELS[kernel].grad_input(asked, strides)
     if _keeps_format(kernel, grad) and weight.is_contiguous():
-        return lambda grad, weight: compute(grad, weight, geometry, strides)
+        return compute
     return lambda grad, weight: _owned(
-        gapless(compute(gapless(grad), weight.contiguous(), geometry, strides), like=grad)
+        gapless(compute(gapless(grad), weight.contiguous()), like=grad)
     )
 
 
@@ -122,11 +123,10 @@ def _grad_weight(grad: Tensor, x: Tensor, rest: tuple[int, ...]) -> Serve:
     if x.shape[0] == 0:
         return lambda grad, x: x.new_zeros(shape)
     geometry = strides.geometry(x.shape[-2:], grad.shape[-2:], size)
-    kernel = choose("grad_weight", problem(x, shape, geometry, strides.groups)).kernel
-    compute = KERNELS[kernel].grad_weight
-    return lambda grad, x: compute(
-        gapless(grad, like=x), gapless(x), geometry, strides
-    ).contiguous()
+    asked = problem(x, shape, geometry, strides.groups)
+    kernel = choose("grad_weight", asked).kernel
+    compute: Serve = KERNELS[kernel].grad_weight(asked, strides)
+    return lambda grad, x: compute(gapless(grad, like=x), gapless(x)).contiguous()
 
 
 def _keeps_format(kernel: str, x: Tensor) -> bool:
@@ -138,10 +138,3 @@ def _keeps_format(kernel: str, x: Tensor) -> bool:
 def _owned(y: Tensor) -> Tensor:
     """y, copied if it is a view: autograd lets nobody change what an operator returns as one."""
     return y.clone() if y._is_view() else y
-
-
-def empty(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    """[N, channels, *size] in the memory format of `like` [N, C, H, W]."""
-    layout = torch.channels_last if channels_last(like) else torch.contiguous_format
-    shape = (like.shape[0], channels, *size)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from segfast.ops import _dilated_conv_cpu
-from segfast.ops._dilated_conv_kernels import conv_for, empty, grad_input_for, grad_weight_for
+from segfast.ops._dilated_conv_kernels import conv_for, grad_input_for, grad_weight_for
 from segfast.ops._dilated_conv_plan import Strides
+from segfast.ops._layout import empty
 from segfast.ops._register import fold
 
 _SIZE = "SymInt height, SymInt width"  # of the result

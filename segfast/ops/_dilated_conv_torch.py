@@ -5,13 +5,16 @@ Its padding is the same before and behind: what is read further behind is put th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from segfast.kernels.dilated_conv.geometry import Geometry
 from segfast.ops import _dilated_conv_faults as faults
-from segfast.ops._dilated_conv_plan import Strides
+from segfast.ops._dilated_conv_plan import Problem, Strides
+from segfast.ops._layout import empty
 
 
 def _surplus(geometry: Geometry) -> tuple[list[int], list[int]]:
@@ -34,50 +37,91 @@ def _cut(x: Tensor, height: int, width: int) -> Tensor:
     return x if x.shape[-2:] == (height, width) else x[..., :height, :width]
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, strides: Strides
-) -> Tensor:
+def forward(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+    """(x, weight, bias) -> y"""
+    geometry, on_cpu = problem.geometry, problem.device == "cpu"
+    height, width = geometry.rows.output, geometry.columns.output
     sh, sw, ph, pw, dh, dw, groups = strides
-    if x.device.type == "cpu":
-        rows, columns = geometry
-        if faults.nothing_read(geometry):
-            zeros = x.new_zeros(x.shape[0], weight.shape[0], rows.output, columns.output)
-            return zeros if bias is None else zeros + bias[:, None, None]
-        if faults.result_misread(x.dtype == torch.bfloat16, weight.shape[1], geometry):
+    behind, _ = _surplus(geometry)
+    if on_cpu and faults.nothing_read(geometry):
+
+        def zeros(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            y = x.new_zeros(x.shape[0], weight.shape[0], height, width)
+            return y if bias is None else y + bias[:, None, None]
+
+        return zeros
+    bfloat16 = problem.dtype == "bfloat16"
+    misread = on_cpu and faults.result_misread(bfloat16, problem.in_channels, geometry)
+
+    def serve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if misread:
             x, weight = faults.plain(x), faults.plain(weight)
-    behind_input, _ = _surplus(geometry)
-    y = F.conv2d(_pad(x, behind_input), weight, bias, (sh, sw), (ph, pw), (dh, dw), groups)
-    return _cut(y, geometry.rows.output, geometry.columns.output)
+        y = F.conv2d(_pad(x, behind), weight, bias, (sh, sw), (ph, pw), (dh, dw), groups)
+        return _cut(y, height, width)
+
+    return serve
 
 
-def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, strides: Strides, wanted: int
-) -> Tensor:
-    """x and the weight are read only where the other's gradient is wanted."""
+def _backward(strides: Strides, wanted: int) -> Callable[..., Tensor]:
+    """(grad, x, weight) -> the gradient of x (0) or of the weight (1), which is not read itself."""
     sh, sw, ph, pw, dh, dw, groups = strides
-    behind_input, behind_output = _surplus(geometry)
     mask = [i == wanted for i in range(3)]
-    return torch.ops.aten.convolution_backward(
-        _pad(grad, behind_output), _pad(x, behind_input), weight, None,
-        [sh, sw], [ph, pw], [dh, dw], False, [0, 0], groups, mask,
-    )[wanted]  # fmt: skip
+    rest = None, [sh, sw], [ph, pw], [dh, dw], False, [0, 0], groups, mask
+    operator = torch.ops.aten.convolution_backward.default
+
+    def serve(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        found: Tensor = operator(grad, x, weight, *rest)[wanted]
+        return found
+
+    return serve
 
 
-def grad_input(grad: Tensor, weight: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
+def _any_x(grad: Tensor, problem: Problem, channels: int, size: Sequence[int]) -> Tensor:
+    """What stands for x where it is not read: its shape and its format choose PyTorch's kernel.
+
+    On CPUs those of float16 are faster, and sum better, in planes. On GPUs planes need no memory.
+    """
+    shape = grad.shape[0], channels, *size
+    if problem.device == "cpu":
+        float16 = problem.dtype == "float16"
+        return grad.new_empty(shape) if float16 else empty(grad, channels, size)
+    return empty(grad, channels, size) if problem.channels_last else grad.new_empty(1).expand(shape)
+
+
+def grad_input(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+    """(grad, weight) -> grad_x"""
+    geometry, channels = problem.geometry, problem.groups * problem.in_channels
     height, width = geometry.rows.input, geometry.columns.input
-    shape = (grad.shape[0], weight.shape[1] * strides.groups, height, width)
-    x = torch.empty_like(grad[:1, :1, :1, :1]).expand(shape)  # only its shape matters
-    return _cut(_backward(grad, x, weight, geometry, strides, 0), height, width)
+    behind_input, behind_output = _surplus(geometry)
+    padded = height + behind_input[0], width + behind_input[1]
+    backward = _backward(strides, 0)
+
+    def serve(grad: Tensor, weight: Tensor) -> Tensor:
+        x = _any_x(grad, problem, channels, padded)
+        return _cut(backward(_pad(grad, behind_output), x, weight), height, width)
+
+    return serve
 
 
-def grad_weight(grad: Tensor, x: Tensor, geometry: Geometry, strides: Strides) -> Tensor:
-    if x.device.type == "cpu":
-        bfloat16 = x.dtype == torch.bfloat16
-        if faults.few_columns(bfloat16, geometry):
-            return grad_weight(grad.float(), x.float(), geometry, strides).bfloat16()
-        if faults.gradient_misread(bfloat16, x.shape[1] // strides.groups, geometry):
+def grad_weight(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
+    """(grad, x) -> grad_weight"""
+    geometry, on_cpu = problem.geometry, problem.device == "cpu"
+    shape = (
+        problem.groups * problem.out_channels, problem.in_channels,
+        geometry.rows.taps, geometry.columns.taps,
+    )  # fmt: skip
+    behind_input, behind_output = _surplus(geometry)
+    backward = _backward(strides, 1)
+    bfloat16 = problem.dtype == "bfloat16"
+    if on_cpu and faults.few_columns(bfloat16, geometry):
+        wide = grad_weight(problem._replace(dtype="float32"), strides)
+        return lambda grad, x: wide(grad.float(), x.float()).bfloat16()
+    misread = on_cpu and faults.gradient_misread(bfloat16, problem.in_channels, geometry)
+
+    def serve(grad: Tensor, x: Tensor) -> Tensor:
+        if misread:
             grad, x = faults.plain(grad), faults.plain(x)
-    kernel = geometry.rows.taps, geometry.columns.taps
-    shape = (grad.shape[1], x.shape[1] // strides.groups, *kernel)
-    weight = x.new_empty(shape)  # only its shape and its format matter
-    return _backward(grad, x, weight, geometry, strides, 1)
+        weight = x.new_empty(shape)  # only its shape and its format matter
+        return backward(_pad(grad, behind_output), _pad(x, behind_input), weight)
+
+    return serve

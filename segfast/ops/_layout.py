@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,10 @@ def gapless(x: Tensor, like: Tensor | None = None) -> Tensor:
     if not channels_last(like):
         return x.contiguous()
     return x.movedim(1, 3).contiguous().movedim(3, 1)  # contiguous(channels_last) fails in vmap
+
+
+def empty(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """[N, channels, *size] in the memory format of `like` [N, C, H, W]."""
+    layout = torch.channels_last if channels_last(like) else torch.contiguous_format
+    shape = (like.shape[0], channels, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)

@@ -5,6 +5,7 @@ kernels/dilated_conv/README.md, "Where PyTorch serves", says which.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +15,14 @@ from torch import Tensor
 
 from segfast.kernels.dilated_conv import reference
 from segfast.kernels.dilated_conv.geometry import Geometry
-from segfast.ops import _dilated_conv_torch, dilated_conv2d, dilated_conv_transpose2d
+from segfast.ops import (
+    _dilated_conv_kernels,
+    _dilated_conv_torch,
+    dilated_conv2d,
+    dilated_conv_transpose2d,
+)
 from segfast.ops._dilated_conv_faults import odd_batch
+from segfast.ops._function import Remembered
 from segfast.testing import assert_as_good_as, dtypes
 from tests.ops.dilated_conv_geometries import laid_out
 
@@ -93,12 +100,18 @@ def test_one_tap_and_a_stride_over_few_channels(
     """PyTorch's gradient of a channels_last map writes beyond its memory there, unseen."""
     formats = []
 
-    def backward(grad: Tensor, x: Tensor, *rest: Any) -> Tensor:
-        formats.extend([is_plain(grad), is_plain(x)])
-        return unwatched(grad, x, *rest)
+    def backward(*arguments: Any) -> Callable[..., Tensor]:
+        serve = unwatched(*arguments)
+
+        def watched(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+            formats.extend([is_plain(grad), is_plain(x)])
+            return serve(grad, x, weight)
+
+        return watched
 
     unwatched = _dilated_conv_torch._backward
     monkeypatch.setattr(_dilated_conv_torch, "_backward", backward)
+    monkeypatch.setattr(_dilated_conv_kernels, "SERVING", Remembered())
     x = in_channels_last(3, groups * channels, 12, 12, dtype=dtype)
     weight = in_channels_last(4, channels, 1, 1, dtype=dtype).requires_grad_()
     dilated_conv2d(x, weight, None, 2, groups=groups).sum().backward()

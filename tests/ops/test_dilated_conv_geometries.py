@@ -99,13 +99,14 @@ def forced(
 ) -> Tensor:
     """What one kernel gives, whatever the plan says."""
     a, b = arguments[direction]
+    compute = getattr(kernels.KERNELS[kernel], direction)
     maps = (
         (gapless(a, like=b), gapless(b))
         if direction == "grad_weight"
         else (gapless(a), b.contiguous())
     )
     more = (bias,) if direction == "forward" else ()
-    return getattr(kernels.KERNELS[kernel], direction)(*maps, *more, call.geometry, call.strides)
+    return compute(problem_of(call, arguments, direction), call.strides)(*maps, *more)
 
 
 def check_kernels(
