@@ -29,16 +29,14 @@ def result_misread(bfloat16: bool, in_channels: int, geometry: Geometry) -> bool
     """
     columns = geometry.columns
     one_column = in_channels == columns.output == 1 and columns.stride > 1
-    return one_column or (bfloat16 and _surplus_columns(columns))
+    padding_alone = sum(len(span.outputs) for span in columns.spans()) < columns.output
+    return one_column or padding_alone or (bfloat16 and _ends_with_map(columns))
 
 
-def _surplus_columns(columns: Axis) -> bool:
-    """A column of the result reads padding alone, or the last ends with the map, without padding
-    behind it though there is some before."""
+def _ends_with_map(columns: Axis) -> bool:
+    """The last column's last tap reads the map's: no padding behind it, though there is before."""
     last = (columns.output - 1) * columns.stride + columns.dilation * (columns.taps - 1)
-    if columns.padding and last + 1 == columns.input:
-        return True
-    return sum(len(span.outputs) for span in columns.spans()) < columns.output
+    return columns.padding > 0 and last + 1 == columns.input
 
 
 def gradient_misread(bfloat16: bool, in_channels: int, geometry: Geometry) -> bool:

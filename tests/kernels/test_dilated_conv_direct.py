@@ -181,6 +181,32 @@ def test_sizes_of_networks(instruction_set: str, layout: torch.memory_format, ra
         assert_right(make(axis, axis, batch=2, groups=20, layout=layout))
 
 
+@dtypes()
+@pytest.mark.parametrize("taps", [3, 5, 7])
+def test_taps_that_read_the_same_pixels(
+    instruction_set: str, taps: int, dtype: torch.dtype
+) -> None:
+    """Channels_last maps wide enough for each pixel to be read once; rows in bands; few channels."""
+    rows = Axis(12, 12, 3, 1, 1, 1)
+    for stride, rate, groups in ((1, 1, 67), (1, 2, 40), (2, 2, 70), (2, 1, 33), (1, 4, 256)):
+        padding = rate * (taps // 2)
+        output = (42 + 2 * padding - rate * (taps - 1) - 1) // stride + 1
+        columns = Axis(42, output, taps, stride, padding, rate)
+        assert_right(make(rows, columns, groups=groups, dtype=dtype, layout=torch.channels_last))
+
+
+@pytest.mark.parametrize("groups", [64, 56, 12])
+def test_every_bfloat16(instruction_set: str, layout: torch.memory_format, groups: int) -> None:
+    """And sums of two, which round as PyTorch rounds: to nearest, ties to even, NaN to NaN."""
+    bits = torch.randperm(1 << 16, generator=torch.Generator().manual_seed(0))
+    x = bits.to(torch.int16).view(torch.bfloat16).view(1, 64, 16, 64)[:, :groups]
+    weight = torch.ones(groups, 1, 1, 2, dtype=torch.bfloat16)
+    y = raw("")(x.contiguous(memory_format=layout), weight, None, 16, 64, 1, 1, 0, 0, 1, 1, groups)
+    behind = torch.nn.functional.pad(x[..., 1:].float(), (0, 1))
+    expected = (x.float() + behind).bfloat16()
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_many_positions(instruction_set: str, layout: torch.memory_format) -> None:
     """More than are summed before a partial sum of the weight's gradient is put aside."""
     case = make(

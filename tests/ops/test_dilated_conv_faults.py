@@ -135,7 +135,9 @@ MISREAD = {
     "the last column ends with the map": (
         (1, 16, 15, 15), (8, 16, 7, 7), (8, 3, 1, 1), (torch.bfloat16,)),
     "some columns read padding alone": (
-        (1, 8, 1, 1), (17, 8, 1, 3), (2, (0, 9), (1, 3), 1), (torch.bfloat16,)),
+        (1, 8, 1, 1), (17, 8, 1, 3), (2, (0, 9), (1, 3), 1), (torch.float32, torch.bfloat16)),
+    "many columns read padding alone": (
+        (3, 17, 1, 4), (1, 17, 1, 1), (1, (0, 31), 1, 1), (torch.float32, torch.bfloat16)),
 }  # fmt: skip
 MISREAD_CASES = [
     pytest.param(*case, dtype, id=f"{name}-{str(dtype)[6:]}")

@@ -275,7 +275,6 @@ def test_results_of_one_column(expected: bool, channels: int, geometry: Geometry
         (True, row(15, 7, stride=8, padding=3)),  # reads 15 columns: none of the padding behind
         (False, row(15, 7, stride=8)),  # nor is there any before
         (False, row(16, 7, stride=8, padding=3)),
-        (True, row(1, 3, stride=2, padding=9, dilation=3)),  # of ten columns few read the map
         (False, row(33, 3, padding=36, dilation=36)),
         (False, row(33, 3, padding=1)),
         (False, row(33, 3, stride=2, padding=1)),
@@ -287,3 +286,20 @@ def test_bfloat16_results_with_padding(expected: bool, geometry: Geometry) -> No
     assert wrong("forward", geometry, dtype="bfloat16") is expected
     assert not wrong("forward", geometry)
     assert not wrong("grad_input", geometry, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("expected", "geometry"),
+    [
+        (True, row(1, 3, stride=2, padding=9, dilation=3)),  # of ten columns few read the map
+        (True, row(4, 1, padding=31)),
+        (True, row(33, 3, padding=3)),  # the first and the last
+        (False, row(33, 3, padding=2)),
+        (False, row(33, 3, padding=36, dilation=36)),
+        (False, row(33, 3, padding=1)),
+    ],
+)
+def test_results_of_padding_alone(expected: bool, geometry: Geometry) -> None:
+    for dtype in ("float32", "bfloat16"):
+        assert wrong("forward", geometry, dtype=dtype) is expected
+        assert not wrong("grad_input", geometry, dtype=dtype)
