@@ -160,9 +160,9 @@ def _torch_beats_depthwise(direction: Direction, problem: Problem, rules: Cpu) -
     kind, rate = (direction, rows.taps), problem.rate()
     bfloat16 = problem.dtype == "bfloat16"
     if problem.channels_last:
-        table = rules.depthwise_last_bfloat16 if bfloat16 else rules.depthwise_last
-        most, elements = table.get(rows.taps, (0, 0))
-        beaten = direction == "forward" and rate <= most and problem.map_elements() >= elements
+        most, elements, width = rules.depthwise_last.get(rows.taps, (0, 0, 0))
+        large = problem.map_elements() >= elements and columns.output < width
+        beaten = bfloat16 and direction == "forward" and rate <= most and large
         return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
     if bfloat16:
         return None

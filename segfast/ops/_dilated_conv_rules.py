@@ -19,10 +19,10 @@ class Cpu(NamedTuple):
     # (direction, taps) -> (rate, columns of the result). With a stride: up to this rate.
     depthwise_narrow: Mapping[tuple[Direction, int], tuple[int, int]]
     depthwise_strided: Mapping[tuple[Direction, int], int]
-    # Depthwise channels_last, forward: up to this rate, from this many elements of input and result
-    # together: taps -> (rate, elements). The second in bfloat16 that the processor multiplies.
-    depthwise_last: Mapping[int, tuple[int, int]]
-    depthwise_last_bfloat16: Mapping[int, tuple[int, int]]
+    # Depthwise channels_last in bfloat16 that the processor multiplies, forward: up to this rate,
+    # from this many elements of input and result together, on maps narrower than this:
+    # taps -> (rate, elements, columns of the result)
+    depthwise_last: Mapping[int, tuple[int, int, int]]
     # Groups of eight input channels and a multiple of eight outputs: above this share of live
     # products, or this many outputs, but not the input's gradient with a stride; the weight's
     # gradient of up to so many outputs at rate 1 only.
@@ -64,8 +64,7 @@ AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processo
         ("forward", 7): 1,
         ("grad_weight", 3): 1,
     },
-    depthwise_last={3: (4, 1_500_000)},
-    depthwise_last_bfloat16={},
+    depthwise_last={},
     eights_live=0.8,
     eights_outputs=32,
     eights_weight_outputs=16,
@@ -88,8 +87,7 @@ AVX512 = AVX2._replace(  # measured on Zen 5 with two threads: PyTorch gains mor
         ("grad_input", 7): (1, 80),
         ("grad_weight", 3): (1, 48),
     },
-    depthwise_last={5: (2, 2_000_000), 7: (2, 0)},
-    depthwise_last_bfloat16={3: (2, 0)},
+    depthwise_last={3: (6, 4_000_000, 100), 5: (3, 1_000_000, 100), 7: (2, 500_000, 100)},
     eights_live=0.5,
     dense_live={"forward": 0.8, "grad_input": 0.42},
     dense_live_large=0.5,

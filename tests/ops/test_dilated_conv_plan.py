@@ -32,6 +32,11 @@ def problem(
     return Problem("cpu", dtype, last, 1, groups, *channels, geometry)
 
 
+def bf16_last(groups: int, rate: int, taps: int = 3) -> Problem:
+    """Depthwise, channels_last, 33 x 33."""
+    return problem((1, 1), rate, groups=groups, last=True, dtype="bfloat16", taps=taps)
+
+
 def served(given: Problem, available: frozenset[str] = ALL) -> tuple[str, ...]:
     return tuple(plan(direction, given, available).kernel for direction in DIRECTIONS)
 
@@ -109,10 +114,15 @@ def test_what_winograd_saves() -> None:
         (problem((1, 1), 4, groups=960), ("direct", "direct", "direct")),
         (problem((1, 1), 1, groups=960, taps=7), ("torch", "torch", "direct")),
         (problem((1, 1), 2, groups=960, last=True), ("direct", "direct", "direct")),
-        (problem((1, 1), 2, groups=960, last=True, taps=7), ("torch", "direct", "direct")),
+        (problem((1, 1), 2, groups=960, last=True, taps=7), ("direct", "direct", "direct")),
         (problem((8, 8), 12, groups=32), ("torch", "torch", "direct")),
         (problem((8, 8), 18, groups=32), ("direct", "direct", "direct")),  # 40 % are live
-        (problem((1, 1), 2, groups=64, last=True, dtype="bfloat16"), ("torch", "direct", "direct")),
+        (problem((1, 1), 2, groups=64, last=True, dtype="bfloat16"), ("direct",) * 3),
+        (bf16_last(2048, 2), ("torch", "direct", "direct")),
+        (bf16_last(1024, 2), ("direct", "direct", "direct")),  # small enough
+        (bf16_last(2048, 7), ("direct", "direct", "direct")),
+        (bf16_last(728, 2, taps=5), ("torch", "direct", "direct")),
+        (bf16_last(728, 2, taps=9), ("direct", "direct", "direct")),
         (problem((1, 1), 2, groups=64, dtype="bfloat16"), ("direct", "direct", "direct")),
         (problem((8, 8), 2, groups=32, dtype="bfloat16"), ("torch", "torch", "direct")),
     ],
@@ -158,8 +168,7 @@ def test_hardware_that_multiplies_bfloat16_serves_it() -> None:
         (problem((1, 1), 12, groups=512), ("direct", "direct", "direct")),
         (problem((1, 1), 12, groups=512, last=True), ("direct", "direct", "direct")),
         (problem((1, 1), 2, groups=512, last=True), ("direct", "direct", "direct")),
-        (problem((1, 1), 2, groups=960, last=True), ("torch", "direct", "direct")),
-        (problem((1, 1), 5, groups=960, last=True), ("direct", "direct", "direct")),
+        (problem((1, 1), 2, groups=960, last=True), ("direct", "direct", "direct")),
         (problem((1, 1), 2, groups=960, last=True, stride=2), ("direct", "direct", "direct")),
         (problem((1, 1), 2, groups=960, last=True, taps=5), ("direct", "direct", "direct")),
         (problem((1, 1), 4, groups=64, stride=2), ("torch", "direct", "direct")),
