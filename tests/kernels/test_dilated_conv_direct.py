@@ -186,7 +186,7 @@ def test_sizes_of_networks(instruction_set: str, layout: torch.memory_format, ra
 def test_taps_that_read_the_same_pixels(
     instruction_set: str, taps: int, dtype: torch.dtype
 ) -> None:
-    """Channels_last maps wide enough for each pixel to be read once; rows in bands; few channels."""
+    """Channels_last maps, wide enough for each pixel to be read once; rows in bands."""
     rows = Axis(12, 12, 3, 1, 1, 1)
     for stride, rate, groups in ((1, 1, 67), (1, 2, 40), (2, 2, 70), (2, 1, 33), (1, 4, 256)):
         padding = rate * (taps // 2)
