@@ -33,7 +33,10 @@ bool in_pixels(const Maps&... maps) {
   return true;
 }
 
-const DirectKernels& kernels(const DilatedConv& p, bool pixels) {
+const DirectKernels& kernels(const DilatedConv& p, Direction direction, bool pixels) {
+  if (!pixels && turns(p, direction)) {
+    return dispatch<DirectKernels>(SEGFAST_TABLES(direct_turned));
+  }
   if (!pixels) return dispatch<DirectKernels>(SEGFAST_TABLES(direct_planes));
   STD_TORCH_CHECK(p.in_channels == 1 && p.out_channels == 1,
                   "channels_last needs one input and one output channel per group");
@@ -80,7 +83,7 @@ Tensor conv(const Tensor& x, const Tensor& weight, MaybeTensor bias, int64_t hei
   const DilatedConv p =
       problem(from, to, kernel, {sh, sw, ph, pw, dh, dw, groups}, x.scalar_type());
   const bool pixels = in_pixels(x);
-  const DirectKernels& k = kernels(p, pixels);
+  const DirectKernels& k = kernels(p, Direction::forward, pixels);
   const Tensor dense = dense_weight(weight, x.scalar_type(), "weight");
   if (bias) {
     bias = dense_weight(*bias, x.scalar_type(), "bias");
@@ -106,7 +109,7 @@ Tensor grad_input(const Tensor& grad, const Tensor& weight, int64_t height, int6
   const DilatedConv p =
       problem(to, from, kernel, {sh, sw, ph, pw, dh, dw, groups}, grad.scalar_type());
   const bool pixels = in_pixels(grad);
-  const DirectKernels& k = kernels(p, pixels);
+  const DirectKernels& k = kernels(p, Direction::grad_input, pixels);
   const Tensor dense = dense_weight(weight, grad.scalar_type(), "weight");
   Tensor x = empty_in_format(to, grad.scalar_type(), grad.device(), pixels);
   if (p.batch == 0) return x;
@@ -127,7 +130,7 @@ Tensor grad_weight(const Tensor& grad, const Tensor& x, int64_t height, int64_t 
   const Sizes kernel{outer[1], inner[1] / groups, height, width};
   const DilatedConv p =
       problem(inner, outer, kernel, {sh, sw, ph, pw, dh, dw, groups}, x.scalar_type());
-  const DirectKernels& k = kernels(p, in_pixels(grad, x));
+  const DirectKernels& k = kernels(p, Direction::grad_weight, in_pixels(grad, x));
   Tensor weight = empty_in_format(kernel, x.scalar_type(), x.device(), false);
   const auto sums = make_buffer<char>(k.parts(p) * weights_of(p) * sum_size(p));
   const void *left = grad.const_data_ptr(), *right = x.const_data_ptr();

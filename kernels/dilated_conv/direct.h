@@ -1,6 +1,7 @@
-// Direct dilated convolution for groups of few channels: depthwise above all. Two tables of
-// kernels: for maps [N, C, H, W] (planes), and for [N, H, W, C] with one input and one output
-// channel per group (pixels). Sums are float, or double for double.
+// Direct dilated convolution for groups of few channels: depthwise above all. Three tables of
+// kernels: for maps [N, C, H, W] (planes); for [N, H, W, C] with one input and one output channel
+// per group (pixels); for planes of such maps, where it pays to turn them into pixels (turned).
+// Sums are float, or double for double.
 #pragma once
 
 #include "dilated_conv.h"
@@ -31,10 +32,14 @@ struct DirectKernels {
   void (*merge)(const DilatedConv& p, void* sums, void* weight);
 };
 
+// Whether maps [N, C, H, W] are turned.
+bool turns(const DilatedConv& p, Direction direction);
+
 #define SEGFAST_DECLARE_KERNELS(isa)        \
   namespace isa {                           \
   extern const DirectKernels direct_planes; \
   extern const DirectKernels direct_pixels; \
+  extern const DirectKernels direct_turned; \
   }
 SEGFAST_DECLARE_KERNELS(baseline)
 SEGFAST_DECLARE_KERNELS(avx2)

@@ -7,6 +7,8 @@
 namespace segfast {
 namespace SEGFAST_ISA {
 
+void arrange_pixels(const DilatedConv&, const void*, void*);
+void merge_pixels(const DilatedConv&, int64_t, void*, void*);
 int64_t pixels_parts(const DilatedConv&);
 int64_t pixels_grad_weight_items(const DilatedConv&);
 int64_t pixels_grad_weight_scratch(const DilatedConv&);

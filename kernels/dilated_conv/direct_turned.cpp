@@ -1,0 +1,21 @@
+// Where depthwise planes are turned into pixels: where it was measured to be faster (Zen 5).
+#include "direct_turned.h"
+
+#include "direct.h"
+
+namespace segfast {
+
+bool turns(const DilatedConv& p, Direction direction) {
+  constexpr int64_t kFewest = 16;  // channels, and columns: less would not fill vectors
+  constexpr int64_t kWide = 64;    // columns
+  if (p.batch == 0 || p.in_channels != 1 || p.out_channels != 1) return false;
+  if (p.groups < kFewest || smaller(p.columns.input, p.columns.output) < kFewest) return false;
+  const bool in_place = p.dtype == Dtype::f32 || p.dtype == Dtype::f64;  // planes are
+  const bool strided = p.rows.stride > 1 || p.columns.stride > 1, few_taps = taps(p) <= 9;
+  if (few_taps && in_place && !strided && p.columns.input >= kWide) return false;
+  // Rows that two bands read are turned twice.
+  const TurnedRows rows = turned_rows(p, direction);
+  return rows.source <= rows.most || (few_taps ? 4 : 2) * rows.reach <= rows.most;
+}
+
+}  // namespace segfast
