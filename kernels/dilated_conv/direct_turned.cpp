@@ -6,10 +6,11 @@
 namespace segfast {
 
 bool turns(const DilatedConv& p, Direction direction) {
-  constexpr int64_t kFewest = 16;  // channels, and columns: less would not fill vectors
+  constexpr int64_t kFewest = 16;  // channels, and positions: less would not fill vectors
   constexpr int64_t kWide = 64;    // columns
   if (p.batch == 0 || p.in_channels != 1 || p.out_channels != 1) return false;
-  if (p.groups < kFewest || smaller(p.columns.input, p.columns.output) < kFewest) return false;
+  const int64_t inputs = p.rows.input * p.columns.input, outputs = p.rows.output * p.columns.output;
+  if (smaller(p.groups, smaller(inputs, outputs)) < kFewest) return false;
   const bool in_place = p.dtype == Dtype::f32 || p.dtype == Dtype::f64;  // planes are
   const bool strided = p.rows.stride > 1 || p.columns.stride > 1, few_taps = taps(p) <= 9;
   if (few_taps && in_place && !strided && p.columns.input >= kWide) return false;

@@ -37,6 +37,12 @@ SEGFAST_INLINE void write_line(Vec<T, N> line, S* to) {
 template <typename S, typename T>
 void turn(const S* from, int64_t size, int64_t planes, int64_t pixels, T* to) {
   constexpr int N = kLanes<T>;
+  if (pixels < N) {
+    for (int64_t c = 0; c < planes; ++c) {
+      for (int64_t m = 0; m < pixels; ++m) to[m * kPlanes<T> + c] = widen(from[c * size + m]);
+    }
+    return;
+  }
   for (int64_t c = 0; c < planes; c += N) {
     const int64_t last = planes - 1 - c;
     for (int64_t m = 0; m < pixels; m += N) {
@@ -52,6 +58,12 @@ void turn(const S* from, int64_t size, int64_t planes, int64_t pixels, T* to) {
 template <typename S, typename T>
 void turn_back(const T* from, int64_t size, int64_t planes, int64_t pixels, S* to) {
   constexpr int N = kLanes<T>;
+  if (pixels < N) {
+    for (int64_t c = 0; c < planes; ++c) {
+      for (int64_t m = 0; m < pixels; ++m) narrow(from[m * kPlanes<T> + c], to + c * size + m);
+    }
+    return;
+  }
   for (int64_t c = 0; c < planes; c += N) {
     for (int64_t m = 0; m < pixels; m += N) {
       const T* source = from + smaller(m, pixels - N) * kPlanes<T> + c;
@@ -125,7 +137,7 @@ struct Scratch {
       : c(correlation_of(p, direction == Direction::grad_input, kLanes<T>, arena)) {
     const TurnedRows rows = turned_rows(p, direction);
     source = arena->take<T>(smaller(rows.source, rows.most) * c.source_columns * kPlanes<T>);
-    target = arena->take<T>(kBand * c.target_columns * kPlanes<T>);
+    target = arena->take<T>(2 * kBand * c.target_columns * kPlanes<T>);
     bias = arena->take<T>(p.groups);
     terms = arena->take<Term>(taps(p));
   }
@@ -151,6 +163,7 @@ void correlate_turned(const DilatedConv& p, Direction direction, const S* source
     turn(x + read.begin * c.source_columns, source_plane, planes,
          (read.end - read.begin) * c.source_columns, s.source);
     const T* row_0 = s.source - read.begin * source_row;  // were it there
+    int64_t done = item.first;                            // rows before it are turned back
     for (int64_t row = item.first; row < item.last;) {
       const int64_t position = row / c.rows.count;
       const Line& line = c.rows.line[row % c.rows.count];
@@ -160,16 +173,18 @@ void correlate_turned(const DilatedConv& p, Direction direction, const S* source
         rows.count = smaller(smaller(kBand, item.last - row), live.end - position);
       }
       correlate_band(p, c, line, live, position, false, rows, row_0, kPlanes<T>, weights + at,
-                     s.bias + at, s.target, kPlanes<T>, planes, s.terms);
-      turn_back(s.target, target_plane, planes, rows.count * c.target_columns,
-                y + row * c.target_columns);
+                     s.bias + at, s.target + (row - done) * target_row, kPlanes<T>, planes,
+                     s.terms);
       row += rows.count;
+      if (row - done < kBand && row < item.last) continue;
+      turn_back(s.target, target_plane, planes, (row - done) * c.target_columns,
+                y + done * c.target_columns);
+      done = row;
     }
   }
 }
 
-// ------------------------------------------------------------------------------ the weight's
-// gradient
+// ------------------------------------------------------------------------- the weight's gradient
 
 template <typename S, typename T>
 struct WeightScratch {
