@@ -155,23 +155,12 @@ def torch_beats_direct(
 
 def _torch_beats_depthwise(direction: Direction, problem: Problem, rules: Cpu) -> str | None:
     rows, columns = problem.geometry
-    if rows.taps != columns.taps:
+    if not problem.channels_last or problem.dtype != "bfloat16" or rows.taps != columns.taps:
         return None
-    kind, rate = (direction, rows.taps), problem.rate()
-    bfloat16 = problem.dtype == "bfloat16"
-    if problem.channels_last:
-        most, elements, width = rules.depthwise_last.get(rows.taps, (0, 0, 0))
-        large = problem.map_elements() >= elements and columns.output < width
-        beaten = bfloat16 and direction == "forward" and rate <= most and large
-        return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
-    if bfloat16:
-        return None
-    if problem.strided():
-        beaten = rate <= rules.depthwise_strided.get(kind, 0)
-        return "PyTorch has a kernel for low rates, faster with a stride" if beaten else None
-    most, width = rules.depthwise_narrow.get(kind, (0, 0))
-    narrow = rate <= most and columns.output < width
-    return "PyTorch has a kernel for low rates, faster on narrow maps" if narrow else None
+    most, elements, width = rules.depthwise_last.get(rows.taps, (0, 0, 0))
+    large = problem.map_elements() >= elements and columns.output < width
+    beaten = direction == "forward" and problem.rate() <= most and large
+    return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
 
 
 def serves_dense(problem: Problem) -> bool:

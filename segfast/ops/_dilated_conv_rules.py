@@ -15,10 +15,6 @@ Direction = Literal["forward", "grad_input", "grad_weight"]
 class Cpu(NamedTuple):
     """For float32; of half types only bfloat16 counts, where the processor multiplies it."""
 
-    # Depthwise planes at stride 1: up to this rate, on maps narrower than this:
-    # (direction, taps) -> (rate, columns of the result). With a stride: up to this rate.
-    depthwise_narrow: Mapping[tuple[Direction, int], tuple[int, int]]
-    depthwise_strided: Mapping[tuple[Direction, int], int]
     # Depthwise channels_last in bfloat16 that the processor multiplies, forward: up to this rate,
     # from this many elements of input and result together, on maps narrower than this:
     # taps -> (rate, elements, columns of the result)
@@ -52,18 +48,6 @@ class Gpu(NamedTuple):
 
 
 AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processor without AVX-512
-    depthwise_narrow={
-        ("forward", 5): (2, 48),
-        ("forward", 7): (1, 80),
-        ("grad_input", 5): (1, 24),
-        ("grad_input", 7): (1, 64),
-    },
-    depthwise_strided={
-        ("forward", 3): 4,
-        ("forward", 5): 2,
-        ("forward", 7): 1,
-        ("grad_weight", 3): 1,
-    },
     depthwise_last={},
     eights_live=0.8,
     eights_outputs=32,
@@ -78,15 +62,6 @@ AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processo
     winograd_share=0.75,
 )
 AVX512 = AVX2._replace(  # measured on Zen 5 with two threads: PyTorch gains more from AVX-512
-    depthwise_narrow={
-        ("forward", 3): (2, 48),
-        ("forward", 5): (2, 80),
-        ("forward", 7): (2, 80),
-        ("grad_input", 3): (1, 16),
-        ("grad_input", 5): (1, 80),
-        ("grad_input", 7): (1, 80),
-        ("grad_weight", 3): (1, 48),
-    },
     depthwise_last={3: (6, 4_000_000, 100), 5: (3, 1_000_000, 100), 7: (2, 500_000, 100)},
     eights_live=0.5,
     dense_live={"forward": 0.8, "grad_input": 0.42},
