@@ -34,9 +34,10 @@ def _truth(workload: Workload) -> tuple[list[Tensor], list[float]]:
     sizes = inputs.map(lambda t: t.float().abs())
     magnitudes = _tensors(providers.once(providers.TORCH, workload, sizes)())
     unit = torch.finfo(workload.dtype).eps / 2
-    reach = 9 * workload.channels // workload.groups
+    taps = workload.kernel**2
+    reach = taps * workload.channels // workload.groups
     maps = workload.batch * workload.side**2
-    terms = [9 * workload.outputs * len(workload.rates), *[maps] * len(workload.rates)]
+    terms = [taps * workload.outputs * len(workload.rates), *[maps] * len(workload.rates)]
     limits = []
     for i, (exact, theirs, size) in enumerate(zip(truth, plain, magnitudes, strict=True)):
         count = terms[i] if workload.train else reach

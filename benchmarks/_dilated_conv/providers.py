@@ -50,7 +50,12 @@ def made_of(conv: Conv, **more: Any) -> Functions:
 
 
 def _torch_conv(x: Tensor, weight: Tensor, rate: int, groups: int) -> Tensor:
-    return F.conv2d(x, weight, None, 1, rate, rate, groups)
+    return F.conv2d(x, weight, None, 1, padding(weight, rate), rate, groups)
+
+
+def padding(weight: Tensor, rate: int) -> int:
+    """That keeps the size of a map."""
+    return rate * (weight.shape[-1] // 2)
 
 
 @contextmanager
@@ -71,7 +76,7 @@ CUDNN_OTHER = made_of(_torch_conv, setting=benchmark_mode, other_layout=True)
 PLANS = made_of(cudnn_plans.conv)
 SEGFAST = Functions(
     lambda x, weight, rate, groups: segfast.ops.dilated_conv2d(
-        x, weight, None, 1, rate, rate, groups
+        x, weight, None, 1, padding(weight, rate), rate, groups
     ),
     lambda x, weights, rates: segfast.ops.atrous_pyramid2d(x, weights, None, rates),
     lambda x, weights, rates: segfast.ops.context_module2d(x, weights, None, rates),
@@ -131,10 +136,11 @@ def _segfast_serves(workload: Workload) -> str:
         dtype=workload.dtype,
         device=workload.device,
     ).contiguous(memory_format=workload.memory_format)
-    shape = (workload.outputs, workload.channels // workload.groups, 3, 3)
+    kernel = workload.kernel, workload.kernel
+    shape = (workload.outputs, workload.channels // workload.groups, *kernel)
     found = []
     for rate in workload.rates:
-        geometry = Geometry.same((workload.side, workload.side), (3, 3), rate)
+        geometry = Geometry.same((workload.side, workload.side), kernel, rate)
         asked = problem(x, shape, geometry, workload.groups)
         for direction in DIRECTIONS if workload.train else DIRECTIONS[:1]:
             found.append(choose(direction, asked).kernel)

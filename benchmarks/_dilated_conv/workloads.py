@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +25,7 @@ class Workload(_measure.Workload):
 
     kind: "conv": one convolution; "pyramid": all of one map, side by side; "context": one after
         another with ReLU between.  train: with the gradients of the map and all weights.
-    rates: of the 3x3 convolutions.  groups: 1 or, depthwise, the channels.
+    rates: of the convolutions.  groups: 1 or, depthwise, the channels.  kernel: its side.
     layout: "nchw" or "nhwc" (channels_last).
     """
 
@@ -36,13 +38,16 @@ class Workload(_measure.Workload):
     rates: tuple[int, ...]
     groups: int = 1
     layout: str = "nchw"
+    kernel: int = 3
 
     @property
     def size(self) -> str:
         """For the table."""
         channels = f"{self.channels}" if self.groups > 1 else f"{self.channels}->{self.outputs}"
         rates = "/".join(map(str, self.rates))
-        return f"{self.batch}x{channels}x{self.side}x{self.side}, rate {rates}, {self.layout}"
+        maps = f"{self.batch}x{channels}x{self.side}x{self.side}"
+        kernel = "" if self.kernel == 3 else f"{self.kernel}x{self.kernel}, "
+        return f"{maps}, {kernel}rate {rates}, {self.layout}"
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -58,7 +63,8 @@ class Workload(_measure.Workload):
     def flops(self) -> int:
         """Those of live taps: products with padding are nobody's work."""
         pairs = self.batch * self.channels * self.outputs // self.groups
-        return (6 if self.train else 2) * pairs * sum(live_taps(self.side, r) for r in self.rates)
+        taps = sum(live_taps(self.side, rate, self.kernel) for rate in self.rates)
+        return (6 if self.train else 2) * pairs * taps
 
     @property
     def bytes_moved(self) -> int | None:
@@ -70,9 +76,9 @@ class Workload(_measure.Workload):
         return elements * self.dtype.itemsize
 
 
-def live_taps(side: int, rate: int) -> int:
-    """(output, tap) pairs of a 3x3 convolution of a square map that read an input."""
-    return Geometry.same((side, side), (3, 3), rate).live_pairs()
+def live_taps(side: int, rate: int, kernel: int = 3) -> int:
+    """(output, tap) pairs of a convolution of a square map that read an input."""
+    return Geometry.same((side, side), (kernel, kernel), rate).live_pairs()
 
 
 NEVER_BELOW = Target("torch", 2, 0.95)
@@ -91,6 +97,13 @@ DEPTHWISE = (  # channels, side, rate: MobileNetV3, Xception, separable ASPP
     (256, 65, 12),
     (256, 65, 36),
 )
+LAYERS = (  # of networks at rate 1: channels, side, kernel
+    ("mobilenet", 144, 56, 3),
+    ("xception", 728, 33, 3),
+    ("efficientnet", 240, 28, 5),
+    ("convnext", 192, 28, 7),
+)
+LAYER_DTYPES = (torch.float32, torch.bfloat16)
 LARGE_RATE = 7  # from where PyTorch leaves its depthwise kernels
 DEPTHWISE_MEANS = {"forward": 8.0, "train": 10.0}
 ASPP_MEANS = (("ASPP forward", "torch", 1.4), ("ASPP forward, PyTorch's best route", BEST, 1.1))
@@ -114,6 +127,15 @@ def _rows() -> list[Workload]:
                     means=depthwise if rate >= LARGE_RATE and not small else (), detail=c != 2048,
                 )  # fmt: skip
                 rows.append(row)
+        for name, c, side, kernel in LAYERS:
+            for layout, dtype in itertools.product(("nchw", "nhwc"), LAYER_DTYPES):
+                label = f"{name}-depthwise-{layout}-{str(dtype)[6:]}-{operation}"
+                rows.append(
+                    Workload(
+                        label, "conv", train, 1, c, c, side, (1,), c, layout, kernel, dtype=dtype,
+                        providers=SIMPLE, seconds=1.0, targets=(NEVER_BELOW,),
+                    )
+                )  # fmt: skip
         for side, rates in ASPP:
             name = f"aspp{side}r{'-'.join(map(str, rates))}-{operation}"
             means = tuple(Mean(n, peer, 2, ratio, len(ASPP)) for n, peer, ratio in ASPP_MEANS)
@@ -221,7 +243,8 @@ def _cuda(row: Workload, suffix: str = "", **change: Any) -> Workload:
 def _on_gpu() -> list[Workload]:
     """Where cuDNN is hardest to beat comes first: the time of a session there is short."""
     kinds = "pyramid", "conv", "context"
-    rows = [row for row in CPU if row.batch == 1 and not row.name.startswith("small")]
+    no = "small", *(name for name, *_ in LAYERS)
+    rows = [row for row in CPU if row.batch == 1 and not row.name.startswith(no)]
     rows.sort(key=lambda row: (row.groups > 1, kinds.index(row.kind)))
     pyramids = [row for row in rows if row.kind == "pyramid"]
     few = [row for row in rows if row.name.startswith(OTHER_DTYPES)]
@@ -244,7 +267,7 @@ BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
 @dataclass(frozen=True)
 class Inputs:
-    """x [N, C, H, W], the weights [O, C / groups, 3, 3] and the gradient of the result."""
+    """x [N, C, H, W], the weights [O, C / groups, k, k] and the gradient of the result."""
 
     x: Tensor
     weights: tuple[Tensor, ...]
@@ -265,9 +288,9 @@ def inputs_of(workload: Workload) -> Inputs:
         values = scale * torch.randn(size, generator=generator)
         return values.to(w.device, w.dtype).contiguous(memory_format=w.memory_format)
 
-    reach = w.channels // w.groups
-    scale = (9 * reach) ** -0.5
-    weights = tuple(normal(w.outputs, reach, 3, 3, scale=scale) for _ in w.rates)
+    shape = w.outputs, w.channels // w.groups, w.kernel, w.kernel
+    scale = math.prod(shape[1:]) ** -0.5
+    weights = tuple(normal(*shape, scale=scale) for _ in w.rates)
     side_by_side = len(w.rates) if w.kind == "pyramid" else 1
     grad = normal(w.batch, w.outputs * side_by_side, w.side, w.side)
     return Inputs(normal(w.batch, w.channels, w.side, w.side), weights, grad)

@@ -13,6 +13,8 @@ enum class Direction : int { forward = 0, grad_input = 1, grad_weight = 2 };
 struct DirectKernels {
   // Independent items; how they are split among threads changes no bit of the result.
   int64_t (*items)(const DilatedConv& p, Direction direction);
+  // How many a thread takes at once, or more: neighbours read the same sources.
+  int64_t (*together)(const DilatedConv& p, Direction direction);
   // Bytes of scratch that one thread needs.
   int64_t (*scratch)(const DilatedConv& p, Direction direction);
 

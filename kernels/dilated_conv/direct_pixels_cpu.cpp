@@ -67,6 +67,11 @@ int64_t items(const DilatedConv& p, Direction direction) {
   return p.batch * channel_blocks(p) * rows;
 }
 
+// A band; the channels of some rows.
+int64_t together(const DilatedConv& p, Direction direction) {
+  return direction == Direction::grad_weight ? channel_blocks(p) : kBand;
+}
+
 int64_t scratch(const DilatedConv& p, Direction direction) {
   if (direction == Direction::grad_weight) return pixels_grad_weight_scratch(p);
   return bytes_of<Scratch>(p, direction == Direction::grad_input);
@@ -102,8 +107,8 @@ void arrange_pixels(const DilatedConv& p, const void* weight, void* arranged) {
 }
 
 extern const DirectKernels direct_pixels = {
-    items,      scratch,      arrange_pixels,     forward,
-    grad_input, pixels_parts, pixels_grad_weight, pixels_merge};
+    items,        together,           scratch,     arrange_pixels, forward, grad_input,
+    pixels_parts, pixels_grad_weight, pixels_merge};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

@@ -240,6 +240,8 @@ int64_t items(const DilatedConv& p, Direction direction) {
   return count;
 }
 
+int64_t together(const DilatedConv&, Direction) { return 1; }
+
 int64_t scratch(const DilatedConv& p, Direction direction) {
   if (direction == Direction::grad_weight) return bytes_of<WeightScratch>(p);
   return bytes_of<Scratch>(p, direction);
@@ -283,8 +285,8 @@ void merge(const DilatedConv& p, void* sums, void* weight) {
 
 }  // namespace
 
-extern const DirectKernels direct_turned = {items,      scratch, arrange_pixels, forward,
-                                            grad_input, parts,   grad_weight,    merge};
+extern const DirectKernels direct_turned = {
+    items, together, scratch, arrange_pixels, forward, grad_input, parts, grad_weight, merge};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast
