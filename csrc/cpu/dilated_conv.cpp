@@ -59,8 +59,8 @@ void for_items(const DirectKernels& k, const DilatedConv& p, Direction direction
   const int64_t elements = p.batch * p.groups *
                            (p.in_channels * p.rows.input * p.columns.input +
                             p.out_channels * p.rows.output * p.columns.output);
-  const int64_t worth = kBlock * items / std::max<int64_t>(elements, 1);
-  const int64_t block = std::min(std::max(k.together(p, direction), worth), items);
+  const int64_t worthwhile = kBlock * items / std::max<int64_t>(elements, 1);
+  const int64_t block = std::min(std::max(k.together(p, direction), worthwhile), items);
   const int64_t scratch = k.scratch(p, direction);
   for_each_item(divide_up(items, block), [&] {
     return [&, memory = make_buffer<char>(scratch)](int64_t at) {

@@ -34,6 +34,8 @@ struct DirectKernels {
   void (*merge)(const DilatedConv& p, void* sums, void* weight);
 };
 
+static constexpr int64_t one_item(const DilatedConv&, Direction) { return 1; }
+
 // Whether maps [N, C, H, W] are turned.
 bool turns(const DilatedConv& p, Direction direction);
 

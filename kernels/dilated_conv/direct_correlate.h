@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kBand = 8;         // rows that are computed together
 constexpr int64_t kCacheWay = 4096;  // bytes; pixels that far apart take each other's cache lines
-constexpr int kPixels = kVectorRegisters >= 32 ? 8 : 4;  // that are computed in registers
+constexpr int kPixels = kVectorRegisters >= 32 ? 8 : 4;  // whose sums stay in registers
 
 // Target rows from source rows.
 struct Correlation {
@@ -18,14 +18,20 @@ struct Correlation {
   Lines rows, columns;
 };
 
-Correlation correlation_of(const DilatedConv& p, bool of_gradient, int lanes, Arena* arena) {
+Correlation correlation_of(const DilatedConv& p, bool of_gradient, Arena* arena) {
   const Axis &r = p.rows, &c = p.columns;
   return {of_gradient ? r.output : r.input,
           of_gradient ? c.output : c.input,
           of_gradient ? r.input : r.output,
           of_gradient ? c.input : c.output,
-          LineMaker(arena, r, lanes, of_gradient).lines(),
-          LineMaker(arena, c, lanes, of_gradient).lines()};
+          LineMaker(arena, r, 1, of_gradient).lines(),
+          LineMaker(arena, c, 1, of_gradient).lines()};
+}
+
+// to [count]: of channels from `at` on
+template <typename S, typename T>
+void widen_bias(const S* bias, int64_t at, int64_t count, T* to) {
+  for (int64_t c = 0; c < count; ++c) to[c] = bias == nullptr ? T(0) : widen(bias[at + c]);
 }
 
 // A product of the sum: weights[weight] * x[position + offset].
@@ -128,26 +134,37 @@ SEGFAST_INLINE void pixels(int64_t m, int64_t count, int64_t channels, const Ter
   }
 }
 
-// How many positions apart one tap reads what the next tap reads; 0: nowhere.
-int64_t neighbours(const Line& line, const Span& span) {
-  if (span.last_tap - span.first_tap < 2) return 0;
-  const LineTap* tap = line.tap + span.first_tap;
-  const int64_t distance = tap[1].first - tap[0].first;
-  return distance % line.step == 0 ? distance / line.step : 0;
-}
-
 // Positions along a line of a map.
 struct Walk {
   int64_t count, x_step, y_step;
 };
 
-// Target rows [position, position + rows.count) of one line, which have the same live taps, some
-// channels of them. x: row 0 of the map, or the live rows in scratch; y: the first of the rows.
+// How many positions apart pixels share sources: one's tap reads what the other's next tap reads.
+// 0: not worth it.
+int64_t sharing(const Line& line, const Span& span, const Walk& walk, int64_t bytes) {
+  if (span.last_tap - span.first_tap < 2) return 0;
+  const LineTap* tap = line.tap + span.first_tap;
+  const int64_t distance = tap[1].first - tap[0].first, apart = distance / line.step;
+  if (distance % line.step != 0 || walk.count < apart * kPixels) return 0;
+  const bool collide = apart > 1 && apart * walk.x_step * bytes % kCacheWay == 0;
+  return collide ? 0 : apart;
+}
+
+// Some channels of maps.
 template <typename S, typename T>
-void correlate_band(const DilatedConv& p, const Correlation& c, const Line& line, const Span& live,
-                    int64_t position, bool in_scratch, const Walk& rows, const S* x,
-                    int64_t x_pixel, const T* weights, const T* bias, S* y, int64_t y_pixel,
-                    int64_t channels, Term* terms) {
+struct Operands {
+  const S* x;  // from source row `first_row` on
+  int64_t first_row, x_pixel;
+  const T *weights, *bias;
+  S* y;  // from the first of the target rows on
+  int64_t y_pixel, channels;
+};
+
+// Target rows [position, position + rows.count) of one line, which have the same live taps.
+template <typename S, typename T>
+void correlate_band(const DilatedConv& p, const Correlation& c, const Line& line, int64_t position,
+                    const Walk& rows, const Operands<S, T>& o, Term* terms) {
+  const Span live = live_taps(line, position);
   for (int64_t phase = 0; phase < c.columns.count; ++phase) {
     const Line& columns = c.columns.line[phase];
     for (int64_t k = 0; k < columns.spans; ++k) {
@@ -155,34 +172,36 @@ void correlate_band(const DilatedConv& p, const Correlation& c, const Line& line
       int64_t count = 0;
       for (int64_t i = live.first_tap; i < live.last_tap; ++i) {
         const LineTap& row = line.tap[i];
-        const int64_t source_row =
-            in_scratch ? i - live.first_tap : position * line.step + row.first;
+        const int64_t source_row = position * line.step + row.first - o.first_row;
         for (int64_t j = span.first_tap; j < span.last_tap; ++j) {
           const LineTap& column = columns.tap[j];
-          terms[count++] = {(source_row * c.source_columns + column.first) * x_pixel,
+          terms[count++] = {(source_row * c.source_columns + column.first) * o.x_pixel,
                             (row.tap * p.columns.taps + column.tap) * p.groups};
         }
       }
-      const Walk row{span.end - span.begin, columns.step * x_pixel, c.columns.count * y_pixel};
-      const S* from = x + span.begin * row.x_step;
-      S* to = y + phase * y_pixel + span.begin * row.y_step;
+      const Walk row{span.end - span.begin, columns.step * o.x_pixel, c.columns.count * o.y_pixel};
+      const S* x = o.x + span.begin * row.x_step;
+      S* y = o.y + phase * o.y_pixel + span.begin * row.y_step;
       const bool upright = row.count < rows.count;  // at an edge of the map
       const Walk &along = upright ? rows : row, &across = upright ? row : rows;
-      // Pixels that far apart read neighbouring sources, each of them several.
-      const int64_t apart = upright ? 0 : neighbours(columns, span);
-      const bool one_set = apart > 1 && apart * row.x_step * sizeof(S) % kCacheWay == 0;
-      const bool slide = apart > 0 && row.count >= apart * kPixels && !one_set;
-      const Terms given{terms, count, slide ? span.last_tap - span.first_tap : 0};
-      const int64_t parts = slide ? apart : 1;
+      const int64_t apart = upright ? 0 : sharing(columns, span, row, sizeof(S));
+      const Terms given{terms, count, apart > 0 ? span.last_tap - span.first_tap : 0};
+      const int64_t parts = larger(1, apart);
       for (int64_t i = 0; i < across.count; ++i) {
         for (int64_t part = 0; part < parts; ++part) {
-          pixels(0, divide_up(along.count - part, parts), channels, given, weights, bias,
-                 from + i * across.x_step + part * along.x_step, parts * along.x_step,
-                 to + i * across.y_step + part * along.y_step, parts * along.y_step);
+          pixels(0, divide_up(along.count - part, parts), o.channels, given, o.weights, o.bias,
+                 x + i * across.x_step + part * along.x_step, parts * along.x_step,
+                 y + i * across.y_step + part * along.y_step, parts * along.y_step);
         }
       }
     }
   }
+}
+
+// How many rows from `position` on have the same live taps: kBand at most, `most` at most.
+int64_t band_of(const Lines& lines, const Line& line, int64_t position, int64_t most) {
+  if (lines.count > 1) return 1;
+  return smaller(smaller(kBand, most), live_taps(line, position).end - position);
 }
 
 }  // namespace

@@ -7,18 +7,21 @@
 namespace segfast {
 namespace SEGFAST_ISA {
 
-void arrange_pixels(const DilatedConv&, const void*, void*);
-void merge_pixels(const DilatedConv&, int64_t, void*, void*);
+void pixels_arrange(const DilatedConv&, const void*, void*);
 int64_t pixels_parts(const DilatedConv&);
 int64_t pixels_grad_weight_items(const DilatedConv&);
 int64_t pixels_grad_weight_scratch(const DilatedConv&);
 void pixels_grad_weight(const DilatedConv&, const void*, const void*, void*, int64_t, int64_t,
                         void*);
 void pixels_merge(const DilatedConv&, void*, void*);
+// weight = `parts` sums [kh kw, G], added up in their order
+void merge_parts(const DilatedConv&, int64_t parts, void* sums, void* weight);
 
 namespace {
 
-constexpr int64_t kChannels = 256;  // of a block: a few rows of it fit the second-level cache
+constexpr int64_t kItems = 32;           // to share among threads, where there is work for them
+constexpr int64_t kMostAdded = 1 << 14;  // positions summed one after the other, or one row
+constexpr int64_t kChannels = 256;       // of a block: a few rows of it fit the second-level cache
 
 SEGFAST_INLINE int64_t channel_blocks(const DilatedConv& p) {
   return divide_up(p.groups, kChannels);
@@ -31,29 +34,6 @@ struct Channels {
 SEGFAST_INLINE Channels channels_of(const DilatedConv& p, int64_t block) {
   const int64_t begin = block * kChannels;
   return {begin, smaller(kChannels, p.groups - begin)};
-}
-
-// Whether elements of S are read and written as they are needed. Those of float16 take a pass over
-// their row.
-template <typename S>
-constexpr bool kInPlace = true;
-template <>
-constexpr bool kInPlace<F16> = false;
-
-// A row of pixels, some channels of each.
-template <typename S, typename T>
-SEGFAST_INLINE void stage_pixels(const S* from, int64_t pixels, int64_t pitch, int64_t channels,
-                                 T* to) {
-  for (int64_t m = 0; m < pixels; ++m, from += pitch, to += channels) {
-    for (int64_t c = 0; c < channels; ++c) to[c] = widen(from[c]);
-  }
-}
-template <typename S, typename T>
-SEGFAST_INLINE void unstage_pixels(const T* from, int64_t pixels, int64_t pitch, int64_t channels,
-                                   S* to) {
-  for (int64_t m = 0; m < pixels; ++m, from += channels, to += pitch) {
-    for (int64_t c = 0; c < channels; ++c) narrow(from[c], to + c);
-  }
 }
 
 // The taps of a line that are live for one position: [first_tap, last_tap).

@@ -10,15 +10,12 @@ namespace {
 template <typename S, typename T>
 struct Scratch {
   Correlation c;
-  T *source, *target;  // [live rows, columns, channels], [columns, channels]; null: used in place
-  T* bias;             // [G]
+  T* bias;  // [kChannels]
   Term* terms;
 
   Scratch(const DilatedConv& p, bool of_gradient, Arena* arena)
-      : c(correlation_of(p, of_gradient, kLanes<T>, arena)) {
-    source = kInPlace<S> ? nullptr : arena->take<T>(p.rows.taps * c.source_columns * kChannels);
-    target = kInPlace<S> ? nullptr : arena->take<T>(c.target_columns * kChannels);
-    bias = arena->take<T>(p.groups);
+      : c(correlation_of(p, of_gradient, arena)) {
+    bias = arena->take<T>(kChannels);
     terms = arena->take<Term>(taps(p));
   }
 };
@@ -31,30 +28,20 @@ void correlate_rows(const DilatedConv& p, bool of_gradient, const S* sources, co
   const Correlation& c = s.c;
   const int64_t blocks = channel_blocks(p);
   const int64_t source_row = c.source_columns * p.groups, target_row = c.target_columns * p.groups;
-  for (int64_t g = 0; g < p.groups; ++g) s.bias[g] = bias == nullptr ? T(0) : widen(bias[g]);
   for (int64_t item = begin; item < end;) {
-    const int64_t row = item % c.target_rows;
-    const int64_t map = item / c.target_rows / blocks, position = row / c.rows.count;
+    const int64_t row = item % c.target_rows, position = row / c.rows.count;
+    const int64_t map = item / c.target_rows / blocks;
     const Channels channels = channels_of(p, item / c.target_rows % blocks);
-    const int64_t at = channels.begin, count = channels.count;
+    const int64_t at = channels.begin;
+    widen_bias(bias, at, channels.count, s.bias);
     const Line& line = c.rows.line[row % c.rows.count];
-    const Span live = live_taps(line, position);
-    const S* x = sources + map * c.source_rows * source_row + at;
-    S* y = targets + (map * c.target_rows + row) * target_row + at;
-    Walk rows{1, line.step * source_row, target_row};
-    if constexpr (kInPlace<S>) {
-      if (c.rows.count == 1) rows.count = smaller(smaller(kBand, end - item), live.end - position);
-      correlate_band(p, c, line, live, position, false, rows, x, p.groups, weights + at,
-                     s.bias + at, y, p.groups, count, s.terms);
-    } else {
-      for (int64_t i = live.first_tap; i < live.last_tap; ++i) {
-        stage_pixels(x + (position * line.step + line.tap[i].first) * source_row, c.source_columns,
-                     p.groups, count, s.source + (i - live.first_tap) * c.source_columns * count);
-      }
-      correlate_band(p, c, line, live, position, true, rows, s.source, count, weights + at,
-                     s.bias + at, s.target, count, count, s.terms);
-      unstage_pixels(s.target, c.target_columns, p.groups, count, y);
-    }
+    const Walk rows{band_of(c.rows, line, position, end - item), line.step * source_row,
+                    target_row};
+    correlate_band<S, T>(
+        p, c, line, position, rows,
+        {sources + map * c.source_rows * source_row + at, 0, p.groups, weights + at, s.bias,
+         targets + (map * c.target_rows + row) * target_row + at, p.groups, channels.count},
+        s.terms);
     item += rows.count;
   }
 }
@@ -67,9 +54,11 @@ int64_t items(const DilatedConv& p, Direction direction) {
   return p.batch * channel_blocks(p) * rows;
 }
 
-// A band; the channels of some rows.
+// About a band; the channels of some rows.
 int64_t together(const DilatedConv& p, Direction direction) {
-  return direction == Direction::grad_weight ? channel_blocks(p) : kBand;
+  if (direction == Direction::grad_weight) return channel_blocks(p);
+  constexpr int64_t kFewest = 8;  // turns for threads to share
+  return larger(1, smaller(kBand, items(p, direction) / kFewest));
 }
 
 int64_t scratch(const DilatedConv& p, Direction direction) {
@@ -96,7 +85,7 @@ void grad_input(const DilatedConv& p, const void* grad, const void* weights, voi
 }  // namespace
 
 // [kh kw, G]
-void arrange_pixels(const DilatedConv& p, const void* weight, void* arranged) {
+void pixels_arrange(const DilatedConv& p, const void* weight, void* arranged) {
   by_dtype(p.dtype, [&](auto element, auto sum) {
     const auto* from = static_cast<const decltype(element)*>(weight);
     auto* to = static_cast<decltype(sum)*>(arranged);
@@ -107,7 +96,7 @@ void arrange_pixels(const DilatedConv& p, const void* weight, void* arranged) {
 }
 
 extern const DirectKernels direct_pixels = {
-    items,        together,           scratch,     arrange_pixels, forward, grad_input,
+    items,        together,           scratch,     pixels_arrange, forward, grad_input,
     pixels_parts, pixels_grad_weight, pixels_merge};
 
 }  // namespace SEGFAST_ISA

@@ -7,9 +7,6 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int64_t kItems = 32;           // to share among threads, where there is work for them
-constexpr int64_t kMostAdded = 1 << 14;  // positions summed one after the other, or one row
-
 // Rows of all maps, cut by the problem's size alone.
 struct Chunks {
   int64_t rows, count;
@@ -23,50 +20,28 @@ struct Chunks {
   }
 };
 
-template <typename S, typename T>
-struct Scratch {
-  ProductLines<T> lines;
-  T *x, *g;  // [live rows, columns, channels], [columns, channels]; null: used in place
-
-  Scratch(const DilatedConv& p, Arena* arena) : lines(p, arena) {
-    x = kInPlace<S> ? nullptr : arena->take<T>(p.rows.taps * p.columns.input * kChannels);
-    g = kInPlace<S> ? nullptr : arena->take<T>(p.columns.output * kChannels);
-  }
-};
+template <typename, typename T>
+using Scratch = ProductLines<T>;
 
 // Items are (chunk of rows, block of channels).
 template <typename S, typename T>
 void grad_weight_of(const DilatedConv& p, const S* grads, const S* maps, T* parts, int64_t begin,
                     int64_t end, Arena* arena) {
-  const Scratch<S, T> s(p, arena);
+  const ProductLines<T> lines(p, arena);
   const Chunks chunks(p);
   const int64_t blocks = channel_blocks(p), x_row = p.columns.input * p.groups;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t chunk = item / blocks;
     const Channels channels = channels_of(p, item % blocks);
-    const int64_t at = channels.begin, count = channels.count;
+    const int64_t at = channels.begin;
     T* part = parts + chunk * taps(p) * p.groups + at;
-    for (int64_t t = 0; t < taps(p); ++t) {
-      for (int64_t c = 0; c < count; ++c) part[t * p.groups + c] = 0;
-    }
+    clear(p, channels.count, part);
     const int64_t last = smaller(p.batch * p.rows.output, (chunk + 1) * chunks.rows);
     for (int64_t k = chunk * chunks.rows; k < last; ++k) {
-      const int64_t map = k / p.rows.output;
-      const int64_t position = k % p.rows.output;
-      const Span live = live_taps(s.lines.rows, position);
+      const int64_t map = k / p.rows.output, position = k % p.rows.output;
       const S* x = maps + map * p.rows.input * x_row + at;
       const S* g = grads + (map * p.rows.output + position) * p.columns.output * p.groups + at;
-      if constexpr (kInPlace<S>) {
-        add_row(p, s.lines, live, position, false, g, x, p.groups, count, part);
-      } else {
-        stage_pixels(g, p.columns.output, p.groups, count, s.g);
-        for (int64_t i = live.first_tap; i < live.last_tap; ++i) {
-          stage_pixels(x + (position * s.lines.rows.step + s.lines.rows.tap[i].first) * x_row,
-                       p.columns.input, p.groups, count,
-                       s.x + (i - live.first_tap) * p.columns.input * count);
-        }
-        add_row(p, s.lines, live, position, true, s.g, s.x, count, count, part);
-      }
+      add_row(p, lines, position, g, x, 0, p.groups, channels.count, part);
     }
   }
 }
@@ -90,10 +65,10 @@ void pixels_grad_weight(const DilatedConv& p, const void* grad, const void* x, v
 }
 
 void pixels_merge(const DilatedConv& p, void* sums, void* weight) {
-  merge_pixels(p, pixels_parts(p), sums, weight);
+  merge_parts(p, pixels_parts(p), sums, weight);
 }
 
-void merge_pixels(const DilatedConv& p, int64_t parts, void* sums, void* weight) {
+void merge_parts(const DilatedConv& p, int64_t parts, void* sums, void* weight) {
   by_dtype(p.dtype, [&](auto element, auto sum) {
     using T = decltype(sum);
     T* total = static_cast<T*>(sums);  // [kh kw, G], as each part

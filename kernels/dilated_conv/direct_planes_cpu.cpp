@@ -152,8 +152,6 @@ int64_t items(const DilatedConv& p, Direction direction) {
   return p.batch * p.groups * (direction == Direction::forward ? p.out_channels : p.in_channels);
 }
 
-int64_t together(const DilatedConv&, Direction) { return 1; }
-
 int64_t scratch(const DilatedConv& p, Direction direction) {
   if (direction == Direction::grad_weight) return planes_grad_weight_scratch(p);
   return bytes_of<Scratch>(p, direction == Direction::grad_input);
@@ -196,7 +194,7 @@ void merge(const DilatedConv& p, void* sums, void* weight) {
 }  // namespace
 
 extern const DirectKernels direct_planes = {
-    items, together, scratch, arrange, forward, grad_input, parts, planes_grad_weight, merge};
+    items, one_item, scratch, arrange, forward, grad_input, parts, planes_grad_weight, merge};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

@@ -2,6 +2,7 @@
 #include "direct_turned.h"
 
 #include "direct.h"
+#include "integers.h"
 
 namespace segfast {
 

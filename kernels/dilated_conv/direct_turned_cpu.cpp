@@ -9,29 +9,8 @@ namespace segfast {
 namespace SEGFAST_ISA {
 namespace {
 
-constexpr int64_t kItems = 32;  // to share among threads, where there is work for them
-
 template <typename T>
 constexpr int64_t kPlanes = 2 * kLanes<T>;  // that are turned together
-
-template <int N, typename S>
-SEGFAST_INLINE auto read_line(const S* from) {
-  if constexpr (kSameType<S, F16>) {
-    Vec<float, N> line;
-    for (int i = 0; i < N; ++i) line[i] = widen(from[i]);
-    return line;
-  } else {
-    return Lanes<S, N, 1>::read(from).v[0];
-  }
-}
-template <int N, typename S, typename T>
-SEGFAST_INLINE void write_line(Vec<T, N> line, S* to) {
-  if constexpr (kSameType<S, F16>) {
-    for (int i = 0; i < N; ++i) narrow(line[i], to + i);
-  } else {
-    Lanes<S, N, 1>{{line}}.write(to);
-  }
-}
 
 // to [pixels, kPlanes] = from: `planes` of them, the distance to the next one `size`
 template <typename S, typename T>
@@ -48,8 +27,9 @@ void turn(const S* from, int64_t size, int64_t planes, int64_t pixels, T* to) {
     for (int64_t m = 0; m < pixels; m += N) {
       const S* source = from + c * size + smaller(m, pixels - N);
       T* target = to + smaller(m, pixels - N) * kPlanes<T> + c;
-      transpose<T, N>([&](int i) { return read_line<N>(source + smaller(i, last) * size); },
-                      [&](int j, Vec<T, N> pixel) { store<N>(target + j * kPlanes<T>, pixel); });
+      transpose<T, N>(
+          [&](int i) { return Lanes<S, N, 1>::read(source + smaller(i, last) * size).v[0]; },
+          [&](int j, Vec<T, N> pixel) { store<N>(target + j * kPlanes<T>, pixel); });
     }
   }
 }
@@ -70,43 +50,56 @@ void turn_back(const T* from, int64_t size, int64_t planes, int64_t pixels, S* t
       S* target = to + c * size + smaller(m, pixels - N);
       transpose<T, N>([&](int j) { return load<N>(source + j * kPlanes<T>); },
                       [&](int i, Vec<T, N> line) {
-                        if (c + i < planes) write_line<N, S, T>(line, target + i * size);
+                        if (c + i < planes) Lanes<S, N, 1>{{line}}.write(target + i * size);
                       });
     }
   }
 }
 
-// Target rows (of the result for the weight's gradient), cut by the problem's size alone. Items are
-// (map, block of kPlanes, band).
-template <typename T>
-struct Bands {
-  int64_t all, rows, count, blocks;
+// How the work is cut, by the problem's size alone. Items are (run of maps, block of planes, band
+// of target rows); target rows are those of the result for the weight's gradient, too.
+struct Cut {
+  int64_t target_rows, planes;  // planes: of a block
+  int64_t maps, rows;           // of a run; of a band
+  int64_t runs, blocks, bands;
 
-  Bands(const DilatedConv& p, Direction direction) {
+  Cut(const DilatedConv& p, Direction direction) {
     const bool of_gradient = direction == Direction::grad_input;
     const TurnedRows turned = turned_rows(p, direction);
-    all = of_gradient ? p.rows.input : p.rows.output;
-    blocks = divide_up(p.groups, kPlanes<T>);
-    rows = larger(divide_up(all * p.batch * blocks, kItems), larger(kBand, 2 * turned.reach));
+    target_rows = of_gradient ? p.rows.input : p.rows.output;
+    planes = p.dtype == Dtype::f64 ? kPlanes<double> : kPlanes<float>;
+    blocks = divide_up(p.groups, planes);
+    const int64_t wanted = divide_up(target_rows * p.batch * blocks, kItems);
+    rows = smaller(target_rows, larger(wanted, larger(kBand, turned.overlap)));
     if (turned.source > turned.most) {
       const int64_t spare = turned.most - turned.reach, stride = p.rows.stride;
       rows = smaller(rows, (of_gradient ? (spare - 1) * stride : spare / stride) + 1);
     }
-    count = divide_up(all, rows);
+    bands = divide_up(target_rows, rows);
+    const int64_t spare = p.batch * blocks * bands / kItems;
+    const int64_t few = kMostAdded / (rows * p.columns.output);
+    maps = direction == Direction::grad_weight ? larger(1, smaller(spare, few)) : 1;
+    runs = divide_up(p.batch, maps);
   }
+
+  int64_t items() const { return runs * blocks * bands; }
 };
 
 struct Item {
-  int64_t map, band, channel, first, last;  // rows [first, last)
-
-  template <typename T>
-  Item(const Bands<T>& bands, int64_t item)
-      : map(item / bands.count / bands.blocks),
-        band(item % bands.count),
-        channel(item / bands.count % bands.blocks * kPlanes<T>),
-        first(band * bands.rows),
-        last(smaller(first + bands.rows, bands.all)) {}
+  int64_t first_map, last_map, channel, planes, part, first, last;  // rows [first, last)
 };
+
+Item item_of(const DilatedConv& p, const Cut& cut, int64_t item) {
+  const int64_t band = item % cut.bands, run = item / cut.bands / cut.blocks;
+  const int64_t channel = item / cut.bands % cut.blocks * cut.planes;
+  return {run * cut.maps,
+          smaller((run + 1) * cut.maps, p.batch),
+          channel,
+          smaller(cut.planes, p.groups - channel),
+          run * cut.bands + band,
+          band * cut.rows,
+          smaller((band + 1) * cut.rows, cut.target_rows)};
+}
 
 // Source rows that target rows [first, last) read.
 Range read_by(const Lines& lines, int64_t first, int64_t last) {
@@ -130,15 +123,15 @@ template <typename S, typename T>
 struct Scratch {
   Correlation c;
   T *source, *target;  // [rows, columns, kPlanes]
-  T* bias;             // [G]
+  T* bias;             // [kPlanes]
   Term* terms;
 
   Scratch(const DilatedConv& p, Direction direction, Arena* arena)
-      : c(correlation_of(p, direction == Direction::grad_input, kLanes<T>, arena)) {
+      : c(correlation_of(p, direction == Direction::grad_input, arena)) {
     const TurnedRows rows = turned_rows(p, direction);
     source = arena->take<T>(smaller(rows.source, rows.most) * c.source_columns * kPlanes<T>);
     target = arena->take<T>(2 * kBand * c.target_columns * kPlanes<T>);
-    bias = arena->take<T>(p.groups);
+    bias = arena->take<T>(kPlanes<T>);
     terms = arena->take<Term>(taps(p));
   }
 };
@@ -147,37 +140,32 @@ template <typename S, typename T>
 void correlate_turned(const DilatedConv& p, Direction direction, const S* sources, const T* weights,
                       const S* bias, S* targets, int64_t begin, int64_t end, Arena* arena) {
   const Scratch<S, T> s(p, direction, arena);
-  const Bands<T> bands(p, direction);
   const Correlation& c = s.c;
+  const Cut cut(p, direction);
   const int64_t source_plane = c.source_rows * c.source_columns;
   const int64_t target_plane = c.target_rows * c.target_columns;
-  const int64_t source_row = c.source_columns * kPlanes<T>;
   const int64_t target_row = c.target_columns * kPlanes<T>;
-  for (int64_t g = 0; g < p.groups; ++g) s.bias[g] = bias == nullptr ? T(0) : widen(bias[g]);
   for (int64_t k = begin; k < end; ++k) {
-    const Item item(bands, k);
-    const int64_t at = item.channel, planes = smaller(kPlanes<T>, p.groups - at);
-    const S* x = sources + (item.map * p.groups + at) * source_plane;
-    S* y = targets + (item.map * p.groups + at) * target_plane;
+    const Item item = item_of(p, cut, k);
+    const int64_t plane = item.first_map * p.groups + item.channel;
+    S* y = targets + plane * target_plane;
     const Range read = read_by(c.rows, item.first, item.last);
-    turn(x + read.begin * c.source_columns, source_plane, planes,
+    turn(sources + plane * source_plane + read.begin * c.source_columns, source_plane, item.planes,
          (read.end - read.begin) * c.source_columns, s.source);
-    const T* row_0 = s.source - read.begin * source_row;  // were it there
-    int64_t done = item.first;                            // rows before it are turned back
+    widen_bias(bias, item.channel, item.planes, s.bias);
+    int64_t done = item.first;  // rows before it are turned back
     for (int64_t row = item.first; row < item.last;) {
       const int64_t position = row / c.rows.count;
       const Line& line = c.rows.line[row % c.rows.count];
-      const Span live = live_taps(line, position);
-      Walk rows{1, line.step * source_row, target_row};
-      if (c.rows.count == 1) {
-        rows.count = smaller(smaller(kBand, item.last - row), live.end - position);
-      }
-      correlate_band(p, c, line, live, position, false, rows, row_0, kPlanes<T>, weights + at,
-                     s.bias + at, s.target + (row - done) * target_row, kPlanes<T>, planes,
-                     s.terms);
+      const Walk rows{band_of(c.rows, line, position, item.last - row),
+                      line.step * c.source_columns * kPlanes<T>, target_row};
+      correlate_band<T, T>(p, c, line, position, rows,
+                           {s.source, read.begin, kPlanes<T>, weights + item.channel, s.bias,
+                            s.target + (row - done) * target_row, kPlanes<T>, item.planes},
+                           s.terms);
       row += rows.count;
       if (row - done < kBand && row < item.last) continue;
-      turn_back(s.target, target_plane, planes, (row - done) * c.target_columns,
+      turn_back(s.target, target_plane, item.planes, (row - done) * c.target_columns,
                 y + done * c.target_columns);
       done = row;
     }
@@ -193,9 +181,9 @@ struct WeightScratch {
 
   WeightScratch(const DilatedConv& p, Arena* arena) : lines(p, arena) {
     const TurnedRows rows = turned_rows(p, Direction::grad_weight);
-    const Bands<T> bands(p, Direction::grad_weight);
+    const Cut cut(p, Direction::grad_weight);
     x = arena->take<T>(smaller(rows.source, rows.most) * p.columns.input * kPlanes<T>);
-    g = arena->take<T>(bands.rows * p.columns.output * kPlanes<T>);
+    g = arena->take<T>(cut.rows * p.columns.output * kPlanes<T>);
   }
 };
 
@@ -203,44 +191,32 @@ template <typename S, typename T>
 void grad_weight_turned(const DilatedConv& p, const S* grads, const S* maps, T* parts,
                         int64_t begin, int64_t end, Arena* arena) {
   const WeightScratch<S, T> s(p, arena);
-  const Bands<T> bands(p, Direction::grad_weight);
+  const Cut cut(p, Direction::grad_weight);
   const int64_t x_plane = p.rows.input * p.columns.input;
   const int64_t g_plane = p.rows.output * p.columns.output;
-  const int64_t x_row = p.columns.input * kPlanes<T>, g_row = p.columns.output * kPlanes<T>;
-  Line line = s.lines.rows;
-  const Lines rows{1, &line};
+  const int64_t g_row = p.columns.output * kPlanes<T>;
   for (int64_t k = begin; k < end; ++k) {
-    const Item item(bands, k);
-    const int64_t at = item.channel, planes = smaller(kPlanes<T>, p.groups - at);
-    T* part = parts + (item.map * bands.count + item.band) * taps(p) * p.groups + at;
-    for (int64_t t = 0; t < taps(p); ++t) {
-      for (int64_t c = 0; c < planes; ++c) part[t * p.groups + c] = 0;
-    }
-    const S* g = grads + (item.map * p.groups + at) * g_plane + item.first * p.columns.output;
-    const S* x = maps + (item.map * p.groups + at) * x_plane;
-    const Range read = read_by(rows, item.first, item.last);
-    turn(g, g_plane, planes, (item.last - item.first) * p.columns.output, s.g);
-    turn(x + read.begin * p.columns.input, x_plane, planes,
-         (read.end - read.begin) * p.columns.input, s.x);
-    for (int64_t row = item.first; row < item.last; ++row) {
-      add_row(p, s.lines, live_taps(line, row), row, false, s.g + (row - item.first) * g_row,
-              s.x - read.begin * x_row, kPlanes<T>, planes, part);
+    const Item item = item_of(p, cut, k);
+    T* part = parts + item.part * taps(p) * p.groups + item.channel;
+    clear(p, item.planes, part);
+    const Range read = read_by(s.lines.rows, item.first, item.last);
+    for (int64_t map = item.first_map; map < item.last_map; ++map) {
+      const int64_t plane = map * p.groups + item.channel;
+      turn(grads + plane * g_plane + item.first * p.columns.output, g_plane, item.planes,
+           (item.last - item.first) * p.columns.output, s.g);
+      turn(maps + plane * x_plane + read.begin * p.columns.input, x_plane, item.planes,
+           (read.end - read.begin) * p.columns.input, s.x);
+      for (int64_t row = item.first; row < item.last; ++row) {
+        add_row(p, s.lines, row, s.g + (row - item.first) * g_row, s.x, read.begin, kPlanes<T>,
+                item.planes, part);
+      }
     }
   }
 }
 
 // ------------------------------------------------------------------------------ the table
 
-int64_t items(const DilatedConv& p, Direction direction) {
-  int64_t count = 0;
-  by_dtype(p.dtype, [&](auto, auto sum) {
-    const Bands<decltype(sum)> bands(p, direction);
-    count = p.batch * bands.blocks * bands.count;
-  });
-  return count;
-}
-
-int64_t together(const DilatedConv&, Direction) { return 1; }
+int64_t items(const DilatedConv& p, Direction direction) { return Cut(p, direction).items(); }
 
 int64_t scratch(const DilatedConv& p, Direction direction) {
   if (direction == Direction::grad_weight) return bytes_of<WeightScratch>(p);
@@ -264,11 +240,8 @@ void grad_input(const DilatedConv& p, const void* grad, const void* weights, voi
 }
 
 int64_t parts(const DilatedConv& p) {
-  int64_t count = 0;
-  by_dtype(p.dtype, [&](auto, auto sum) {
-    count = p.batch * Bands<decltype(sum)>(p, Direction::grad_weight).count;
-  });
-  return count;
+  const Cut cut(p, Direction::grad_weight);
+  return cut.runs * cut.bands;
 }
 
 void grad_weight(const DilatedConv& p, const void* grad, const void* x, void* sums, int64_t begin,
@@ -280,13 +253,13 @@ void grad_weight(const DilatedConv& p, const void* grad, const void* x, void* su
 }
 
 void merge(const DilatedConv& p, void* sums, void* weight) {
-  merge_pixels(p, parts(p), sums, weight);
+  merge_parts(p, parts(p), sums, weight);
 }
 
 }  // namespace
 
 extern const DirectKernels direct_turned = {
-    items, together, scratch, arrange_pixels, forward, grad_input, parts, grad_weight, merge};
+    items, one_item, scratch, pixels_arrange, forward, grad_input, parts, grad_weight, merge};
 
 }  // namespace SEGFAST_ISA
 }  // namespace segfast

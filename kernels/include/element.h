@@ -15,11 +15,6 @@ struct F16 {
 struct BF16 {
   int16_t bits;
 };
-template <typename S, typename T>
-constexpr bool kSameType = false;
-template <typename T>
-constexpr bool kSameType<T, T> = true;
-
 SEGFAST_INLINE float widen(float x) { return x; }
 SEGFAST_INLINE double widen(double x) { return x; }
 SEGFAST_INLINE float widen(F16 x) { return f16_to_float(x.bits); }
@@ -29,26 +24,62 @@ SEGFAST_INLINE void narrow(double x, double* to) { *to = x; }
 SEGFAST_INLINE void narrow(float x, F16* to) { to->bits = float_to_f16(x); }
 SEGFAST_INLINE void narrow(float x, BF16* to) { to->bits = float_to_bf16(x); }
 
-// N V elements of S that lie beside each other, as V vectors of sums. Sums that are written have to
-// be made of elements of S: a NaN of such has no more bits than one of S.
+template <int N>
+SEGFAST_INLINE Vec<float, N> widen_f16_vector(Vec<int16_t, N> half) {
+#ifdef __AVX512F__
+  if constexpr (N == 16) return (Vec<float, N>)_mm512_cvtph_ps((__m256i)half);
+#endif
+  return widen_f16<Vec<float, N>, Vec<int32_t, N>>(zero_extended<N>(half));
+}
+
+// N V elements of S that lie beside each other, as V vectors of sums. NaNs among the sums that are
+// written have to come from elements of S: see round_to_bf16.
 template <typename S, int N, int V>
 struct Lanes {
-  static_assert(!kSameType<S, F16>, "a dozen instructions each: for whole rows, before");
   Vec<S, N> v[V];
 
   static SEGFAST_INLINE Lanes read(const S* p) {
     Lanes lanes;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int k = 0; k < V; ++k) lanes.v[k] = load<N>(p + k * N);
     return lanes;
   }
   SEGFAST_INLINE void write(S* p) const {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int k = 0; k < V; ++k) store<N>(p + k * N, v[k]);
   }
   // Of sums, and to sums, in the same order of lanes.
   static SEGFAST_INLINE Lanes read_sums(const S* p) { return read(p); }
   SEGFAST_INLINE void write_sums(S* p) const { write(p); }
+};
+
+template <int N, int V>
+struct Lanes<F16, N, V> {
+  Vec<float, N> v[V];
+
+  static SEGFAST_INLINE Lanes read(const F16* p) {
+    Lanes lanes;
+#pragma GCC unroll 2
+    for (int k = 0; k < V; ++k) lanes.v[k] = widen_f16_vector<N>(load<N>(&p[k * N].bits));
+    return lanes;
+  }
+  SEGFAST_INLINE void write(F16* p) const {
+#pragma GCC unroll 2
+    for (int k = 0; k < V; ++k) {
+      const auto bits = narrow_to_f16<Vec<float, N>>((Vec<uint32_t, N>)v[k]);
+      store<N>(&p[k * N].bits, __builtin_convertvector(bits, Vec<int16_t, N>));
+    }
+  }
+  static SEGFAST_INLINE Lanes read_sums(const float* p) {
+    Lanes lanes;
+#pragma GCC unroll 2
+    for (int k = 0; k < V; ++k) lanes.v[k] = load<N>(p + k * N);
+    return lanes;
+  }
+  SEGFAST_INLINE void write_sums(float* p) const {
+#pragma GCC unroll 2
+    for (int k = 0; k < V; ++k) store<N>(p + k * N, v[k]);
+  }
 };
 
 template <int N>
@@ -66,47 +97,28 @@ struct Lanes<BF16, N, 1> {
   SEGFAST_INLINE void write_sums(float* p) const { store<N>(p, v[0]); }
 };
 
-// By turns the even and the odd ones of 2 N, since a shift and a mask make both of the words that
-// hold them.
-template <int N, int V>
-struct Lanes<BF16, N, V> {
-  static_assert(V % 2 == 0);
-  Vec<float, N> v[V];
+// The even and the odd ones, since a shift and a mask make both of the words that hold them.
+template <int N>
+struct Lanes<BF16, N, 2> {
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the even one is the lower half");
+  Vec<float, N> v[2];
 
   static SEGFAST_INLINE Lanes read(const BF16* p) {
-    Lanes lanes;
-#pragma GCC unroll 2
-    for (int k = 0; k < V; k += 2) {
-      const auto words = (Vec<uint32_t, N>)load<2 * N>(&p[k * N].bits);
-      lanes.v[k] = (Vec<float, N>)(words << 16);
-      lanes.v[k + 1] = (Vec<float, N>)(words & 0xffff0000u);
-    }
-    return lanes;
+    const auto words = (Vec<uint32_t, N>)load<2 * N>(&p->bits);
+    return {{(Vec<float, N>)(words << 16), (Vec<float, N>)(words & 0xffff0000u)}};
   }
   SEGFAST_INLINE void write(BF16* p) const {
-#pragma GCC unroll 2
-    for (int k = 0; k < V; k += 2) {
-      const auto even = round_to_bf16((Vec<uint32_t, N>)v[k]) >> 16;
-      const auto odd = round_to_bf16((Vec<uint32_t, N>)v[k + 1]) & 0xffff0000u;
-      store<2 * N>(&p[k * N].bits, (Vec<int16_t, 2 * N>)(even | odd));
-    }
+    const auto even = round_to_bf16((Vec<uint32_t, N>)v[0]) >> 16;
+    const auto odd = round_to_bf16((Vec<uint32_t, N>)v[1]) & 0xffff0000u;
+    store<2 * N>(&p->bits, (Vec<int16_t, 2 * N>)(even | odd));
   }
   static SEGFAST_INLINE Lanes read_sums(const float* p) {
-    Lanes lanes;
-#pragma GCC unroll 2
-    for (int k = 0; k < V; k += 2) {
-      const Vec<float, N> a = load<N>(p + k * N), b = load<N>(p + (k + 1) * N);
-      lanes.v[k] = every_second<0>(a, b, kAll);
-      lanes.v[k + 1] = every_second<1>(a, b, kAll);
-    }
-    return lanes;
+    const Vec<float, N> a = load<N>(p), b = load<N>(p + N);
+    return {{every_second<0>(a, b, kAll), every_second<1>(a, b, kAll)}};
   }
   SEGFAST_INLINE void write_sums(float* p) const {
-#pragma GCC unroll 2
-    for (int k = 0; k < V; k += 2) {
-      store<N>(p + k * N, alternate<0>(v[k], v[k + 1], kAll));
-      store<N>(p + (k + 1) * N, alternate<N / 2>(v[k], v[k + 1], kAll));
-    }
+    store<N>(p, alternate<0>(v[0], v[1], kAll));
+    store<N>(p + N, alternate<N / 2>(v[0], v[1], kAll));
   }
 
  private:

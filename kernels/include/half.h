@@ -19,27 +19,49 @@ SEGFAST_INLINE To bit_cast(From from) {
   return to;
 }
 
-// float16: 1 sign, 5 exponent (bias 15), 10 fraction bits. float32: 8 (bias 127), 23.
-SEGFAST_INLINE float f16_to_float(int16_t half) {
-  const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
-  const uint32_t rebias = magnitude >= 0x7c00u ? 2 * (127 - 15) : 127 - 15;  // inf, NaN: to 255
-  const uint32_t normal = (magnitude << 13) + (rebias << 23);
-  const uint32_t tiny =
-      bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
-  return bit_cast<float>(sign | (magnitude < 0x0400u ? tiny : normal));
+template <typename S, typename T>
+constexpr bool kSameType = false;
+template <typename T>
+constexpr bool kSameType<T, T> = true;
+
+template <typename F, typename I>
+SEGFAST_INLINE F to_float(I x) {
+  if constexpr (kSameType<I, int32_t>) {
+    return static_cast<F>(x);
+  } else {
+    return __builtin_convertvector(x, F);
+  }
 }
 
-SEGFAST_INLINE int16_t float_to_f16(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x), sign = bits >> 16 & 0x8000u;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const uint32_t rebased = magnitude - ((127 - 15) << 23);
-  const uint32_t normal = (rebased + 0xfffu + (rebased >> 13 & 1)) >> 13;
+// float16: 1 sign, 5 exponent (bias 15), 10 fraction bits. float32: 8 (bias 127), 23. Both ways for
+// numbers and vectors: F of float, U of uint32_t, I of int32_t.
+template <typename F, typename I, typename U>
+SEGFAST_INLINE F widen_f16(U half) {
+  const U sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+  const U rebias = magnitude >= 0x7c00u ? 2u * (127 - 15) - U{} : 127u - 15 - U{};  // inf, NaN: 255
+  const U normal = (magnitude << 13) + (rebias << 23);
+  const U tiny = bit_cast<U>(to_float<F>(bit_cast<I>(magnitude)) * 0x1p-24f);
+  return bit_cast<F>(sign | (magnitude < 0x0400u ? tiny : normal));
+}
+
+template <typename F, typename U>
+SEGFAST_INLINE U narrow_to_f16(U bits) {
+  const U sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const U rebased = magnitude - ((127u - 15) << 23);
+  const U normal = (rebased + 0xfffu + (rebased >> 13 & 1u)) >> 13;
   // Below 2^-14: adding 1/2 leaves the result, in units of 2^-24, in the lowest bits.
-  const uint32_t tiny = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  uint32_t half = magnitude < 0x38800000u ? tiny : normal;
-  half = magnitude >= 0x47800000u ? 0x7c00u : half;
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;
-  return static_cast<int16_t>(sign | half);
+  const U tiny = bit_cast<U>(bit_cast<F>(magnitude) + 0.5f) - 0x3f000000u;
+  U half = magnitude < 0x38800000u ? tiny : normal;
+  half = magnitude >= 0x47800000u ? 0x7c00u - U{} : half;
+  half = magnitude > 0x7f800000u ? 0x7e00u - U{} : half;
+  return sign | half;
+}
+
+SEGFAST_INLINE float f16_to_float(int16_t half) {
+  return widen_f16<float, int32_t>(static_cast<uint32_t>(static_cast<uint16_t>(half)));
+}
+SEGFAST_INLINE int16_t float_to_f16(float x) {
+  return static_cast<int16_t>(narrow_to_f16<float>(bit_cast<uint32_t>(x)));
 }
 
 SEGFAST_INLINE float bf16_to_float(int16_t half) {

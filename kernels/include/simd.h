@@ -136,7 +136,7 @@ SEGFAST_INLINE V in_register(V v) {
   return v;
 }
 
-// The compiler makes more of it than the one instruction that it is.
+// Each lane widened by zeros: one instruction, of which the compiler makes several.
 template <int N>
 SEGFAST_INLINE Vec<uint32_t, N> zero_extended(Vec<int16_t, N> v) {
 #ifdef __AVX512F__

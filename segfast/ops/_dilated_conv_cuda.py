@@ -1,7 +1,8 @@
 """The Triton kernels of dilated convolution on CUDA, imported at the first call.
 
-As KERNELS of _dilated_conv_kernels.py asks for them. PyTorch serves where they do not:
-no Triton, a GPU older than sm_80, and what serves_triton in _dilated_conv_plan.py leaves out.
+Functions (problem, strides) -> Serve, as KERNELS of _dilated_conv_kernels.py holds them. PyTorch
+serves where they do not: no Triton, a GPU older than sm_80, and what serves_triton in
+_dilated_conv_plan.py leaves out.
 """
 
 from __future__ import annotations

@@ -155,12 +155,15 @@ def torch_beats_direct(
 
 def _torch_beats_depthwise(direction: Direction, problem: Problem, rules: Cpu) -> str | None:
     rows, columns = problem.geometry
-    if not problem.channels_last or problem.dtype != "bfloat16" or rows.taps != columns.taps:
+    if direction != "forward" or not problem.channels_last or problem.dtype != "bfloat16":
         return None
-    most, elements, width = rules.depthwise_last.get(rows.taps, (0, 0, 0))
-    large = problem.map_elements() >= elements and columns.output < width
-    beaten = direction == "forward" and problem.rate() <= most and large
-    return "PyTorch has a kernel for low rates, faster on large maps" if beaten else None
+    rule = rules.depthwise_last_bfloat16.get(rows.taps)
+    if rule is None or rows.taps != columns.taps:
+        return None
+    most_rate, elements, width = rule
+    large, narrow = problem.map_elements() >= elements, columns.output < width
+    beaten = problem.rate() <= most_rate and large and narrow
+    return "PyTorch has a kernel for low rates, faster on large narrow maps" if beaten else None
 
 
 def serves_dense(problem: Problem) -> bool:

@@ -15,10 +15,9 @@ Direction = Literal["forward", "grad_input", "grad_weight"]
 class Cpu(NamedTuple):
     """For float32; of half types only bfloat16 counts, where the processor multiplies it."""
 
-    # Depthwise channels_last in bfloat16 that the processor multiplies, forward: up to this rate,
-    # from this many elements of input and result together, on maps narrower than this:
-    # taps -> (rate, elements, columns of the result)
-    depthwise_last: Mapping[int, tuple[int, int, int]]
+    # Depthwise channels_last, forward: up to this rate, from this many elements of input and result
+    # together, on maps narrower than this: taps -> (rate, elements, columns of the result)
+    depthwise_last_bfloat16: Mapping[int, tuple[int, int, int]]
     # Groups of eight input channels and a multiple of eight outputs: above this share of live
     # products, or this many outputs, but not the input's gradient with a stride; the weight's
     # gradient of up to so many outputs at rate 1 only.
@@ -48,7 +47,7 @@ class Gpu(NamedTuple):
 
 
 AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processor without AVX-512
-    depthwise_last={},
+    depthwise_last_bfloat16={},
     eights_live=0.8,
     eights_outputs=32,
     eights_weight_outputs=16,
@@ -62,7 +61,11 @@ AVX2 = Cpu(  # measured on Zen 3, with one thread and two; serves every processo
     winograd_share=0.75,
 )
 AVX512 = AVX2._replace(  # measured on Zen 5 with two threads: PyTorch gains more from AVX-512
-    depthwise_last={3: (6, 4_000_000, 100), 5: (3, 1_000_000, 100), 7: (2, 500_000, 100)},
+    depthwise_last_bfloat16={
+        3: (6, 4_000_000, 100),
+        5: (3, 1_000_000, 100),
+        7: (2, 500_000, 100),
+    },
     eights_live=0.5,
     dense_live={"forward": 0.8, "grad_input": 0.42},
     dense_live_large=0.5,

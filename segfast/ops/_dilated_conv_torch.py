@@ -5,6 +5,7 @@ Its padding is the same before and behind: what is read further behind is put th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -41,15 +42,10 @@ def forward(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
     """(x, weight, bias) -> y"""
     geometry, on_cpu = problem.geometry, problem.device == "cpu"
     height, width = geometry.rows.output, geometry.columns.output
+    if on_cpu and faults.nothing_read(geometry):
+        return functools.partial(_bias_alone, height, width)
     sh, sw, ph, pw, dh, dw, groups = strides
     behind, _ = _surplus(geometry)
-    if on_cpu and faults.nothing_read(geometry):
-
-        def zeros(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            y = x.new_zeros(x.shape[0], weight.shape[0], height, width)
-            return y if bias is None else y + bias[:, None, None]
-
-        return zeros
     bfloat16 = problem.dtype == "bfloat16"
     misread = on_cpu and faults.result_misread(bfloat16, problem.in_channels, geometry)
 
@@ -60,6 +56,11 @@ def forward(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
         return _cut(y, height, width)
 
     return serve
+
+
+def _bias_alone(height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = x.new_zeros(x.shape[0], weight.shape[0], height, width)
+    return y if bias is None else y + bias[:, None, None]
 
 
 def _backward(strides: Strides, wanted: int) -> Callable[..., Tensor]:
@@ -81,11 +82,10 @@ def _any_x(grad: Tensor, problem: Problem, channels: int, size: Sequence[int]) -
 
     On CPUs those of float16 are faster, and sum better, in planes. On GPUs planes need no memory.
     """
-    shape = grad.shape[0], channels, *size
-    if problem.device == "cpu":
-        float16 = problem.dtype == "float16"
-        return grad.new_empty(shape) if float16 else empty(grad, channels, size)
-    return empty(grad, channels, size) if problem.channels_last else grad.new_empty(1).expand(shape)
+    shape, on_cpu = (grad.shape[0], channels, *size), problem.device == "cpu"
+    if problem.channels_last and not (on_cpu and problem.dtype == "float16"):
+        return empty(grad, channels, size)
+    return grad.new_empty(shape) if on_cpu else grad.new_empty(1).expand(shape)
 
 
 def grad_input(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
@@ -106,16 +106,14 @@ def grad_input(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
 def grad_weight(problem: Problem, strides: Strides) -> Callable[..., Tensor]:
     """(grad, x) -> grad_weight"""
     geometry, on_cpu = problem.geometry, problem.device == "cpu"
-    shape = (
-        problem.groups * problem.out_channels, problem.in_channels,
-        geometry.rows.taps, geometry.columns.taps,
-    )  # fmt: skip
-    behind_input, behind_output = _surplus(geometry)
-    backward = _backward(strides, 1)
     bfloat16 = problem.dtype == "bfloat16"
     if on_cpu and faults.few_columns(bfloat16, geometry):
         wide = grad_weight(problem._replace(dtype="float32"), strides)
         return lambda grad, x: wide(grad.float(), x.float()).bfloat16()
+    kernel = geometry.rows.taps, geometry.columns.taps
+    shape = (problem.groups * problem.out_channels, problem.in_channels, *kernel)
+    behind_input, behind_output = _surplus(geometry)
+    backward = _backward(strides, 1)
     misread = on_cpu and faults.gradient_misread(bfloat16, problem.in_channels, geometry)
 
     def serve(grad: Tensor, x: Tensor) -> Tensor:
