@@ -20,7 +20,7 @@ void merge_parts(const DilatedConv&, int64_t parts, void* sums, void* weight);
 namespace {
 
 constexpr int64_t kItems = 32;           // to share among threads, where there is work for them
-constexpr int64_t kMostAdded = 1 << 14;  // positions summed one after the other, or one row
+constexpr int64_t kMostAdded = 1 << 12;  // positions summed one after the other, or one row
 constexpr int64_t kChannels = 256;       // of a block: a few rows of it fit the second-level cache
 
 SEGFAST_INLINE int64_t channel_blocks(const DilatedConv& p) {

@@ -1,5 +1,5 @@
 // The weight's gradient for maps [N, H, W, C], one channel per group: products of pixels, summed in
-// registers over a run of a row, then over the rows of a chunk; chunks are merged in their order.
+// registers over a run of a row, then over the rows of a chunk; chunks are added up in double.
 #include "direct_products.h"
 #include "direct_typed.h"
 
@@ -69,13 +69,19 @@ void pixels_merge(const DilatedConv& p, void* sums, void* weight) {
 }
 
 void merge_parts(const DilatedConv& p, int64_t parts, void* sums, void* weight) {
+  constexpr int64_t kSome = 64;
   by_dtype(p.dtype, [&](auto element, auto sum) {
     using T = decltype(sum);
     T* total = static_cast<T*>(sums);  // [kh kw, G], as each part
     auto* to = static_cast<decltype(element)*>(weight);
     const int64_t part = taps(p) * p.groups;
-    for (int64_t k = 1; k < parts; ++k) {
-      for (int64_t i = 0; i < part; ++i) total[i] += total[k * part + i];
+    for (int64_t i = 0; i < part; i += kSome) {
+      const int64_t some = smaller(kSome, part - i);
+      double exact[kSome] = {};
+      for (int64_t k = 0; k < parts; ++k) {
+        for (int64_t j = 0; j < some; ++j) exact[j] += total[k * part + i + j];
+      }
+      for (int64_t j = 0; j < some; ++j) total[i + j] = static_cast<T>(exact[j]);
     }
     for (int64_t t = 0; t < taps(p); ++t) {
       for (int64_t g = 0; g < p.groups; ++g) narrow(total[t * p.groups + g], to + g * taps(p) + t);
